@@ -1,0 +1,28 @@
+"""The one exception that means: the input is wrong, and here is the remedy."""
+
+import difflib
+
+
+class InputError(ValueError):
+    """Bad input, told in one line that names the thing and the remedy.
+
+    Scripts print the line and exit with code 2; library code raises it.
+    """
+
+
+def unknown(kind, name, known, hint=""):
+    """Returns an `InputError` for a name that is not in a table.
+
+    Args:
+        kind: What the name should have been, e.g. `"dataset"`.
+        name: The name as received.
+        known: The names of the table.
+        hint: Optional sentence with more of the remedy.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    remedy = f"did you mean {' or '.join(near)}? " if near else ""
+    return InputError(
+        f"unknown {kind} {name!r}: {remedy}known: {', '.join(known)}"
+        + (f" ({hint})" if hint else "")
+    )
