@@ -1,4 +1,4 @@
-"""The one exception that means: the input is wrong, and here is the remedy."""
+"""What can go wrong in a way that a user can mend."""
 
 import difflib
 
@@ -8,6 +8,10 @@ class InputError(ValueError):
 
     Scripts print the line and exit with code 2; library code raises it.
     """
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite; the message says where and what to try."""
 
 
 def unknown(kind, name, known, hint=""):

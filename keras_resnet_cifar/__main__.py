@@ -1,0 +1,7 @@
+"""`python -m keras_resnet_cifar COMMAND ...`: see `cli.py`."""
+
+import sys
+
+from keras_resnet_cifar.cli import main
+
+sys.exit(main())

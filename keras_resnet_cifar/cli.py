@@ -1,0 +1,196 @@
+"""The command line: its options, and what an error becomes.
+
+The commands themselves are in `commands.py`. No heavy module is imported here,
+so that help, and errors that need no Keras, come at once.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from keras_resnet_cifar import architectures, commands
+from keras_resnet_cifar.datasets import DATASETS
+from keras_resnet_cifar.errors import Diverged, InputError
+from keras_resnet_cifar.recipes import DEFAULT, RECIPES, Recipe
+
+EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
+
+# Recipe fields that have an option of their own, or none.
+_NO_OPTION = ("name", "source", "expected", "arch", "dataset", "schedule")
+RECIPE_OPTIONS = [
+    field
+    for field in dataclasses.fields(Recipe)
+    if field.name not in _NO_OPTION
+]
+
+
+def main(arguments=None):
+    """Runs a command; returns the exit code."""
+    try:
+        args = build_parser().parse_args(arguments)
+        args.run(args)
+    except InputError as error:
+        return _fail(error, EXIT_BAD_INPUT)
+    except Diverged as error:
+        return _fail(error, EXIT_DIVERGED)
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted{interrupt}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _fail(error, code):
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, without the usage."""
+
+    def error(self, message):
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser():
+    """Returns the parser of all commands; `args.run(args)` runs one."""
+    parser = _Parser(
+        prog="keras_resnet_cifar",
+        description="CIFAR ResNets in Keras 3.",
+    )
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (run, add_options) in _COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name,
+            help=run.__doc__.split("\n")[0],
+            description=run.__doc__,
+            allow_abbrev=False,
+        )
+        subparser.set_defaults(run=run)
+        add_options(subparser)
+    return parser
+
+
+def _train_options(parser):
+    parser.add_argument(
+        "--arch",
+        help="a name that the list command shows, or by the rule "
+        f"{architectures.RULE} (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--recipe", help=f"{', '.join(RECIPES)} (default: {DEFAULT})"
+    )
+    _data_options(parser, "the recipe's if one is named, else shapes")
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the run goes (default: a new folder under runs/)",
+    )
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with the run in this folder from its last epoch",
+    )
+    parser.add_argument("--seed", type=int, help="of everything (default: 0)")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write its logs as well"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no line an epoch")
+    group = parser.add_argument_group(
+        "fields of the recipe to replace (the list command shows them)"
+    )
+    for field in RECIPE_OPTIONS:
+        flag = "--" + field.name.replace("_", "-")
+        if field.type is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction)
+        else:
+            kind = {int: int, float: _number}.get(field.type, str)
+            group.add_argument(flag, type=kind, metavar="VALUE")
+
+
+def _evaluate_options(parser):
+    parser.add_argument(
+        "models",
+        nargs="+",
+        type=Path,
+        metavar="RUN|MODEL",
+        help="run directories or .keras files",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=commands.CHECKPOINTS,
+        default="last",
+        help="which of a run: all adds those kept by epoch (default: last)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("test", "validation", "train"),
+        default="test",
+        help="(default: test)",
+    )
+    _data_options(parser, "that of the run")
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="where pictures and JSON go (default: evaluation/ beside the "
+        "model)",
+    )
+    parser.add_argument(
+        "--mistakes",
+        type=int,
+        default=25,
+        metavar="N",
+        help="how many of the most confident mistakes to draw (default: 25)",
+    )
+
+
+def _predict_options(parser):
+    parser.add_argument("model", type=Path, metavar="RUN|MODEL")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("--dataset", help="names the classes (default: run's)")
+    parser.add_argument(
+        "--top", type=int, default=3, metavar="K", help="classes to show"
+    )
+    parser.add_argument("--json", action="store_true", help="for machines")
+
+
+def _list_options(parser):
+    parser.add_argument("--json", action="store_true", help="for machines")
+
+
+def _data_options(parser, default):
+    parser.add_argument(
+        "--dataset", help=f"{', '.join(DATASETS)} (default: {default})"
+    )
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="a copy of the data in any layout; else KERAS_RESNET_CIFAR_DATA, "
+        "the caches of Keras, torchvision and tfds, then a download",
+    )
+    parser.add_argument("--source", help="disk, tfds or huggingface")
+    parser.add_argument(
+        "--allow-unverified",
+        action="store_true",
+        default=None,
+        help="go on with data that is not the published one",
+    )
+
+
+def _number(text):
+    """An int where it is one, so that counts stay counts."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+_COMMANDS = {
+    "train": (commands.train, _train_options),
+    "evaluate": (commands.evaluate, _evaluate_options),
+    "predict": (commands.predict, _predict_options),
+    "list": (commands.list_tables, _list_options),
+}

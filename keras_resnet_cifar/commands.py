@@ -1,0 +1,337 @@
+"""What each command does: read, call the package, print.
+
+Keras is imported inside the commands, after all that can be checked without.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+
+from keras_resnet_cifar import architectures
+from keras_resnet_cifar.datasets import DATASETS
+from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.recipes import DEFAULT, RECIPES, Recipe, get_recipe
+from keras_resnet_cifar.runs import RunDirectory, find_run
+
+CHECKPOINTS = ("last", "best", "all")
+
+
+def train(args):
+    """Train a net by a recipe and evaluate it on the test split."""
+    plan = _resumed_plan(args) if args.resume else _new_plan(args)
+    _import_keras()
+    from keras_resnet_cifar.data import load_dataset
+    from keras_resnet_cifar.training import train as run_training
+
+    data = load_dataset(**plan["request"])
+    model = plan["build"](data)
+    print(
+        f"{model.name} on {data.name} ({len(data.train):,} train, "
+        f"{len(data.validation or ()):,} validation, {len(data.test):,} test "
+        f"images; {'verified' if data.verified else 'NOT verified'}; "
+        f"{data.source})\nrecipe {plan['recipe'].name}, "
+        f"{plan['recipe'].epochs} epochs, run directory {plan['directory']}"
+    )
+    try:
+        run = run_training(
+            model,
+            data,
+            plan["recipe"],
+            plan["directory"],
+            seed=plan["seed"],
+            resume=bool(args.resume),
+            tensorboard=args.tensorboard,
+            verbose=not args.quiet,
+            request=plan["request"],
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "; to go on from the last full epoch: python -m "
+            f"keras_resnet_cifar train --resume {plan['directory']}"
+        ) from None
+    for name, found in run.metrics.items():
+        print(f"{name} (epoch {found['epoch']}): {_told(found['test'])}")
+    print(f"wrote {run.directory}: {', '.join(_files(run.directory))}")
+
+
+def _new_plan(args):
+    recipe = get_recipe(args.recipe or DEFAULT, **_changes(args))
+    arch = architectures.parse(args.arch or recipe.arch).name
+    name = args.dataset or (recipe.dataset if args.recipe else "shapes")
+    if name not in DATASETS:
+        raise unknown("dataset", name, DATASETS)
+    directory = args.output_dir or _unused(f"{arch}-{name}-{recipe.name}")
+    RunDirectory(directory).check_unused()
+    seed = args.seed or 0
+    request = {
+        "name": name,
+        "data_dir": args.data_dir,
+        "source": args.source,
+        "validation": recipe.validation,
+        "seed": seed,
+        "allow_unverified": bool(args.allow_unverified),
+    }
+
+    def build(data):
+        import keras
+
+        from keras_resnet_cifar.models import build_resnet
+
+        keras.utils.set_random_seed(seed)
+        return build_resnet(
+            arch,
+            num_classes=data.num_classes,
+            normalization=recipe.normalization or data.name,
+        )
+
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "directory": directory,
+        "request": request,
+        "build": build,
+    }
+
+
+def _resumed_plan(args):
+    directory = RunDirectory(args.resume)
+    config = directory.read_config()
+    recipe = Recipe(**config["recipe"])
+    asked = {
+        "output_dir": (args.output_dir, args.resume),
+        "arch": (
+            args.arch and architectures.parse(args.arch).name,
+            config["arch"],
+        ),
+        "recipe": (args.recipe, recipe.name),
+        "dataset": (args.dataset, config["dataset"]["name"]),
+        "seed": (args.seed, config["seed"]),
+    } | {
+        name: (value, getattr(recipe, name))
+        for name, value in _changes(args).items()
+    }
+    for name, (value, held) in asked.items():
+        if value not in (None, held):
+            raise InputError(
+                f"cannot resume with another config: {name} was {held}, now "
+                f"{value}; leave the option out, or start a new run"
+            )
+    request = dict(config["request"])
+    for key in ("data_dir", "source", "allow_unverified"):
+        if getattr(args, key) is not None:
+            request[key] = getattr(args, key)
+
+    def build(data):
+        from keras_resnet_cifar.evaluation import load_model
+
+        return load_model(directory.last)
+
+    return {
+        "recipe": recipe,
+        "seed": config["seed"],
+        "directory": args.resume,
+        "request": request or {"name": config["dataset"]["name"]},
+        "build": build,
+    }
+
+
+def _changes(args):
+    """The recipe fields that were given as options."""
+    names = {field.name for field in dataclasses.fields(Recipe)}
+    names -= {"arch", "dataset"}
+    return {
+        name: value
+        for name, value in vars(args).items()
+        if name in names and value is not None
+    }
+
+
+def _unused(stem):
+    """The first folder runs/STEM, runs/STEM-2, ... that is not there."""
+    number = 1
+    while True:
+        path = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+        if not path.exists():
+            return path
+        number += 1
+
+
+def evaluate(args):
+    """Evaluate checkpoints: accuracy, calibration, confusion, mistakes."""
+    if args.mistakes < 1:
+        raise InputError(f"--mistakes {args.mistakes}: give at least 1")
+    checkpoints = [
+        path
+        for model in args.models
+        for path in _checkpoints(model, args.checkpoint)
+    ]
+    _import_keras()
+    from keras_resnet_cifar.evaluation import load_model, report
+
+    loaded = {}
+    for path in checkpoints:
+        request = _request(path, args)
+        key = json.dumps(request, sort_keys=True)
+        if key not in loaded:
+            loaded = {key: _load_split(request, args.split)}
+        split, class_names = loaded[key]
+        model = load_model(path)
+        folder = args.output_dir or path.parent / "evaluation"
+        folder = folder / f"{path.stem}-{args.split}"
+        begin = time.perf_counter()
+        result = report(model, split, class_names, folder, args.mistakes)
+        seconds = time.perf_counter() - begin
+        print(
+            f"{path}: {args.split} {_told(result.to_json())} "
+            f"({len(split):,} images, {seconds:.1f} s; {folder})"
+        )
+
+
+def _checkpoints(path, which):
+    """The `.keras` files that a path on the command line means."""
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise InputError(
+            f"no run or model at {path}: name a run directory or a .keras file"
+        )
+    run = RunDirectory(path)
+    found = {
+        "last": [run.last],
+        "best": [run.best],
+        "all": [*run.checkpoints(), run.best, run.last],
+    }[which]
+    missing = [file for file in found if not file.is_file()]
+    if missing:
+        raise InputError(
+            f"{path} has no {missing[0].name}: name a finished run, or a "
+            ".keras file"
+        )
+    return found
+
+
+def _request(path, args):
+    """Arguments of `load_dataset` for a checkpoint: its run's, then ours."""
+    run = find_run(path)
+    request = {}
+    if run is not None:
+        config = run.read_config()
+        request = config["request"] or {"name": config["dataset"]["name"]}
+    request = dict(request)
+    if args.dataset and args.dataset != request.get("name"):
+        request = {"name": args.dataset}
+    for key in ("data_dir", "source", "allow_unverified"):
+        if getattr(args, key) is not None:
+            request[key] = getattr(args, key)
+    if "name" not in request:
+        raise InputError(
+            f"{path} lies in no run directory: name its --dataset "
+            f"({', '.join(DATASETS)})"
+        )
+    return request
+
+
+def _load_split(request, name):
+    from keras_resnet_cifar.data import load_dataset
+
+    data = load_dataset(**request)
+    split = getattr(data, name)
+    if split is None:
+        raise InputError(
+            "the run held out no validation split: evaluate --split test or "
+            "train"
+        )
+    return split, data.class_names
+
+
+def predict(args):
+    """Predict the classes of image files."""
+    path = args.model
+    if path.is_dir():
+        path = _checkpoints(path, "last")[0]
+    name = args.dataset
+    run = find_run(path)
+    if name is None and run is not None:
+        name = run.read_config()["dataset"]["name"]
+    if name is not None and name not in DATASETS:
+        raise unknown("dataset", name, DATASETS)
+    _import_keras()
+    from keras_resnet_cifar.evaluation import load_model
+    from keras_resnet_cifar.prediction import predict_files
+
+    model = load_model(path)
+    names = DATASETS[name].class_names if name else None
+    rows = predict_files(model, args.images, names, args.top)
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        classes = ", ".join(
+            f"{found['class']} {found['probability']:.1%}"
+            for found in row["classes"]
+        )
+        print(f"{row['image']}: {classes}")
+
+
+def list_tables(args):
+    """List architectures, recipes and datasets."""
+    recipes = [dataclasses.asdict(recipe) for recipe in RECIPES.values()]
+    sets = [
+        {"name": info.name, "classes": info.num_classes}
+        for info in DATASETS.values()
+    ]
+    nets = architectures.list_architectures()
+    if args.json:
+        tables = {"architectures": nets, "recipes": recipes, "datasets": sets}
+        print(json.dumps(tables, indent=2))
+        return
+    print(f"architectures, by the rule {architectures.RULE}:")
+    for row in nets:
+        print(
+            f"  {row['name']:<30}{row['depth']:>5}  {row['block']:<11}"
+            f"{row['parameters']:>11,}  {row['source']}"
+        )
+    print("recipes:")
+    for row in recipes:
+        print(
+            f"  {row['name']:<24}{row['arch']} on {row['dataset']}, "
+            f"{row['epochs']} epochs; {row['expected']}\n"
+            f"  {'':<24}{row['source']}"
+        )
+    print("datasets:")
+    for row in sets:
+        print(f"  {row['name']:<24}{row['classes']} classes")
+
+
+def _told(test):
+    return (
+        f"top-1 {test['top1']:.2%}, top-5 {test['top5']:.2%}, "
+        f"loss {test['loss']:.4f}, calibration error {test['ece']:.4f}"
+    )
+
+
+def _files(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def _import_keras():
+    """Imports Keras without the notices of TensorFlow's C++ on stderr."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _silent_stderr():
+        import keras  # noqa: F401
+
+
+@contextlib.contextmanager
+def _silent_stderr():
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

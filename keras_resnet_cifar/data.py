@@ -1,0 +1,303 @@
+"""Loads a dataset into memory, verified, with a validation split if asked."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from keras_resnet_cifar import huggingface, readers
+from keras_resnet_cifar.datasets import DATASETS, FINE_TO_COARSE
+from keras_resnet_cifar.errors import InputError, unknown
+
+DATA_VARIABLE = "KERAS_RESNET_CIFAR_DATA"
+
+# Where images may come from; without a choice: disk, and then tfds.
+SOURCES = {
+    "disk": "a copy under the data folder or where Keras, torchvision and tfds "
+    "keep theirs",
+    "tfds": "a download by tensorflow_datasets from the university's host",
+    "huggingface": "a download of the parquet files of uoft-cs",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images uint8 [N, 32, 32, 3] (R, G, B) and their labels uint8 [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self):
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A dataset in memory.
+
+    Attributes:
+        name: Its name in `DATASETS`.
+        train, validation, test: The splits; `validation` may be `None`.
+        class_names: One name per label.
+        source: Where the images came from, for people.
+        fingerprints: `{"train": hex, "test": hex}` of the splits as loaded,
+            before the validation split was taken off, over fine labels.
+        verified: Whether they are the published ones; true for a dataset that
+            is drawn by code.
+    """
+
+    name: str
+    train: Split
+    validation: Split | None
+    test: Split
+    class_names: tuple[str, ...]
+    source: str
+    fingerprints: dict[str, str]
+    verified: bool
+
+    @property
+    def num_classes(self):
+        return len(self.class_names)
+
+
+def load_dataset(
+    name,
+    data_dir=None,
+    validation=0,
+    seed=0,
+    source=None,
+    allow_unverified=False,
+):
+    """Loads a dataset and verifies that it is the published one.
+
+    It looks in `data_dir`, or in `KERAS_RESNET_CIFAR_DATA`, and nowhere else
+    if either is given; without them where Keras, torchvision and tfds keep
+    theirs; and then has tfds download it.
+
+    Args:
+        name: A name of `DATASETS`.
+        data_dir: A folder that holds python batches, binary batches, npz
+            files, a tfds directory or an official archive, in itself or in
+            the customary subfolder. With `source` `"tfds"` or
+            `"huggingface"`: where the download is kept.
+        validation: How many images to take off the train split, as a count,
+            or as a fraction if a float. The same seed takes the same images
+            whatever the source.
+        seed: Seed of the validation split.
+        source: A name of `SOURCES` to look there alone, or `None`.
+        allow_unverified: Go on with images that are not the published ones.
+
+    Returns:
+        A `Dataset`.
+
+    Raises:
+        InputError: A name is unknown, nothing was found, a file is defective,
+            verification failed, or `validation` does not fit.
+
+    Example:
+
+    >>> data = load_dataset("shapes", validation=1000)
+    >>> data.train.images.shape
+    (9000, 32, 32, 3)
+    """
+    if name not in DATASETS:
+        raise unknown("dataset", name, DATASETS)
+    if source not in (None, *SOURCES):
+        raise unknown("source", source, SOURCES)
+    info = DATASETS[name]
+    splits, origin = _load(info.family, data_dir, source)
+    digests = {split: image_digests(*splits[split]) for split in splits}
+    fingerprints = {split: _combine(digests[split]) for split in splits}
+    verified = _verify(info, splits, fingerprints, origin, allow_unverified)
+    held_out = _stratified(
+        splits["train"][1], digests["train"], validation, seed
+    )
+    if name == "cifar100-coarse":
+        coarse = np.array(FINE_TO_COARSE, np.uint8)
+        splits = {s: (x, coarse[y]) for s, (x, y) in splits.items()}
+    train, held_out = _cut(Split(*splits["train"]), held_out)
+    return Dataset(
+        name=name,
+        train=train,
+        validation=held_out,
+        test=Split(*splits["test"]),
+        class_names=info.class_names,
+        source=origin,
+        fingerprints=fingerprints,
+        verified=verified,
+    )
+
+
+# --- Where the images come from
+
+
+def _load(family, data_dir, source):
+    """Returns `{split: (images, labels)}` and where they came from."""
+    if family == "shapes":
+        from keras_resnet_cifar import shapes
+
+        draws = {"train": (10_000, 0), "test": (2_000, 1)}
+        return {
+            split: shapes.draw(count, seed=seed)
+            for split, (count, seed) in draws.items()
+        }, "drawn by keras_resnet_cifar.shapes"
+    if source == "huggingface":
+        cache = data_dir or keras_home() / "datasets" / "huggingface"
+        return huggingface.read(family, cache), f"huggingface in {cache}"
+    if source == "tfds":
+        return readers.download_tfds(family, data_dir), "tfds"
+
+    given = data_dir or os.environ.get(DATA_VARIABLE)
+    roots = [_existing(given)] if given else default_roots()
+    for root in roots:
+        found = readers.find(root, family, bare=bool(given))
+        if found:
+            origin, read = found
+            return read(), origin
+    where = ", ".join(map(str, roots))
+    remedy = (
+        f"point --data-dir or {DATA_VARIABLE} at a copy, or take --source "
+        "huggingface"
+    )
+    if given or source == "disk":
+        raise InputError(
+            f"no {family} in {where}: looked for "
+            f"{readers.looked_for(family)}; {remedy}"
+        )
+    try:
+        return readers.download_tfds(family), "tfds"
+    except InputError as error:
+        raise InputError(
+            f"no {family} in {where}; then {error}; {remedy}"
+        ) from error
+
+
+def keras_home():
+    """Returns the folder where Keras keeps its downloads."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+
+
+def default_roots():
+    """Returns the folders where Keras, torchvision and tfds keep datasets."""
+    keras_datasets = keras_home() / "datasets"
+    tfds_home = Path.home() / "tensorflow_datasets"
+    return [
+        keras_datasets,
+        keras_datasets / "cifar-10-batches-py-target",
+        keras_datasets / "cifar-100-python-target",
+        Path("data"),
+        Path(os.environ.get("TFDS_DATA_DIR") or tfds_home),
+    ]
+
+
+def _existing(folder):
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        fault = "is no folder" if folder.exists() else "does not exist"
+        raise InputError(
+            f"the data folder {folder} {fault}: check --data-dir or "
+            f"{DATA_VARIABLE}"
+        )
+    return folder
+
+
+# --- Whether they are the published ones
+
+
+def image_digests(images, labels):
+    """Returns the SHA-256 digest of each image with its label.
+
+    Args:
+        images: uint8 [N, 32, 32, 3].
+        labels: uint8 [N], fine labels.
+
+    Returns:
+        List of N `bytes`: each over 3,072 bytes (rows, then columns, then
+        R G B) followed by the label as one byte.
+    """
+    digests = []
+    for image, label in zip(images, labels.tolist(), strict=True):
+        digest = hashlib.sha256(np.ascontiguousarray(image))
+        digest.update(bytes((label,)))
+        digests.append(digest.digest())
+    return digests
+
+
+def _combine(digests):
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def fingerprint(images, labels):
+    """Returns a SHA-256 (hex) that no order and no file format changes.
+
+    It is over the sorted `image_digests`, so the same images with the same
+    labels have one fingerprint, whichever copy they were read from.
+
+    Args:
+        images: uint8 [N, 32, 32, 3].
+        labels: uint8 [N], fine labels.
+    """
+    return _combine(image_digests(images, labels))
+
+
+def _verify(info, splits, fingerprints, origin, allow_unverified):
+    faults = [
+        f"{split} ({len(splits[split][1]):,} images found, {count:,} expected, "
+        f"fingerprint {fingerprints[split][:12]} for {expected[:12]})"
+        for split, (count, expected) in info.fingerprints.items()
+        if fingerprints[split] != expected
+    ]
+    if faults and not allow_unverified:
+        raise InputError(
+            f"{info.family} from {origin} is not the published one: "
+            f"{' and '.join(faults)}; if that is meant, --allow-unverified "
+            "goes on with it"
+        )
+    return not faults
+
+
+# --- The validation split
+
+
+def _count(validation, total):
+    """Returns `validation`, a count or a fraction, as a count."""
+    count = validation
+    if isinstance(validation, float) and validation:
+        count = round(validation * total) if 0 < validation < 1 else -1
+    if count < 0 or count >= total or (validation and not count):
+        raise InputError(
+            f"validation={validation} does not fit a train split of {total:,} "
+            "images: give a count below that, or a fraction such as 0.1"
+        )
+    return int(count)
+
+
+def _stratified(labels, digests, validation, seed):
+    """Returns the indices to hold out, int [count], sorted.
+
+    Every class gives its share, to within one image, and the total is exact.
+    """
+    count = _count(validation, len(labels))
+    # From the order of the digests, not of the file: any copy of the dataset,
+    # in any layout, then gives the same validation images.
+    order = np.array(sorted(range(len(labels)), key=digests.__getitem__))
+    order = order[np.random.default_rng(seed).permutation(len(order))]
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(order[np.argsort(place[order], kind="stable")][:count])
+
+
+def _cut(split, held_out):
+    """Returns (the rest, those at the indices), the latter `None` if none."""
+    if not len(held_out):
+        return split, None
+    rest = np.ones(len(split), bool)
+    rest[held_out] = False
+    return (
+        Split(split.images[rest], split.labels[rest]),
+        Split(split.images[held_out], split.labels[held_out]),
+    )

@@ -1,0 +1,58 @@
+"""Which precision is worth having on the machine at hand."""
+
+from pathlib import Path
+
+import keras
+
+
+def resolve_precision(precision):
+    """Returns the Keras dtype policy's name; `"auto"` is decided here.
+
+    `"auto"` is `mixed_bfloat16` where the hardware multiplies bfloat16: on
+    accelerators, and under TensorFlow on a CPU with AVX512_BF16 or AMX, whose
+    kernels oneDNN uses (XLA's CPU code does not). Elsewhere `float32`.
+    """
+    if precision != "auto":
+        return precision
+    return "mixed_bfloat16" if _multiplies_bfloat16() else "float32"
+
+
+def _multiplies_bfloat16():
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.default_backend() in ("gpu", "tpu")
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return on_accelerator() or _cpu_multiplies_bfloat16()
+
+
+def on_accelerator():
+    """Whether TensorFlow sees a GPU or TPU."""
+    import tensorflow as tf
+
+    devices = {
+        device.device_type for device in tf.config.list_logical_devices()
+    }
+    return bool(devices & {"GPU", "TPU"})
+
+
+def _cpu_multiplies_bfloat16(cpuinfo=Path("/proc/cpuinfo")):
+    try:
+        text = cpuinfo.read_text()
+    except OSError:  # not Linux: no oneDNN bfloat16 to speak of
+        return False
+    return "avx512_bf16" in text or "amx_bf16" in text
+
+
+def jit_compile():
+    """What `compile(jit_compile=...)` should be.
+
+    TensorFlow on a CPU is faster without XLA: its own kernels are oneDNN's.
+    """
+    if keras.backend.backend() == "tensorflow" and not on_accelerator():
+        return False
+    return "auto"

@@ -1,0 +1,206 @@
+"""Recipes: one frozen dataclass each, with its source and expected result."""
+
+from dataclasses import asdict, dataclass, fields, replace
+
+from keras_resnet_cifar.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a net is trained; everything but the net, the data and the seed.
+
+    Rates, decay and momentum are PyTorch's numbers: the decay is coupled.
+    Expected results are accuracies on the test split at the last epoch.
+    """
+
+    name: str
+    source: str
+    expected: str
+    arch: str = "resnet20"  # what the source trains; --arch replaces it
+    dataset: str = "cifar10"  # likewise
+    epochs: int = 200
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    decay_on: str = "all"  # or "kernels", sparing biases and BatchNorm
+    schedule: tuple = ("cosine", {})  # a shape of schedules.py
+    warmup_steps: int = 0  # at warmup_factor of the rate, then back in full
+    warmup_factor: float = 0.1
+    padding: int = 4  # pad, then crop per image; 0 switches it off
+    padding_mode: str = "zero"
+    flip: bool = True
+    cutout: int = 0  # side of the blanked square in pixels
+    mixup: float = 0.0  # alpha of the Beta distribution
+    cutmix: float = 0.0  # upper end of the Beta distribution's alpha
+    rand_augment: int = 0  # operations an image, RandAugment's N
+    label_smoothing: float = 0.0
+    ema: float = 0.0  # momentum of averaged weights and BatchNorm statistics
+    precision: str = "float32"
+    validation: float = 0  # images held out of the train split, or a share
+    checkpoint_every: int = 0  # epochs between kept checkpoints; 0 keeps none
+    normalization: str | None = None  # None: the data set's statistics
+
+
+_HE = "He et al. 2015, arXiv:1512.03385, section 4.2"
+_PAPER = Recipe(
+    name="paper",
+    source=f"{_HE}: 64k steps of 128, rate / 10 at 32k and 48k",
+    expected="CIFAR-10: resnet20 91.25, 32 92.49, 44 92.83, 56 93.03, "
+    "1202 92.07 %",
+    epochs=182,  # 64k steps of 351 an epoch of 45,000 images
+    schedule=("multistep", {"milestones": (0.5, 0.75), "gamma": 0.1}),
+    validation=5000,
+)
+_COSINE = Recipe(
+    name="cosine",
+    source="chenyaofo/pytorch-cifar-models, kuangliu/pytorch-cifar",
+    expected="CIFAR-10: resnet20-projection 92.56, 56 94.21, resnet18 "
+    "95.3 to 95.7 %; CIFAR-100: 20 68.8, 56 72.4 %",
+    arch="resnet20-projection",
+    nesterov=True,
+    weight_decay=5e-4,
+)
+_ONECYCLE = Recipe(
+    name="onecycle",
+    source="Smith and Topin 2017, arXiv:1708.07120, in the linear form of "
+    "davidcpage/cifar10-fast",
+    expected="CIFAR-10 in 12 epochs: resnet20 88.5 %",
+    epochs=12,
+    learning_rate=0.4,
+    nesterov=True,
+    weight_decay=5e-4,
+    decay_on="kernels",
+    schedule=("one_cycle", {"warmup": 0.2}),
+    padding_mode="reflect",
+    label_smoothing=0.1,
+    precision="auto",
+)
+_STRONG = replace(
+    _COSINE,
+    name="strong",
+    source="the cosine recipe with cutout (arXiv:1708.04552), mixup "
+    "(arXiv:1710.09412), label smoothing and averaged weights",
+    expected="CIFAR-10: 20-size 94.45, 56-size 95.0, resnet18 96.0 %; "
+    "CIFAR-100: resnet18 78.0 % (best published of the kind)",
+    epochs=300,
+    cutout=16,
+    mixup=0.2,
+    label_smoothing=0.1,
+    ema=0.999,
+)
+_COURSEWORK = replace(
+    _PAPER,
+    name="coursework-standard",
+    source="J. Park's course report, n = 5: the paper's settings, "
+    "checkpoints every 5 epochs, validated one by one",
+    expected="CIFAR-10: 74.36 % after 30 epochs, 79.05 % after 90",
+    arch="resnet32-projection",
+    epochs=30,
+    checkpoint_every=5,
+)
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        _ONECYCLE,
+        _PAPER,
+        replace(
+            _PAPER,
+            name="paper-110",
+            source=f"{_HE}: 400 steps at 0.01, then back to 0.1",
+            expected="CIFAR-10: resnet110 93.39 % (+- 0.16)",
+            arch="resnet110",
+            warmup_steps=400,
+        ),
+        _COSINE,
+        _STRONG,
+        replace(
+            _STRONG,
+            name="randaugment",
+            source="the strong recipe with RandAugment (arXiv:1909.13719) "
+            "and CutMix (arXiv:1905.04899) for cutout and mixup",
+            expected="not measured yet",
+            arch="resnet18",
+            cutout=0,
+            mixup=0.0,
+            cutmix=1.0,
+            rand_augment=2,
+        ),
+        replace(
+            _COSINE,
+            name="coursework-resnet20",
+            source="S. Kim's course report on kuangliu/pytorch-cifar, cut "
+            "down to ResNet-20",
+            expected="CIFAR-10: 92.07 %",
+            nesterov=False,
+            weight_decay=1e-4,
+        ),
+        _COURSEWORK,
+        replace(
+            _COURSEWORK,
+            name="coursework-bottleneck",
+            expected="CIFAR-10: 71.26 % after 25 epochs, 80.65 % after 90",
+            arch="resnet47-bottleneck-preact",
+            epochs=25,
+        ),
+        Recipe(
+            name="coursework-cifar100",
+            source="Z. Na's course report and blog: IE 534, homework 4",
+            expected="CIFAR-100: 63.31 % after 100 epochs (98.4 % on train)",
+            arch="resnet26-ie534",
+            dataset="cifar100",
+            epochs=100,
+            batch_size=256,
+            learning_rate=0.01,
+            weight_decay=1e-5,
+            schedule=("constant", {}),
+            normalization=((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
+        ),
+    )
+}
+DEFAULT = "onecycle"
+
+_CHOICES = {
+    "decay_on": ("all", "kernels"),
+    "padding_mode": ("zero", "reflect"),
+    "precision": ("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+}
+_AT_LEAST = {"epochs": 1, "batch_size": 1}
+_BELOW_ONE = ("momentum", "label_smoothing", "ema")
+
+
+def get_recipe(recipe, **changes):
+    """Returns a `Recipe` by name (or as given), with some fields replaced.
+
+    Raises:
+        InputError: An unknown name or field, or a value out of range.
+    """
+    if not isinstance(recipe, Recipe):
+        if recipe not in RECIPES:
+            raise unknown("recipe", recipe, RECIPES)
+        recipe = RECIPES[recipe]
+    known = [field.name for field in fields(Recipe)]
+    for name in changes:
+        if name not in known:
+            raise unknown("recipe field", name, known)
+    changed = {k: v for k, v in changes.items() if v is not None}
+    recipe = replace(recipe, **changed)
+    _check(recipe)
+    return recipe
+
+
+def _check(recipe):
+    values = asdict(recipe)
+    for name, known in _CHOICES.items():
+        if values[name] not in known:
+            raise unknown(name, values[name], known)
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        least = _AT_LEAST.get(name, 0)
+        if not value >= least:  # catches NaN as well
+            raise InputError(f"{name}={value}: must be at least {least}")
+        if name in _BELOW_ONE and value >= 1:
+            raise InputError(f"{name}={value}: must be below 1")

@@ -1,0 +1,219 @@
+"""A run directory: what is in it, what repeats it, what resumes it."""
+
+import csv
+import io
+import json
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.files import atomic_write, make_folder, write_text
+
+_PACKAGES = (
+    "keras_resnet_cifar",
+    "keras",
+    "tensorflow",
+    "jax",
+    "torch",
+    "numpy",
+)
+# What must agree between a run and its resumption; the rest is for the record.
+_BINDING = ("arch", "dataset", "recipe", "seed", "precision")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one training run.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self):
+        return self.path / "config.json"
+
+    @property
+    def history(self):
+        return self.path / "history.csv"
+
+    @property
+    def metrics(self):
+        return self.path / "metrics.json"
+
+    @property
+    def best(self):
+        return self.path / "best.keras"
+
+    @property
+    def last(self):
+        return self.path / "last.keras"
+
+    @property
+    def backup(self):
+        return self.path / "backup.npz"
+
+    @property
+    def curves(self):
+        return self.path / "curves.png"
+
+    @property
+    def card(self):
+        return self.path / "README.md"
+
+    def checkpoint(self, epoch):
+        return self.path / "checkpoints" / f"epoch-{epoch:04d}.keras"
+
+    def checkpoints(self):
+        """The checkpoints kept by epoch, in order."""
+        return sorted((self.path / "checkpoints").glob("epoch-*.keras"))
+
+    def check_unused(self):
+        """Raises `InputError` if the folder holds anything."""
+        if self.config.exists():
+            raise InputError(
+                f"{self.path} holds another run: name a new --output-dir, or "
+                f"go on with --resume {self.path}"
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file: name a new --output-dir")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise InputError(
+                f"{self.path} is not empty: name a new --output-dir"
+            )
+
+    def create(self):
+        """Makes the folder; raises `InputError` if it is in use."""
+        self.check_unused()
+        make_folder(self.path)
+
+    def read_config(self):
+        """Returns the config of the run.
+
+        Raises:
+            InputError: There is no run here, or its config cannot be read.
+        """
+        try:
+            return json.loads(self.config.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(
+                f"{self.path} holds no run (no {self.config.name}): name the "
+                "--output-dir of an earlier one"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"cannot read {self.config}: {error}; restore it or start a "
+                "new run"
+            ) from error
+
+
+@dataclass
+class State:
+    """What a run has reached: everything but arrays.
+
+    Attributes:
+        epoch: Epochs completed.
+        rows: The history, a dict an epoch.
+        best: Best validation accuracy so far, and its epoch.
+    """
+
+    epoch: int = 0
+    rows: list = field(default_factory=list)
+    best: dict = field(default_factory=dict)
+
+
+def find_run(path):
+    """Returns the `RunDirectory` that a checkpoint lies in, or `None`."""
+    for folder in (path.parent, path.parent.parent):
+        run = RunDirectory(folder)
+        if run.config.is_file():
+            return run
+    return None
+
+
+def versions():
+    """Versions of what a run depends on, as far as it is installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def check_same(config, resumed):
+    """Raises `InputError` if a run is resumed as something else."""
+    old, new = (_flat({k: c[k] for k in _BINDING}) for c in (config, resumed))
+    different = [key for key in old if old[key] != new.get(key)]
+    if different:
+        told = "; ".join(
+            f"{key} was {old[key]!r}, now {new.get(key)!r}"
+            for key in different[:3]
+        )
+        raise InputError(
+            f"cannot resume with another config: {told}; leave these options "
+            "out, or start a new run in another --output-dir"
+        )
+
+
+def _flat(tree, prefix=""):
+    """One level of `{"a.b": value}`, values as JSON gives them back."""
+    tree = json.loads(json.dumps(tree))
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def write_history(path, rows):
+    """Writes the history as CSV; columns in the order of the newest row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[-1]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def save_backup(path, state, variables):
+    """Writes state and variables as one file, so that they always agree."""
+    arrays = {
+        f"v{index}": np.asarray(value) for index, value in enumerate(variables)
+    }
+    with atomic_write(path) as temporary:
+        np.savez(temporary, state=json.dumps(vars(state)), **arrays)
+
+
+def load_backup(path, shapes):
+    """Returns the state and the arrays of a backup.
+
+    Args:
+        path: The file.
+        shapes: Shapes that the arrays must have, in order.
+
+    Raises:
+        InputError: The file is damaged, or of another net or optimizer.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            state = State(**json.loads(str(file["state"])))
+            arrays = [file[f"v{i}"] for i in range(len(file.files) - 1)]
+    except Exception as error:  # zipfile, numpy and json each raise their own
+        raise InputError(
+            f"cannot read the backup {path}: {error}; start a new run"
+        ) from error
+    if [array.shape for array in arrays] != [tuple(s) for s in shapes]:
+        raise InputError(
+            f"the backup {path} is of another net or optimizer: resume with "
+            "the config of the run"
+        )
+    return state, arrays

@@ -1,0 +1,275 @@
+"""`train`: a recipe, a model and a dataset, to a run directory."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import keras
+
+from keras_resnet_cifar import callbacks as cb
+from keras_resnet_cifar import policies
+from keras_resnet_cifar.datasets import DATASETS
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.evaluation import evaluate
+from keras_resnet_cifar.feed import ShuffledBatches, even_batch_size, one_hot
+from keras_resnet_cifar.files import write_json, write_text
+from keras_resnet_cifar.model_card import model_card
+from keras_resnet_cifar.optimizers import CoupledSGD
+from keras_resnet_cifar.plots import plot_curves
+from keras_resnet_cifar.precision import jit_compile, resolve_precision
+from keras_resnet_cifar.recipes import get_recipe
+from keras_resnet_cifar.runs import (
+    RunDirectory,
+    State,
+    check_same,
+    load_backup,
+    versions,
+)
+from keras_resnet_cifar.schedules import TabulatedRate, tabulate
+from keras_resnet_cifar.training_model import TrainingModel, training_clone
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run.
+
+    Attributes:
+        model: The trained model (last epoch), of stock layers.
+        history: A dict an epoch: epoch, loss, accuracy, val_loss,
+            val_accuracy, learning_rate, images_per_second, seconds.
+        metrics: `{"last": ..., "best": ...}`, each with the epoch and the
+            `Evaluation` of the test split as JSON. `best` was chosen on the
+            validation split; it is absent without one.
+        config: What repeats the run.
+        directory: Where it lies, or `None`.
+    """
+
+    model: keras.Model
+    history: list
+    metrics: dict
+    config: dict
+    directory: Path | None
+
+
+def train(
+    model,
+    data,
+    recipe="onecycle",
+    output_dir=None,
+    *,
+    seed=0,
+    resume=False,
+    callbacks=(),
+    tensorboard=False,
+    verbose=True,
+    request=None,
+    **changes,
+):
+    """Trains a model by a recipe: `compile` and `fit` with callbacks.
+
+    The model's weights are trained in place. A copy with fused BatchNorm and
+    the recipe's precision does the work; what is saved has stock layers only.
+
+    Args:
+        model: A model from raw images to logits, as of `build_resnet`.
+        data: A `Dataset`. The test split is evaluated once, at the end.
+        recipe: A name of `RECIPES` or a `Recipe`.
+        output_dir: Folder for config.json, history.csv, metrics.json,
+            best.keras, last.keras, curves.png and README.md; `None` keeps
+            nothing.
+        seed: Of shuffling and augmentation. (Seed the weights before building
+            the model, with `keras.utils.set_random_seed`.)
+        resume: Go on with the run in `output_dir` from its last epoch.
+        callbacks: More Keras callbacks.
+        tensorboard: Also write TensorBoard logs (needs TensorFlow).
+        verbose: Print a line an epoch.
+        request: Arguments of `load_dataset` to keep in config.json, so that
+            the run can be repeated without them.
+        **changes: Fields of the recipe to replace, e.g. `epochs=12`.
+
+    Returns:
+        A `Run`.
+
+    Raises:
+        InputError: A value out of range, a batch larger than the split, a
+            folder that holds another run, a resumption that does not fit.
+        Diverged: The loss became infinite or NaN.
+
+    Example:
+        >>> run = train(model, data, "onecycle", "runs/r20", epochs=12)
+        >>> run.metrics["last"]["test"]["top1"]
+    """
+    recipe = get_recipe(recipe, **changes)
+    precision = resolve_precision(recipe.precision)
+    _check_fits(model, data)
+    feed = ShuffledBatches(
+        data.train,
+        data.num_classes,
+        recipe.batch_size,
+        seed,
+        transform=policies.host_transform(recipe, seed),
+    )
+    directory = RunDirectory(Path(output_dir)) if output_dir else None
+    config = _config(model, data, recipe, seed, precision, request or {})
+    if resume:
+        if directory is None:
+            raise InputError("resume=True needs the output_dir of a run")
+        check_same(directory.read_config(), config)
+    trained = _compiled(model, data, recipe, precision, seed, len(feed))
+    state = State()
+    if resume and directory.backup.exists():
+        state = _restore(directory, trained)
+    elif directory is not None:
+        if not resume:
+            directory.create()
+        cb.save_model(model, directory.last)  # resuming starts from this
+        write_json(directory.config, config)
+    chain = _callbacks(
+        model, recipe, feed, state, directory, tensorboard, verbose
+    )
+    trained.fit(
+        feed,
+        epochs=recipe.epochs,
+        initial_epoch=state.epoch,
+        shuffle=False,  # the feed shuffles
+        verbose=0,
+        callbacks=[*chain, *callbacks],
+        **_validation(data),
+    )
+    cb.publish(trained, model)
+    metrics = _final_metrics(model, data, state, directory)
+    if directory is not None:
+        write_json(directory.metrics, metrics)
+        plot_curves(state.rows, directory.curves)
+        write_text(directory.card, model_card(config, state, metrics))
+    return Run(model, state.rows, metrics, config, directory and directory.path)
+
+
+def _check_fits(model, data):
+    outputs = model.output_shape[-1]
+    if outputs != data.num_classes:
+        raise InputError(
+            f"the model has {outputs} outputs and {data.name} has "
+            f"{data.num_classes} classes: build it with "
+            f"num_classes={data.num_classes}"
+        )
+
+
+def _config(model, data, recipe, seed, precision, request):
+    """Everything needed to repeat the run, as JSON."""
+    return {
+        "arch": model.name,
+        "parameters": sum(math.prod(w.shape) for w in model.trainable_weights),
+        "dataset": {
+            "name": data.name,
+            "train": len(data.train),
+            "validation": len(data.validation or ()),
+            "test": len(data.test),
+            "fingerprints": data.fingerprints,
+            "verified": data.verified,
+        },
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "precision": precision,
+        "request": request,
+        "backend": keras.backend.backend(),
+        "versions": versions(),
+    }
+
+
+def _compiled(model, data, recipe, precision, seed, steps_per_epoch):
+    """Returns the compiled `TrainingModel` around a clone of `model`."""
+    known = DATASETS.get(data.name)
+    mean = known.mean if known else (0.5, 0.5, 0.5)
+    trained = TrainingModel(
+        training_clone(model, precision),
+        policies.image_layers(recipe, mean, seed),
+        policies.mixing_layers(recipe, seed),
+        label_smoothing=recipe.label_smoothing,
+        ema=recipe.ema,
+        dtype=precision,
+    )
+    rates = tabulate(
+        recipe.schedule,
+        recipe.learning_rate,
+        recipe.epochs * steps_per_epoch,
+        steps_per_epoch,
+        recipe.warmup_steps,
+        recipe.warmup_factor,
+    )
+    trained.compile(
+        optimizer=CoupledSGD(
+            TabulatedRate(rates),
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            decay=recipe.weight_decay,
+            decay_on=recipe.decay_on,
+        ),
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+        metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
+        jit_compile=jit_compile(),
+    )
+    trained.optimizer.build(trained.trainable_variables)
+    return trained
+
+
+def _restore(directory, trained):
+    """Puts a backup's arrays in place and returns its state."""
+    variables = cb.training_variables(trained)
+    state, arrays = load_backup(directory.backup, [v.shape for v in variables])
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
+    return state
+
+
+def _callbacks(model, recipe, feed, state, directory, tensorboard, verbose):
+    """The callbacks of a run, in the order in which they depend."""
+    chain = [
+        cb.EpochFeed(feed),
+        cb.StopOnNaN(),
+        cb.AverageForValidation(),
+        cb.EpochRecord(len(feed) * recipe.batch_size),
+        cb.HistoryRows(state),
+    ]
+    if directory is not None:
+        chain.append(
+            cb.Checkpoints(directory, state, model, recipe.checkpoint_every)
+        )
+        if tensorboard:
+            chain.append(
+                keras.callbacks.TensorBoard(directory.path / "tensorboard")
+            )
+    if verbose:
+        chain.append(cb.Progress(recipe.epochs, recipe.batch_size))
+    return chain
+
+
+def _validation(data):
+    """Keyword arguments of `fit` for the validation split, if there is one."""
+    if data.validation is None:
+        return {}
+    split = data.validation
+    return {
+        "validation_data": (
+            split.images,
+            one_hot(split.labels, data.num_classes),
+        ),
+        "validation_batch_size": even_batch_size(len(split)),
+    }
+
+
+def _final_metrics(model, data, state, directory):
+    """Test metrics of the last epoch, and of the best by validation."""
+    metrics = {"last": _tested(model, data, state.epoch)}
+    best = state.best
+    if directory is not None and best.get("val_accuracy") is not None:
+        chosen = keras.saving.load_model(directory.best)
+        metrics["best"] = _tested(chosen, data, best["epoch"]) | {
+            "val_accuracy": best["val_accuracy"]
+        }
+    return metrics
+
+
+def _tested(model, data, epoch):
+    evaluation = evaluate(model, data.test, data.class_names)
+    return {"epoch": epoch, "test": evaluation.to_json()}

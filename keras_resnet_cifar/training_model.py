@@ -1,0 +1,173 @@
+"""The model that `fit` sees: augmentation, the net, averaged weights."""
+
+import contextlib
+
+import keras
+from keras import ops
+
+from keras_resnet_cifar.batch_normalization import (
+    FusedBatchNormalization,
+    is_replaceable,
+)
+
+# These stay float32 under any policy: pixels, the head, and the logits.
+_FLOAT32 = (
+    keras.layers.Normalization,
+    keras.layers.LayerNormalization,
+    keras.layers.Rescaling,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.Dense,
+)
+
+
+def training_clone(model, policy):
+    """A copy of `model` that computes under `policy` with fused BatchNorm.
+
+    Its variables have the order and shapes of `model`'s, so that weights go
+    back and forth with `get_weights` and `set_weights`.
+    """
+
+    def clone(layer):
+        config = layer.get_config()
+        if not isinstance(layer, (*_FLOAT32, keras.layers.InputLayer)):
+            config["dtype"] = policy
+        fused = is_replaceable(layer)
+        cls = FusedBatchNormalization if fused else type(layer)
+        return cls.from_config(config)
+
+    network = keras.models.clone_model(
+        model, clone_function=clone, recursive=True
+    )
+    network.set_weights(model.get_weights())
+    return network
+
+
+class TrainingModel(keras.Model):
+    """A net with what only training needs around it.
+
+    Args:
+        network: The net to train, images `[N, H, W, C]` to logits.
+        image_layers: Layers on images, applied in each train step.
+        mixing_layers: Layers on `{"images", "labels"}`, likewise.
+        label_smoothing: Share of the target spread over all classes, in
+            training only, so that losses of splits compare.
+        ema: Momentum of the averaged weights and BatchNorm statistics; 0
+            averages nothing. The momentum warms up as (1 + t) / (10 + t).
+    """
+
+    def __init__(
+        self,
+        network,
+        image_layers=(),
+        mixing_layers=(),
+        label_smoothing=0.0,
+        ema=0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.network = network
+        self.image_layers = list(image_layers)
+        self.mixing_layers = list(mixing_layers)
+        self.label_smoothing = label_smoothing
+        self.ema = ema
+        self.averages = []
+        if ema:
+            self.average_count = self._average("count", (), "zeros")
+            self.averages = [
+                self._average(f"{index}", variable.shape, variable)
+                for index, variable in enumerate(network.weights)
+            ]
+        self.built = True
+
+    def _average(self, name, shape, initial):
+        if not isinstance(initial, str):
+            value = keras.ops.convert_to_numpy(initial)
+            initial = keras.initializers.Constant(value)
+        return self.add_weight(
+            shape=shape,
+            initializer=initial,
+            trainable=False,
+            dtype="float32",
+            name=f"average_{name}",
+        )
+
+    def call(self, images, training=None):
+        return self.network(images, training=training)
+
+    def augment(self, images, targets):
+        """Augments a batch: images 0 to 255, targets `[N, classes]`."""
+        for layer in self.image_layers:
+            images = layer(images, training=True)
+        for layer in self.mixing_layers:
+            mixed = layer({"images": images, "labels": targets}, training=True)
+            images, targets = mixed["images"], mixed["labels"]
+        if self.label_smoothing:
+            share = self.label_smoothing
+            targets = (1 - share) * targets + share / targets.shape[-1]
+        return images, targets
+
+    def update_averages(self):
+        if not self.ema:
+            return
+        count = self.average_count + 1
+        keep = ops.minimum(self.ema, (1 + count) / (10 + count))
+        self.average_count.assign(count)
+        for average, variable in zip(
+            self.averages, self.network.weights, strict=True
+        ):
+            average.assign(keep * average + (1 - keep) * variable)
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """The net with its averaged weights, for the time of the context."""
+        if not self.ema:
+            yield
+            return
+        raw = self.network.get_weights()
+        self.network.set_weights(
+            [ops.convert_to_numpy(average) for average in self.averages]
+        )
+        try:
+            yield
+        finally:
+            self.network.set_weights(raw)
+
+    if keras.backend.backend() == "jax":
+
+        def train_step(self, state, data):
+            trainable, other, optimizer, metrics = state
+            data, (_, other) = self._stateless(
+                lambda: self.augment(*data), (trainable, other)
+            )
+            state = (trainable, other, optimizer, metrics)
+            logs, state = super().train_step(state, data)
+            trainable, other, optimizer, metrics = state
+            _, (_, other) = self._stateless(
+                self.update_averages, (trainable, other)
+            )
+            return logs, (trainable, other, optimizer, metrics)
+
+        def _stateless(self, function, values):
+            """Runs `function` on given values of the variables.
+
+            Returns its result and the values as it leaves them.
+            """
+            variables = (self.trainable_variables, self.non_trainable_variables)
+            mapping = [
+                pair
+                for names, held in zip(variables, values, strict=True)
+                for pair in zip(names, held, strict=True)
+            ]
+            with keras.StatelessScope(state_mapping=mapping) as scope:
+                result = function()
+            return result, tuple(
+                [scope.get_current_value(name) for name in names]
+                for names in variables
+            )
+
+    else:
+
+        def train_step(self, data):
+            logs = super().train_step(self.augment(*data))
+            self.update_averages()
+            return logs

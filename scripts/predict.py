@@ -1,0 +1,7 @@
+"""The same as `python -m keras_resnet_cifar predict ...`."""
+
+import sys
+
+from keras_resnet_cifar.cli import main
+
+sys.exit(main(["predict", *sys.argv[1:]]))
