@@ -45,7 +45,6 @@ def train(args):
             resume=bool(args.resume),
             tensorboard=args.tensorboard,
             verbose=not args.quiet,
-            request=plan["request"],
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -133,7 +132,7 @@ def _resumed_plan(args):
         "recipe": recipe,
         "seed": config["seed"],
         "directory": args.resume,
-        "request": request or {"name": config["dataset"]["name"]},
+        "request": request,
         "build": build,
     }
 
@@ -218,9 +217,7 @@ def _request(path, args):
     run = find_run(path)
     request = {}
     if run is not None:
-        config = run.read_config()
-        request = config["request"] or {"name": config["dataset"]["name"]}
-    request = dict(request)
+        request = run.read_config()["request"]
     if args.dataset and args.dataset != request.get("name"):
         request = {"name": args.dataset}
     for key in ("data_dir", "source", "allow_unverified"):

@@ -46,6 +46,7 @@ class Dataset:
             before the validation split was taken off, over fine labels.
         verified: Whether they are the published ones; true for a dataset that
             is drawn by code.
+        request: The arguments of `load_dataset` that give it again.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Dataset:
     source: str
     fingerprints: dict[str, str]
     verified: bool
+    request: dict
 
     @property
     def num_classes(self):
@@ -127,6 +129,14 @@ def load_dataset(
         source=origin,
         fingerprints=fingerprints,
         verified=verified,
+        request={
+            "name": name,
+            "data_dir": str(data_dir) if data_dir else None,
+            "validation": validation,
+            "seed": seed,
+            "source": source,
+            "allow_unverified": allow_unverified,
+        },
     )
 
 
@@ -147,7 +157,7 @@ def _load(family, data_dir, source):
         cache = data_dir or keras_home() / "datasets" / "huggingface"
         return huggingface.read(family, cache), f"huggingface in {cache}"
     if source == "tfds":
-        return readers.download_tfds(family, data_dir), "tfds"
+        return _download_tfds(family, data_dir or tfds_home())
 
     given = data_dir or os.environ.get(DATA_VARIABLE)
     roots = [_existing(given)] if given else default_roots()
@@ -167,11 +177,21 @@ def _load(family, data_dir, source):
             f"{readers.looked_for(family)}; {remedy}"
         )
     try:
-        return readers.download_tfds(family), "tfds"
+        return _download_tfds(family, tfds_home())
     except InputError as error:
         raise InputError(
             f"no {family} in {where}; then {error}; {remedy}"
         ) from error
+
+
+def _download_tfds(family, folder):
+    return readers.download_tfds(family, folder), f"tfds in {folder}"
+
+
+def tfds_home():
+    """Returns the folder where tfds keeps its datasets."""
+    given = os.environ.get("TFDS_DATA_DIR")
+    return Path(given or Path.home() / "tensorflow_datasets")
 
 
 def keras_home():
@@ -182,13 +202,12 @@ def keras_home():
 def default_roots():
     """Returns the folders where Keras, torchvision and tfds keep datasets."""
     keras_datasets = keras_home() / "datasets"
-    tfds_home = Path.home() / "tensorflow_datasets"
     return [
         keras_datasets,
         keras_datasets / "cifar-10-batches-py-target",
         keras_datasets / "cifar-100-python-target",
         Path("data"),
-        Path(os.environ.get("TFDS_DATA_DIR") or tfds_home),
+        tfds_home(),
     ]
 
 

@@ -139,7 +139,7 @@ def read_parquet(path, family, label_column):
                 images.append(np.stack([decode(png) for png in pngs]))
                 labels.append(batch.column(label_column).to_numpy())
         images, labels = np.concatenate(images), np.concatenate(labels)
-        return images, check(images, labels, family, path)
+        return images, check(images, labels, family)
     except Exception as error:
         raise InputError(
             f"{path}: not the parquet file of {family} ({reason(error)}); "

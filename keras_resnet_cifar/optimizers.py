@@ -1,6 +1,7 @@
-"""SGD as PyTorch and the literature define it."""
+"""SGD as PyTorch and the literature define it, and its rate by the step."""
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -77,3 +78,19 @@ class CoupledSGD(keras.optimizers.SGD):
             "decay": self.decay,
             "decay_on": self.decay_on,
         }
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet_cifar")
+class TabulatedRate(keras.optimizers.schedules.LearningRateSchedule):
+    """The rate at each step from a table; after its end the last one."""
+
+    def __init__(self, rates):
+        self.rates = np.asarray(rates, "float32")
+
+    def __call__(self, step):
+        last = len(self.rates) - 1
+        index = ops.minimum(ops.cast(step, "int32"), last)
+        return ops.take(ops.convert_to_tensor(self.rates), index)
+
+    def get_config(self):
+        return {"rates": self.rates.tolist()}

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import keras
 import numpy as np
@@ -28,12 +29,14 @@ HOST = "https://www.cs.toronto.edu/~kriz/cifar.html"  # tfds downloads from it
 
 
 def reason(error):
-    """Returns an exception as one short line for the end of a message."""
-    text = " ".join(str(error).split())[:200]
+    """Returns an exception as one short line, to be part of a message."""
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, InputError):
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def check(images, labels, family, where):
+def check(images, labels, family):
     """Returns `labels` as uint8 [N] if images and labels can be a split.
 
     Args:
@@ -41,62 +44,79 @@ def check(images, labels, family, where):
         labels: An array; must be integers [N] or [N, 1] below the number of
             classes.
         family: `"cifar10"` or `"cifar100"`.
-        where: The file, for the message.
 
     Raises:
-        InputError: They cannot.
+        InputError: They cannot; it says why and leaves it to the caller to
+            name the file.
     """
     classes = DATASETS[family].num_classes
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
-        fault = f"images are {images.dtype} {list(images.shape)}, "
-        fault += "not uint8 [N, 32, 32, 3]"
-    elif labels.ndim != 1 or labels.dtype.kind not in "iu":
-        fault = f"labels are {labels.dtype} {list(labels.shape)}, "
-        fault += "not integers [N]"
-    elif len(images) != len(labels) or not len(images):
-        fault = f"{len(images)} images but {len(labels)} labels"
-    elif labels.min() < 0 or labels.max() >= classes:
-        worst = labels.min() if labels.min() < 0 else labels.max()
-        fault = f"label {worst} is not in 0..{classes - 1}"
-    else:
-        return labels.astype(np.uint8)
-    raise InputError(f"{where}: {fault}; is it a file of {family}, and whole?")
+        found = f"{images.dtype} {list(images.shape)}"
+        raise InputError(f"images are {found}, not uint8 [N, 32, 32, 3]")
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        found = f"{labels.dtype} {list(labels.shape)}"
+        raise InputError(f"labels are {found}, not integers [N]")
+    if len(images) != len(labels) or not len(images):
+        raise InputError(f"{len(images)} images but {len(labels)} labels")
+    for label in (labels.min(), labels.max()):
+        if not 0 <= label < classes:
+            raise InputError(f"label {label} is not in 0..{classes - 1}")
+    return labels.astype(np.uint8)
 
 
 # --- Parsers: (open binary file, split) -> (images, labels), as found
 
 
-def _plain_dtype(code, *state):
-    if code not in ("u1", b"u1"):  # bytes in pickles of Python 2
-        raise InputError(f"an array of dtype {code!r}, where only u1 belongs")
-    return np.dtype(code, *state)
+class _Dtype:
+    """Stands for `numpy.dtype`."""
+
+    def __init__(self, code, *_):
+        if code not in ("u1", b"u1"):  # bytes in pickles of Python 2
+            raise InputError(f"an array of dtype {code!r}, not bytes")
+
+    def __setstate__(self, state):
+        pass
 
 
-def _latin1(text, encoding):
-    return text.encode("latin1")
+class _Array:
+    """Stands for `numpy.ndarray`; `value` is uint8."""
 
+    def __init__(self, *_):
+        self.value = None
 
-def _numpy_globals():
-    """The only globals that a batch may name, by (module, name)."""
-    from numpy._core import multiarray, numeric
+    def __setstate__(self, state):
+        _, shape, _, fortran, content = state
+        self.value = np.frombuffer(content, np.uint8).reshape(
+            shape, order="F" if fortran else "C"
+        )
 
-    allowed = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): _plain_dtype,
-        ("_codecs", "encode"): _latin1,
-    }
-    for core in ("numpy.core", "numpy._core"):
-        allowed[f"{core}.multiarray", "_reconstruct"] = multiarray._reconstruct
-        allowed[f"{core}.numeric", "_frombuffer"] = numeric._frombuffer
-    return allowed
+    @classmethod
+    def from_buffer(cls, content, dtype, shape, order):
+        array = cls()
+        array.__setstate__((1, shape, dtype, order == "F", content))
+        return array
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays of bytes; whatever else a pickle could call is refused."""
+    """Reads arrays of bytes; whatever else a pickle could call is refused.
 
-    allowed = _numpy_globals()
+    Even numpy gets nothing from the pickle but bytes and a shape: its own
+    reconstruction would believe forged dtypes.
+    """
+
+    allowed = MappingProxyType(
+        {
+            ("numpy", "ndarray"): None,
+            ("numpy", "dtype"): _Dtype,
+            ("numpy.core.multiarray", "_reconstruct"): _Array,
+            ("numpy._core.multiarray", "_reconstruct"): _Array,
+            ("numpy.core.numeric", "_frombuffer"): _Array.from_buffer,
+            ("numpy._core.numeric", "_frombuffer"): _Array.from_buffer,
+            ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
+        }
+    )
 
     def find_class(self, module, name):
         if (module, name) not in self.allowed:
@@ -116,7 +136,7 @@ def _parse_python(file, split, label_key):
     batch = _ArrayUnpickler(file, encoding="bytes").load()
     # Batches from Python 2 have bytes for keys, re-saved ones may have str.
     batch = {k.decode() if isinstance(k, bytes) else k: batch[k] for k in batch}
-    return _channels_last(batch["data"]), np.asarray(batch[label_key])
+    return _channels_last(batch["data"].value), np.asarray(batch[label_key])
 
 
 def _parse_binary(file, split, label_bytes):
@@ -154,63 +174,51 @@ class Layout:
 
     name: str
     folder: str
-    files: dict[str, tuple[str, ...]]
+    files: dict[str, list[str]]
     parse: Callable
     archive: str = ""
 
 
-_NPZ = {"train": ("train.npz",), "test": ("test.npz",)}
-_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
+def _layouts(family, folders, batches, label_key, label_bytes):
+    python, binary = folders
+    number = family.removeprefix("cifar")
+    return (
+        Layout(
+            "python",
+            python,
+            batches,
+            partial(_parse_python, label_key=label_key),
+            archive=f"cifar-{number}-python.tar.gz",
+        ),
+        Layout(
+            "binary",
+            binary,
+            {s: [f"{n}.bin" for n in names] for s, names in batches.items()},
+            partial(_parse_binary, label_bytes=label_bytes),
+            archive=f"cifar-{number}-binary.tar.gz",
+        ),
+        Layout("npz", family, {s: [f"{s}.npz"] for s in batches}, _parse_npz),
+        Layout("npz", ".", {s: [f"{family}.npz"] for s in batches}, _parse_npz),
+    )
+
 
 LAYOUTS = {
-    "cifar10": (
-        Layout(
-            name="python",
-            folder="cifar-10-batches-py",
-            files={"train": _BATCHES, "test": ("test_batch",)},
-            parse=partial(_parse_python, label_key="labels"),
-            archive="cifar-10-python.tar.gz",
-        ),
-        Layout(
-            name="binary",
-            folder="cifar-10-batches-bin",
-            files={
-                "train": tuple(f"{name}.bin" for name in _BATCHES),
-                "test": ("test_batch.bin",),
-            },
-            parse=partial(_parse_binary, label_bytes=1),
-            archive="cifar-10-binary.tar.gz",
-        ),
-        Layout("npz", "cifar10", _NPZ, _parse_npz),
-        Layout(
-            name="npz",
-            folder=".",
-            files={"train": ("cifar10.npz",), "test": ("cifar10.npz",)},
-            parse=_parse_npz,
-        ),
+    "cifar10": _layouts(
+        "cifar10",
+        folders=("cifar-10-batches-py", "cifar-10-batches-bin"),
+        batches={
+            "train": [f"data_batch_{i}" for i in range(1, 6)],
+            "test": ["test_batch"],
+        },
+        label_key="labels",
+        label_bytes=1,
     ),
-    "cifar100": (
-        Layout(
-            name="python",
-            folder="cifar-100-python",
-            files={"train": ("train",), "test": ("test",)},
-            parse=partial(_parse_python, label_key="fine_labels"),
-            archive="cifar-100-python.tar.gz",
-        ),
-        Layout(
-            name="binary",
-            folder="cifar-100-binary",
-            files={"train": ("train.bin",), "test": ("test.bin",)},
-            parse=partial(_parse_binary, label_bytes=2),
-            archive="cifar-100-binary.tar.gz",
-        ),
-        Layout("npz", "cifar100", _NPZ, _parse_npz),
-        Layout(
-            name="npz",
-            folder=".",
-            files={"train": ("cifar100.npz",), "test": ("cifar100.npz",)},
-            parse=_parse_npz,
-        ),
+    "cifar100": _layouts(
+        "cifar100",
+        folders=("cifar-100-python", "cifar-100-binary"),
+        batches={"train": ["train"], "test": ["test"]},
+        label_key="fine_labels",
+        label_bytes=2,
     ),
 }
 LAYOUT_NAMES = ("python", "binary", "npz", "tfds")
@@ -325,18 +333,16 @@ def _parse(layout, family, split, path, opener):
     try:
         with opener(path.name) as file:
             images, labels = layout.parse(file, split)
+        return images, check(images, labels, family)
     except FileNotFoundError as error:
         raise InputError(
             f"{path} is missing; download the dataset again"
         ) from error
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
     except Exception as error:  # a damaged file fails in any way it likes
         raise InputError(
-            f"{path}: not a whole {layout.name} file ({reason(error)}); "
-            "download it again"
+            f"{path}: not a whole {layout.name} file of {family} "
+            f"({reason(error)}); download it again"
         ) from error
-    return images, check(images, labels, family, path)
 
 
 # --- tensorflow_datasets
@@ -361,8 +367,6 @@ def read_tfds(family, folder):
     tfds = _import_tfds(folder)
     try:
         return _tfds_splits(tfds, tfds.builder_from_directory(folder), family)
-    except InputError:
-        raise
     except Exception as error:
         raise InputError(
             f"{folder}: tensorflow_datasets cannot read it ({reason(error)}); "
@@ -370,12 +374,12 @@ def read_tfds(family, folder):
         ) from error
 
 
-def download_tfds(family, data_dir=None):
+def download_tfds(family, data_dir):
     """Has tfds download and prepare a dataset, with its own progress bar.
 
     Args:
         family: `"cifar10"` or `"cifar100"`.
-        data_dir: Where tfds keeps it; its own default if `None`.
+        data_dir: Where tfds is to keep it.
 
     Returns:
         What `find`'s reader returns.
@@ -392,8 +396,6 @@ def download_tfds(family, data_dir=None):
             urllib.request.urlopen(HOST, timeout=20).close()
             builder.download_and_prepare()
         return _tfds_splits(tfds, builder, family)
-    except InputError:
-        raise
     except Exception as error:
         raise InputError(
             f"the download of {family} by tensorflow_datasets failed "
@@ -429,6 +431,5 @@ def _tfds_splits(tfds, builder, family):
             part = slice(done, done + len(batch["label"]))
             images[part], labels[part] = batch["image"], batch["label"]
             done = part.stop
-        where = f"{builder.data_path} ({split})"
-        splits[split] = images, check(images, labels[:done], family, where)
+        splits[split] = images, check(images, labels[:done], family)
     return splits

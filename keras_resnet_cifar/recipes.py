@@ -1,8 +1,9 @@
 """Recipes: one frozen dataclass each, with its source and expected result."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 
 from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.schedules import SHAPES
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,10 @@ _BELOW_ONE = ("momentum", "label_smoothing", "ema")
 def get_recipe(recipe, **changes):
     """Returns a `Recipe` by name (or as given), with some fields replaced.
 
+    Args:
+        recipe: A name of `RECIPES` or a `Recipe`.
+        **changes: Fields to replace; `None` leaves a field as it is.
+
     Raises:
         InputError: An unknown name or field, or a value out of range.
     """
@@ -181,26 +186,32 @@ def get_recipe(recipe, **changes):
         if recipe not in RECIPES:
             raise unknown("recipe", recipe, RECIPES)
         recipe = RECIPES[recipe]
-    known = [field.name for field in fields(Recipe)]
+    known = {field.name: field.type for field in fields(Recipe)}
     for name in changes:
         if name not in known:
             raise unknown("recipe field", name, known)
-    changed = {k: v for k, v in changes.items() if v is not None}
-    recipe = replace(recipe, **changed)
-    _check(recipe)
+    changes = {k: v for k, v in changes.items() if v is not None}
+    recipe = replace(recipe, **changes)
+    for name, kind in known.items():
+        _check(name, kind, getattr(recipe, name))
     return recipe
 
 
-def _check(recipe):
-    values = asdict(recipe)
-    for name, known in _CHOICES.items():
-        if values[name] not in known:
-            raise unknown(name, values[name], known)
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        least = _AT_LEAST.get(name, 0)
-        if not value >= least:  # catches NaN as well
-            raise InputError(f"{name}={value}: must be at least {least}")
-        if name in _BELOW_ONE and value >= 1:
-            raise InputError(f"{name}={value}: must be below 1")
+def _check(name, kind, value):
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise unknown(name, value, _CHOICES[name])
+    if name == "schedule" and value[0] not in SHAPES:
+        raise unknown(name, value[0], SHAPES)
+    if kind not in (int, float):
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{name}={value!r}: give a number")
+    if kind is int and not isinstance(value, int):
+        raise InputError(f"{name}={value}: give a whole number")
+    least = _AT_LEAST.get(name, 0)
+    if not value >= least:  # catches NaN as well
+        raise InputError(f"{name}={value}: must be at least {least}")
+    if value == float("inf"):
+        raise InputError(f"{name}={value}: must be finite")
+    if name in _BELOW_ONE and value >= 1:
+        raise InputError(f"{name}={value}: must be below 1")

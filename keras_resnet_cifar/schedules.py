@@ -6,9 +6,7 @@ whole schedule is then a table that the optimizer indexes by its step count: it
 needs no state, so that a resumed run cannot lose its place in it.
 """
 
-import keras
 import numpy as np
-from keras import ops
 
 from keras_resnet_cifar.errors import unknown
 
@@ -78,19 +76,3 @@ def tabulate(
     rates = base * SHAPES[name](steps, steps_per_epoch, **parameters)
     rates[:warmup_steps] = base * warmup_factor
     return rates
-
-
-@keras.saving.register_keras_serializable(package="keras_resnet_cifar")
-class TabulatedRate(keras.optimizers.schedules.LearningRateSchedule):
-    """The rate at each step from a table; after its end the last one."""
-
-    def __init__(self, rates):
-        self.rates = np.asarray(rates, "float32")
-
-    def __call__(self, step):
-        last = len(self.rates) - 1
-        index = ops.minimum(ops.cast(step, "int32"), last)
-        return ops.take(ops.convert_to_tensor(self.rates), index)
-
-    def get_config(self):
-        return {"rates": self.rates.tolist()}

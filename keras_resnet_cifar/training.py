@@ -14,7 +14,7 @@ from keras_resnet_cifar.evaluation import evaluate
 from keras_resnet_cifar.feed import ShuffledBatches, even_batch_size, one_hot
 from keras_resnet_cifar.files import write_json, write_text
 from keras_resnet_cifar.model_card import model_card
-from keras_resnet_cifar.optimizers import CoupledSGD
+from keras_resnet_cifar.optimizers import CoupledSGD, TabulatedRate
 from keras_resnet_cifar.plots import plot_curves
 from keras_resnet_cifar.precision import jit_compile, resolve_precision
 from keras_resnet_cifar.recipes import get_recipe
@@ -25,7 +25,7 @@ from keras_resnet_cifar.runs import (
     load_backup,
     versions,
 )
-from keras_resnet_cifar.schedules import TabulatedRate, tabulate
+from keras_resnet_cifar.schedules import tabulate
 from keras_resnet_cifar.training_model import TrainingModel, training_clone
 
 
@@ -62,7 +62,6 @@ def train(
     callbacks=(),
     tensorboard=False,
     verbose=True,
-    request=None,
     **changes,
 ):
     """Trains a model by a recipe: `compile` and `fit` with callbacks.
@@ -83,8 +82,6 @@ def train(
         callbacks: More Keras callbacks.
         tensorboard: Also write TensorBoard logs (needs TensorFlow).
         verbose: Print a line an epoch.
-        request: Arguments of `load_dataset` to keep in config.json, so that
-            the run can be repeated without them.
         **changes: Fields of the recipe to replace, e.g. `epochs=12`.
 
     Returns:
@@ -110,7 +107,7 @@ def train(
         transform=policies.host_transform(recipe, seed),
     )
     directory = RunDirectory(Path(output_dir)) if output_dir else None
-    config = _config(model, data, recipe, seed, precision, request or {})
+    config = _config(model, data, recipe, seed, precision)
     if resume:
         if directory is None:
             raise InputError("resume=True needs the output_dir of a run")
@@ -155,7 +152,7 @@ def _check_fits(model, data):
         )
 
 
-def _config(model, data, recipe, seed, precision, request):
+def _config(model, data, recipe, seed, precision):
     """Everything needed to repeat the run, as JSON."""
     return {
         "arch": model.name,
@@ -171,7 +168,7 @@ def _config(model, data, recipe, seed, precision, request):
         "recipe": asdict(recipe),
         "seed": seed,
         "precision": precision,
-        "request": request,
+        "request": data.request,
         "backend": keras.backend.backend(),
         "versions": versions(),
     }

@@ -33,6 +33,8 @@ def nothing_on_this_machine(monkeypatch, tmp_path):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(home)
+    # urllib remembers the proxies of its first call.
+    monkeypatch.setattr("urllib.request._opener", None)
 
 
 # --- Small datasets in each layout

@@ -1,0 +1,67 @@
+"""What several tests share: small data, small nets, the real images."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+
+from keras_resnet_cifar import shapes
+from keras_resnet_cifar.data import DATA_VARIABLE, Dataset, Split
+from keras_resnet_cifar.datasets import DATASETS
+
+TINY = {"depth": 8, "widths": (4, 8, 16)}  # compiles in a second or two
+
+
+@pytest.fixture
+def tiny_model():
+    """Builds a small net with given seed: `tiny_model(seed=0, **shape)`."""
+    import keras
+
+    from keras_resnet_cifar.models import build_resnet
+
+    def build(seed=0, **shape):
+        keras.utils.set_random_seed(seed)
+        return build_resnet(**(TINY | {"normalization": "shapes"} | shape))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_data():
+    """The drawn dataset with 256 + 64 + 64 images."""
+    images, labels = shapes.draw(384, seed=0)
+    cut = [slice(0, 256), slice(256, 320), slice(320, 384)]
+    train, validation, test = (Split(images[s], labels[s]) for s in cut)
+    return Dataset(
+        name="shapes",
+        train=train,
+        validation=validation,
+        test=test,
+        class_names=DATASETS["shapes"].class_names,
+        source="drawn for the tests",
+        fingerprints={"train": "none", "test": "none"},
+        verified=True,
+        request={},
+    )
+
+
+@pytest.fixture
+def tiny_cifar(tmp_path):
+    """A folder with a cifar10 of 256 + 64 drawn images, in npz."""
+    folder = tmp_path / "data" / "cifar10"
+    folder.mkdir(parents=True)
+    for split, count, seed in (("train", 256, 0), ("test", 64, 1)):
+        x, y = shapes.draw(count, seed=seed)
+        np.savez(folder / f"{split}.npz", x=x, y=y)
+    return folder.parent
+
+
+@pytest.fixture
+def real_data():
+    """The folder of the real images, or a skip that says how to have them."""
+    folder = os.environ.get(DATA_VARIABLE)
+    if not folder:
+        pytest.skip(f"{DATA_VARIABLE} names no folder with the real images")
+    return folder

@@ -1,0 +1,164 @@
+"""Augmentation: what is drawn, how often, and that each image has its own."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_resnet_cifar.augmentation import RandomCutout, RandomPadCrop
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.policies import (
+    host_transform,
+    image_layers,
+    mixing_layers,
+)
+from keras_resnet_cifar.recipes import get_recipe
+
+MEAN = (0.5, 0.5, 0.5)
+
+
+def images(count, seed=0):
+    generator = np.random.default_rng(seed)
+    return generator.integers(1, 256, (count, 32, 32, 3), "uint8")
+
+
+def run(layer, x):
+    return ops.convert_to_numpy(layer(x, training=True))
+
+
+def offset_of(crop, padded):
+    """All offsets (row, column) at which `crop` lies in `padded`."""
+    side = crop.shape[0]
+    return [
+        (row, column)
+        for row in range(padded.shape[0] - side + 1)
+        for column in range(padded.shape[1] - side + 1)
+        if (padded[row : row + side, column : column + side] == crop).all()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "pad"), [("zero", "constant"), ("reflect", "reflect")]
+)
+def test_every_crop_is_a_window_of_the_padded_image(mode, pad):
+    x = images(20)
+    for image, crop in zip(
+        x, run(RandomPadCrop(4, mode, seed=0), x), strict=True
+    ):
+        padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode=pad)
+        assert len(offset_of(crop, padded)) == 1
+
+
+def test_crops_are_uniform_over_81_positions_one_an_image():
+    # Each pixel tells its place: the crop's first one tells the offset.
+    rows, columns = np.mgrid[0:32, 0:32]
+    image = np.stack([rows, columns, np.ones_like(rows)], -1) + 10
+    x = np.tile(image[None], (1000, 1, 1, 1)).astype("float32")
+    layer = RandomPadCrop(4, seed=0)
+    counts = np.zeros((9, 9))
+    for _ in range(20):
+        crops = run(layer, x)
+        middle = crops[:, 16, 16, :2] - 10 - 16  # inside at every offset
+        offsets = middle.astype(int) + 4
+        np.add.at(counts, (offsets[:, 0], offsets[:, 1]), 1)
+    assert counts.sum() == 20_000
+    expected = 20_000 / 81
+    chi_squared = ((counts - expected) ** 2 / expected).sum()
+    assert chi_squared < 124.8  # the 99.9 % quantile at 80 degrees of freedom
+
+
+def test_flip_is_horizontal_for_half_of_the_images():
+    recipe = get_recipe("paper", padding=0)
+    (flip,) = image_layers(recipe, MEAN, seed=0)
+    x = images(2000)
+    out = run(flip, x)
+    kept = (out == x).all(axis=(1, 2, 3))
+    flipped = (out == x[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (kept ^ flipped).all()
+    assert 900 < flipped.sum() < 1100  # 4.5 standard deviations
+
+
+def test_cutout_blanks_one_square_an_image_centred_anywhere():
+    x = images(3000)
+    out = run(RandomCutout(16, (1, 2, 3), seed=0), x)
+    blank = (out != x).any(axis=-1)
+    assert (out[blank] == (1, 2, 3)).all()
+    rows, columns = blank.any(axis=2), blank.any(axis=1)
+    np.testing.assert_array_equal(
+        blank, rows[:, :, None] & columns[:, None, :]
+    )  # a rectangle
+    heights = rows.sum(axis=1)
+    assert heights.max() == 16
+    assert heights.min() == 8  # half of it outside
+    # A centre 8 to 24 of 0 to 31 shows the whole side: 17 of 32.
+    assert np.isclose((heights == 16).mean(), 17 / 32, atol=0.04)
+    assert len(np.unique(rows.argmax(axis=1))) == 25
+
+
+def test_without_training_images_pass():
+    x = images(4)
+    for layer in (RandomPadCrop(), RandomCutout()):
+        np.testing.assert_array_equal(ops.convert_to_numpy(layer(x)), x)
+
+
+def test_a_seed_gives_the_same_draws_and_the_next_call_others():
+    x = images(8)
+    for make in (RandomPadCrop, RandomCutout):
+        first, second = make(seed=3), make(seed=3)
+        drawn = run(first, x)
+        np.testing.assert_array_equal(drawn, run(second, x))
+        assert (drawn != run(first, x)).any()
+
+
+@pytest.mark.parametrize(
+    "layer", [RandomPadCrop(3, "reflect", seed=1), RandomCutout(7, 9.0, seed=1)]
+)
+def test_layers_survive_their_config(layer):
+    again = keras.layers.deserialize(keras.layers.serialize(layer))
+    assert type(again) is type(layer)
+    assert again.get_config() == layer.get_config()
+
+
+def test_bfloat16_keeps_pixels_exact():
+    x = images(8)
+    exact = run(RandomPadCrop(seed=0), x)
+    rounded = RandomPadCrop(seed=0, dtype="bfloat16")(x, training=True)
+    rounded = ops.convert_to_numpy(ops.cast(rounded, "float32"))
+    np.testing.assert_array_equal(exact, rounded)
+
+
+def test_an_unknown_padding():
+    with pytest.raises(InputError, match="reflect"):
+        RandomPadCrop(mode="mirror")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mixup": 0.4, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}]
+)
+def test_mixing_mixes_labels_in_the_proportion_of_the_pixels(changes):
+    (layer,) = mixing_layers(get_recipe("paper", **changes), seed=0)
+    n = 64
+    # Image i is all i: each output pixel tells the images it is mixed of.
+    x = np.ones((n, 32, 32, 3), "float32") * np.arange(n)[:, None, None, None]
+    y = np.eye(n, dtype="float32")
+    out = layer({"images": x, "labels": y}, training=True)
+    labels = ops.convert_to_numpy(out["labels"])
+    np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-5)
+    mean = ops.convert_to_numpy(out["images"]).mean(axis=(1, 2, 3))
+    # Pixels of a cut box are whole: up to 2 * 32 of 1024 by rounding, times
+    # the difference of the two images.
+    share = 0.07 if changes["cutmix"] else 1e-3
+    np.testing.assert_allclose(mean, labels @ np.arange(n), atol=n * share)
+    mixed = (labels.max(axis=1) < 0.999).mean()
+    assert mixed > 0.3
+    assert len(np.unique(labels.max(axis=1).round(4))) > 8  # each its own
+
+
+def test_rand_augment_runs_on_the_host_and_keeps_the_range():
+    transform = host_transform(get_recipe("randaugment"), seed=0)
+    x = images(16)
+    out = transform(x)
+    assert out.shape == x.shape
+    assert out.dtype == np.uint8
+    assert (out != x).any(axis=(1, 2, 3)).mean() > 0.5
+    assert host_transform(get_recipe("paper"), seed=0) is None

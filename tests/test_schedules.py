@@ -1,0 +1,115 @@
+"""Rates at each step, against the definitions and PyTorch's schedulers."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.optimizers import TabulatedRate
+from keras_resnet_cifar.recipes import RECIPES
+from keras_resnet_cifar.schedules import SHAPES, tabulate
+
+
+def rates_of(recipe, steps_per_epoch):
+    steps = recipe.epochs * steps_per_epoch
+    return tabulate(
+        recipe.schedule,
+        recipe.learning_rate,
+        steps,
+        steps_per_epoch,
+        recipe.warmup_steps,
+        recipe.warmup_factor,
+    )
+
+
+def test_paper_divides_at_32k_and_48k_of_64k_steps():
+    rates = rates_of(RECIPES["paper"], 351)
+    assert len(rates) == 63_882  # whole epochs nearest to 64k
+    assert np.unique(rates.round(6)).tolist() == [0.001, 0.01, 0.1]
+    first, second = np.flatnonzero(np.diff(rates)) + 1
+    assert (first, second) == (31_941, 47_912)
+
+
+def test_resnet110_goes_back_to_the_full_rate():
+    rates = rates_of(RECIPES["paper-110"], 351)
+    np.testing.assert_allclose(rates[:400], 0.01)
+    np.testing.assert_allclose(rates[400:31_941], 0.1)
+
+
+def test_one_cycle_peaks_once_and_ends_at_zero():
+    rates = tabulate(("one_cycle", {"warmup": 0.2}), 0.4, 1000, 100)
+    assert rates[0] == 0
+    assert rates.argmax() == 200
+    assert rates[200] == 0.4
+    assert rates[-1] == pytest.approx(0.4 / 800)
+    assert (np.diff(rates, 2).round(9) != 0).sum() == 1  # two straight lines
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_has_a_rate_for_each_step(name):
+    rates = rates_of(RECIPES[name], 7)
+    assert rates.shape == (7 * RECIPES[name].epochs,)
+    assert np.isfinite(rates).all()
+    assert (rates >= 0).all()
+    assert rates.max() == pytest.approx(RECIPES[name].learning_rate)
+
+
+def test_an_unknown_shape():
+    with pytest.raises(InputError, match="cosine"):
+        tabulate(("cosinus", {}), 0.1, 10, 5)
+
+
+def test_the_optimizer_reads_the_table_by_its_step():
+    rates = np.linspace(1, 0.1, 10)
+    schedule = TabulatedRate(rates)
+    read = [float(schedule(keras.ops.convert_to_tensor(i))) for i in range(12)]
+    np.testing.assert_allclose(read, [*rates, 0.1, 0.1], rtol=1e-6)
+    again = TabulatedRate.from_config(schedule.get_config())
+    np.testing.assert_array_equal(again.rates, schedule.rates)
+
+
+@pytest.mark.parametrize(
+    ("shape", "make"),
+    [
+        (
+            ("multistep", {"milestones": (0.5, 0.75)}),
+            lambda lr, o: lr.MultiStepLR(o, [50, 75]),
+        ),
+        (("cosine", {}), lambda lr, o: lr.CosineAnnealingLR(o, 100)),
+        (
+            ("exponential", {"gamma": 0.9}),
+            lambda lr, o: lr.LambdaLR(o, lambda step: 0.9 ** (step // 10)),
+        ),
+        (
+            ("one_cycle", {"warmup": 0.3, "start": 0.04, "end": 0.0}),
+            lambda lr, o: lr.LambdaLR(
+                o,
+                lambda step: (
+                    0.04 + 0.96 * step / 30 if step < 30 else (100 - step) / 70
+                ),
+            ),
+        ),
+    ],
+)
+def test_against_pytorch(shape, make):
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    scheduler = make(torch.optim.lr_scheduler, optimizer)
+    expected = []
+    for _ in range(100):
+        expected.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    np.testing.assert_allclose(
+        tabulate(shape, 0.1, 100, 10), expected, rtol=0, atol=1e-9
+    )
+
+
+def test_each_shape_has_a_recipe_or_a_test():
+    assert set(SHAPES) == {
+        "constant",
+        "multistep",
+        "cosine",
+        "exponential",
+        "one_cycle",
+    }

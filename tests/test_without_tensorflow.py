@@ -1,0 +1,44 @@
+"""JAX and PyTorch need neither TensorFlow nor tensorflow-datasets."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+# Importing a blocked name fails as if it were not installed.
+WHOLE_PATH = """
+import sys
+for name in ("tensorflow", "tensorflow_datasets", "keras_cv"):
+    sys.modules[name] = None
+from keras_resnet_cifar.cli import main
+folder, out = sys.argv[1:]
+data = ["--data-dir", folder, "--allow-unverified"]
+assert not main(["train", "--arch", "resnet8", "--dataset", "cifar10", *data,
+                 "--epochs", "1", "--batch-size", "128", "--output-dir", out])
+assert not main(["evaluate", out])
+assert sys.modules["tensorflow"] is None
+"""
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_import_build_train_evaluate(backend, tiny_cifar, tmp_path):
+    if not find_spec(backend):
+        pytest.skip(f"{backend} is not installed")
+    subprocess.run(
+        [sys.executable, "-c", WHOLE_PATH, tiny_cifar, tmp_path / "run"],
+        check=True,
+        env={**os.environ, "KERAS_BACKEND": backend},
+    )
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+def test_importing_the_package_imports_no_heavy_module():
+    code = (
+        "import sys, keras_resnet_cifar as krc; dir(krc); "
+        "heavy = {'keras', 'tensorflow', 'jax', 'torch', 'matplotlib', "
+        "'tensorflow_datasets', 'keras_cv', 'PIL', 'pyarrow'}; "
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
