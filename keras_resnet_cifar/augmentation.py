@@ -19,44 +19,52 @@ class RandomPadCrop(keras.layers.Layer):
     """Pads each side, then crops back, at an offset of its own per image.
 
     `keras.layers.RandomCrop` draws one offset for the whole batch; the
-    literature (He et al. 2015, section 4.2) draws one for each image.
+    literature (He et al. 2015, section 4.2) draws one for each image, and
+    flips half of them.
 
     Args:
         padding: Pixels on each side; offsets are uniform over
             `(2 * padding + 1) ** 2` positions.
         mode: `"zero"` or `"reflect"` (the border pixel is not repeated).
+        flip: Also mirror each image with probability 1/2. It costs nothing
+            here: the columns are read from right to left.
         seed: Integer, or `None` for a random one.
     """
 
-    def __init__(self, padding=4, mode="zero", seed=None, **kwargs):
+    def __init__(self, padding=4, mode="zero", flip=False, seed=None, **kwargs):
         super().__init__(**kwargs)
         if mode not in PADDINGS:
             raise unknown("padding mode", mode, PADDINGS)
         self.padding = int(padding)
         self.mode = mode
+        self.flip = flip
         self.seed = seed
         self.generator = random.SeedGenerator(seed)
 
     def call(self, images, training=None):
         images = ops.cast(images, self.compute_dtype)
-        if not training or not self.padding:
+        if not training:
             return images
+        count, height, width = ops.shape(images)[0], *images.shape[1:3]
         offsets = random.randint(
-            (2, ops.shape(images)[0]),
+            (2, count, 1),
             -self.padding,
             self.padding + 1,
             seed=self.generator,
         )
-        rows = self._selection(offsets[0], images.shape[1])
-        columns = self._selection(offsets[1], images.shape[2])
+        rows, columns = ops.arange(height), ops.arange(width)
+        if self.flip:
+            mirrored = random.randint((count, 1), 0, 2, seed=self.generator)
+            columns = ops.where(mirrored == 1, width - 1 - columns, columns)
         # A crop is a matrix product with 0/1 matrices, rows then columns: no
         # gather, which XLA and TensorFlow both run slower per image.
+        rows = self._selection(rows + offsets[0], height)
+        columns = self._selection(columns + offsets[1], width)
         images = ops.einsum("nij,njwc->niwc", rows, images)
         return ops.einsum("nij,nhjc->nhic", columns, images)
 
-    def _selection(self, offsets, size):
+    def _selection(self, positions, size):
         """0/1 matrices `[N, size, size]`: output pixel i takes input j."""
-        positions = ops.arange(size)[None, :] + offsets[:, None]
         if self.mode == "reflect":
             positions = ops.abs(positions)
             positions = (size - 1) - ops.abs(size - 1 - positions)
@@ -70,6 +78,7 @@ class RandomPadCrop(keras.layers.Layer):
         return super().get_config() | {
             "padding": self.padding,
             "mode": self.mode,
+            "flip": self.flip,
             "seed": self.seed,
         }
 

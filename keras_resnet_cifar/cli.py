@@ -157,6 +157,15 @@ def _predict_options(parser):
     parser.add_argument("--json", action="store_true", help="for machines")
 
 
+def _benchmark_options(parser):
+    parser.add_argument("--arch", default="resnet20")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--steps", type=int, default=30, help="a measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, metavar="JSON")
+
+
 def _list_options(parser):
     parser.add_argument("--json", action="store_true", help="for machines")
 
@@ -192,5 +201,6 @@ _COMMANDS = {
     "train": (commands.train, _train_options),
     "evaluate": (commands.evaluate, _evaluate_options),
     "predict": (commands.predict, _predict_options),
+    "benchmark": (commands.benchmark, _benchmark_options),
     "list": (commands.list_tables, _list_options),
 }

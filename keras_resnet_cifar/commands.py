@@ -273,6 +273,32 @@ def predict(args):
         print(f"{row['image']}: {classes}")
 
 
+def benchmark(args):
+    """Time fit beside the bare compiled step, and memory and import."""
+    _import_keras()
+    from keras_resnet_cifar.benchmark import benchmark as measure
+    from keras_resnet_cifar.files import write_json
+
+    found = measure(
+        args.arch, args.batch_size, args.precision, args.steps, args.rounds
+    )
+    print(
+        f"{found['arch']}, batch {found['batch_size']}, {found['precision']}, "
+        f"{found['backend']}: images a second"
+    )
+    for pair in zip(found["fit"], found["bare_step"], strict=True):
+        print("  fit {:8,.0f}   bare step {:8,.0f}".format(*pair))
+    ratio = found["ratio"]
+    print(
+        f"fit / bare step: {ratio['median']:.3f} "
+        f"({ratio['least']:.3f} to {ratio['most']:.3f}); "
+        f"peak memory {found['peak_memory_mib']:,} MiB; "
+        f"import {found['import_seconds']:.2f} s"
+    )
+    if args.output:
+        write_json(args.output, found)
+
+
 def list_tables(args):
     """List architectures, recipes and datasets."""
     recipes = [dataclasses.asdict(recipe) for recipe in RECIPES.values()]

@@ -54,18 +54,23 @@ class CoupledSGD(keras.optimizers.SGD):
         self.decay = decay
         self.decay_on = decay_on
 
-    def _decays(self, variable):
-        if self.decay_on == "all":
-            return self.decay != 0
-        return self.decay != 0 and variable.name == "kernel"
+    def build(self, variables):
+        super().build(variables)
+        # By index, for TensorFlow hands `update_step` variables of its own.
+        self._decayed = [
+            bool(self.decay)
+            and (self.decay_on == "all" or variable.name == "kernel")
+            for variable in variables
+        ]
 
     def update_step(self, gradient, variable, learning_rate):
         rate = ops.cast(learning_rate, variable.dtype)
         update = ops.cast(gradient, variable.dtype)
-        if self._decays(variable):
+        index = self._get_variable_index(variable)
+        if self._decayed[index]:
             update = update + self.decay * variable
         if self.momentum:
-            buffer = self.momentums[self._get_variable_index(variable)]
+            buffer = self.momentums[index]
             gradient = update
             update = self.momentum * buffer + gradient
             self.assign(buffer, update)

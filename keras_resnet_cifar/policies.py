@@ -18,15 +18,12 @@ def image_layers(recipe, mean, seed):
         seed: Integer; each layer draws from a stream of its own.
     """
     chain = []
-    if recipe.padding:
-        chain.append(
-            RandomPadCrop(recipe.padding, recipe.padding_mode, seed=seed)
-        )
-    if recipe.flip:
-        chain.append(layers.RandomFlip("horizontal", seed=seed + 1))
+    if recipe.padding or recipe.flip:
+        crop = (recipe.padding, recipe.padding_mode, recipe.flip)
+        chain.append(RandomPadCrop(*crop, seed=seed))
     if recipe.cutout:
         fill = [255 * value for value in mean]
-        chain.append(RandomCutout(recipe.cutout, fill, seed=seed + 2))
+        chain.append(RandomCutout(recipe.cutout, fill, seed=seed + 1))
     return chain
 
 
@@ -34,9 +31,9 @@ def mixing_layers(recipe, seed):
     """Layers on `{"images", "labels"}` in the compiled step: Keras's own."""
     chain = []
     if recipe.mixup:
-        chain.append(layers.MixUp(alpha=recipe.mixup, seed=seed + 3))
+        chain.append(layers.MixUp(alpha=recipe.mixup, seed=seed + 2))
     if recipe.cutmix:
-        chain.append(layers.CutMix(factor=recipe.cutmix, seed=seed + 4))
+        chain.append(layers.CutMix(factor=recipe.cutmix, seed=seed + 3))
     return chain
 
 
@@ -65,7 +62,7 @@ def rand_augment(operations, seed):
             value_range=(0, 255),
             num_ops=operations,
             factor=RAND_AUGMENT_MAGNITUDE,
-            seed=seed + 5,
+            seed=seed + 4,
         )
     try:
         from keras_cv.layers import RandAugment
@@ -77,5 +74,5 @@ def rand_augment(operations, seed):
         value_range=(0, 255),
         augmentations_per_image=operations,
         magnitude=RAND_AUGMENT_MAGNITUDE,
-        seed=seed + 5,
+        seed=seed + 4,
     )

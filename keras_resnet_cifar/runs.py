@@ -204,7 +204,9 @@ def load_backup(path, shapes):
         InputError: The file is damaged, or of another net or optimizer.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # NumPy leaves a file open that it cannot read; this `open` does not.
+        with open(path, "rb") as opened:
+            file = np.load(opened, allow_pickle=False)
             state = State(**json.loads(str(file["state"])))
             arrays = [file[f"v{i}"] for i in range(len(file.files) - 1)]
     except Exception as error:  # zipfile, numpy and json each raise their own

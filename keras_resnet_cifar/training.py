@@ -112,7 +112,7 @@ def train(
         if directory is None:
             raise InputError("resume=True needs the output_dir of a run")
         check_same(directory.read_config(), config)
-    trained = _compiled(model, data, recipe, precision, seed, len(feed))
+    trained = compiled(model, data, recipe, precision, seed, len(feed))
     state = State()
     if resume and directory.backup.exists():
         state = _restore(directory, trained)
@@ -174,7 +174,7 @@ def _config(model, data, recipe, seed, precision):
     }
 
 
-def _compiled(model, data, recipe, precision, seed, steps_per_epoch):
+def compiled(model, data, recipe, precision, seed, steps_per_epoch):
     """Returns the compiled `TrainingModel` around a clone of `model`."""
     known = DATASETS.get(data.name)
     mean = known.mean if known else (0.5, 0.5, 0.5)

@@ -106,6 +106,10 @@ class TrainingModel(keras.Model):
             targets = (1 - share) * targets + share / targets.shape[-1]
         return images, targets
 
+    def _augmented(self, data):
+        images, targets, *sample_weight = data
+        return *self.augment(images, targets), *sample_weight
+
     def update_averages(self):
         if not self.ema:
             return
@@ -137,7 +141,7 @@ class TrainingModel(keras.Model):
         def train_step(self, state, data):
             trainable, other, optimizer, metrics = state
             data, (_, other) = self._stateless(
-                lambda: self.augment(*data), (trainable, other)
+                lambda: self._augmented(data), (trainable, other)
             )
             state = (trainable, other, optimizer, metrics)
             logs, state = super().train_step(state, data)
@@ -168,6 +172,6 @@ class TrainingModel(keras.Model):
     else:
 
         def train_step(self, data):
-            logs = super().train_step(self.augment(*data))
+            logs = super().train_step(self._augmented(data))
             self.update_averages()
             return logs

@@ -51,7 +51,8 @@ def test_each_recipe_has_a_rate_for_each_step(name):
     assert rates.shape == (7 * RECIPES[name].epochs,)
     assert np.isfinite(rates).all()
     assert (rates >= 0).all()
-    assert rates.max() == pytest.approx(RECIPES[name].learning_rate)
+    # A peak may lie between two steps.
+    assert rates.max() == pytest.approx(RECIPES[name].learning_rate, rel=0.01)
 
 
 def test_an_unknown_shape():

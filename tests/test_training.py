@@ -80,7 +80,7 @@ def test_a_run_leaves_everything_that_describes_it(
     assert config["recipe"]["epochs"] == 3
     assert config["dataset"]["train"] == 256
     assert config["versions"]["keras"] == keras.__version__
-    assert config["parameters"] == 5_182
+    assert config["parameters"] == 5_006
 
     metrics = json.loads(directory.metrics.read_text())
     assert metrics["last"]["epoch"] == 3
