@@ -161,7 +161,7 @@ def _benchmark_options(parser):
     parser.add_argument("--arch", default="resnet20")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--steps", type=int, default=30, help="a measurement")
+    parser.add_argument("--steps", type=int, default=100, help="a measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, metavar="JSON")
 

@@ -6,9 +6,9 @@ import numpy as np
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.feed import even_batch_size
 from keras_resnet_cifar.files import make_folder, write_json
+from keras_resnet_cifar.hardware import jit_compile
 from keras_resnet_cifar.metrics import most_confident_mistakes, score
 from keras_resnet_cifar.plots import plot_confusion, plot_mistakes
-from keras_resnet_cifar.precision import jit_compile
 
 
 def logits_of(model, images, batch_size=None):

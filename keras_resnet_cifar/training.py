@@ -13,10 +13,14 @@ from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation import evaluate
 from keras_resnet_cifar.feed import ShuffledBatches, even_batch_size, one_hot
 from keras_resnet_cifar.files import write_json, write_text
+from keras_resnet_cifar.hardware import (
+    jit_compile,
+    resolve_precision,
+    steps_per_execution,
+)
 from keras_resnet_cifar.model_card import model_card
 from keras_resnet_cifar.optimizers import CoupledSGD, TabulatedRate
 from keras_resnet_cifar.plots import plot_curves
-from keras_resnet_cifar.precision import jit_compile, resolve_precision
 from keras_resnet_cifar.recipes import get_recipe
 from keras_resnet_cifar.runs import (
     RunDirectory,
@@ -205,6 +209,7 @@ def compiled(model, data, recipe, precision, seed, steps_per_epoch):
         loss=keras.losses.CategoricalCrossentropy(from_logits=True),
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
         jit_compile=jit_compile(),
+        steps_per_execution=steps_per_execution(),
     )
     trained.optimizer.build(trained.trainable_variables)
     return trained

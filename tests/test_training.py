@@ -10,7 +10,7 @@ from keras_resnet_cifar.datasets import DATASETS
 from keras_resnet_cifar.errors import Diverged, InputError
 from keras_resnet_cifar.evaluation import evaluate, logits_of
 from keras_resnet_cifar.feed import ShuffledBatches, even_batch_size
-from keras_resnet_cifar.precision import (
+from keras_resnet_cifar.hardware import (
     _cpu_multiplies_bfloat16,
     resolve_precision,
 )
@@ -23,14 +23,14 @@ SHORT = {"epochs": 3, "batch_size": 64, "precision": "float32"}
 
 
 class InterruptIn(keras.callbacks.Callback):
-    """Ctrl-C in the middle of an epoch (0-based)."""
+    """Ctrl-C in an epoch (0-based), after a step and before its end."""
 
     def __init__(self, epoch):
         super().__init__()
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        if batch == 1 and self.current == self.epoch:
+        if self.current == self.epoch:
             raise KeyboardInterrupt
 
     def on_epoch_begin(self, epoch, logs=None):
