@@ -110,7 +110,7 @@ def _fit_epochs(model, feed):
             callbacks=[
                 cb.EpochFeed(feed),
                 cb.StopOnNaN(),
-                cb.EpochRecord(len(feed) * feed.batch_size),
+                cb.EpochRecord(feed.batch_size, np.zeros(1000 * len(feed))),
                 record,
             ],
         )

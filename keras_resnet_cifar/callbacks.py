@@ -37,15 +37,21 @@ class AverageForValidation(keras.callbacks.Callback):
 class EpochRecord(keras.callbacks.Callback):
     """Adds rate, speed and time to the logs that later callbacks see.
 
-    `images_per_second` counts the training steps of the epoch alone, from its
-    beginning to its last step: validation and saving are not in it.
+    `learning_rate` is that of the epoch's last step. `images_per_second`
+    counts the training steps of the epoch alone, from its beginning to its
+    last step: validation and saving are not in it.
+
+    Args:
+        batch_size: Images a step.
+        rates: The rate at each step of the run.
     """
 
     async_safe = True  # it reads a clock only
 
-    def __init__(self, images_per_epoch):
+    def __init__(self, batch_size, rates):
         super().__init__()
-        self.images_per_epoch = images_per_epoch
+        self.batch_size = batch_size
+        self.rates = rates
 
     def on_epoch_begin(self, epoch, logs=None):
         self._begin = time.perf_counter()
@@ -57,10 +63,9 @@ class EpochRecord(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         now = time.perf_counter()
         trained = (self._trained or now) - self._begin
-        logs["learning_rate"] = float(
-            ops.convert_to_numpy(self.model.optimizer.learning_rate)
-        )
-        logs["images_per_second"] = round(self.images_per_epoch / trained, 1)
+        steps = self.params["steps"]
+        logs["learning_rate"] = float(self.rates[(epoch + 1) * steps - 1])
+        logs["images_per_second"] = round(steps * self.batch_size / trained, 1)
         logs["seconds"] = round(now - self._begin, 3)
         if not np.isfinite(logs["loss"]):
             raise Diverged(

@@ -22,7 +22,7 @@ _PACKAGES = (
     "numpy",
 )
 # What must agree between a run and its resumption; the rest is for the record.
-_BINDING = ("arch", "dataset", "recipe", "seed", "precision")
+_BINDING = ("arch", "dataset", "recipe", "seed", "precision", "backend")
 
 
 @dataclass(frozen=True)

@@ -76,3 +76,15 @@ def tabulate(
     rates = base * SHAPES[name](steps, steps_per_epoch, **parameters)
     rates[:warmup_steps] = base * warmup_factor
     return rates
+
+
+def rates_of(recipe, steps_per_epoch):
+    """Returns a recipe's rate at each step of its run, float64 `[steps]`."""
+    return tabulate(
+        recipe.schedule,
+        recipe.learning_rate,
+        recipe.epochs * steps_per_epoch,
+        steps_per_epoch,
+        recipe.warmup_steps,
+        recipe.warmup_factor,
+    )

@@ -29,7 +29,7 @@ from keras_resnet_cifar.runs import (
     load_backup,
     versions,
 )
-from keras_resnet_cifar.schedules import tabulate
+from keras_resnet_cifar.schedules import rates_of
 from keras_resnet_cifar.training_model import TrainingModel, training_clone
 
 
@@ -110,6 +110,8 @@ def train(
         seed,
         transform=policies.host_transform(recipe, seed),
     )
+    if tensorboard:
+        _check_tensorboard(output_dir)
     directory = RunDirectory(Path(output_dir)) if output_dir else None
     config = _config(model, data, recipe, seed, precision)
     if resume:
@@ -156,6 +158,18 @@ def _check_fits(model, data):
         )
 
 
+def _check_tensorboard(output_dir):
+    if not output_dir:
+        raise InputError("tensorboard=True needs an output_dir for its logs")
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "TensorBoard logs are written by TensorFlow: pip install "
+            "tensorflow, or leave --tensorboard out"
+        ) from error
+
+
 def _config(model, data, recipe, seed, precision):
     """Everything needed to repeat the run, as JSON."""
     return {
@@ -190,17 +204,9 @@ def compiled(model, data, recipe, precision, seed, steps_per_epoch):
         ema=recipe.ema,
         dtype=precision,
     )
-    rates = tabulate(
-        recipe.schedule,
-        recipe.learning_rate,
-        recipe.epochs * steps_per_epoch,
-        steps_per_epoch,
-        recipe.warmup_steps,
-        recipe.warmup_factor,
-    )
     trained.compile(
         optimizer=CoupledSGD(
-            TabulatedRate(rates),
+            TabulatedRate(rates_of(recipe, steps_per_epoch)),
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
             decay=recipe.weight_decay,
@@ -230,7 +236,7 @@ def _callbacks(model, recipe, feed, state, directory, tensorboard, verbose):
         cb.EpochFeed(feed),
         cb.StopOnNaN(),
         cb.AverageForValidation(),
-        cb.EpochRecord(len(feed) * recipe.batch_size),
+        cb.EpochRecord(recipe.batch_size, rates_of(recipe, len(feed))),
         cb.HistoryRows(state),
     ]
     if directory is not None:

@@ -32,6 +32,8 @@ def script(name, *arguments, **kwargs):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # A shell starts its background jobs deaf to Ctrl-C, and with them us.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **kwargs,
     )
 
@@ -63,18 +65,27 @@ def finished_run(data_options, tmp_path):
     return directory
 
 
-def test_train_evaluate_predict(finished_run, tmp_path, capsys):
-    """The whole path, each command on what the one before it left."""
+def test_train_tells_what_it_does(data_options, tmp_path, capsys):
+    options = ["--validation", "56", "--output-dir", tmp_path / "run"]
+    assert run("train", *FAST, *data_options, *options) == 0
     out = capsys.readouterr().out
-    assert "200 train, 56 validation, 64 test" in out
+    assert "resnet8 on cifar10 (200 train, 56 validation, 64 test" in out
     assert "NOT verified" in out
+    assert "epoch 2/2  loss" in out
+    assert "images/s" in out
     assert "last (epoch 2): top-1" in out
 
+
+def test_train_evaluate_predict(finished_run, tmp_path, capsys):
+    """The whole path, each command on what the one before it left."""
     assert run("evaluate", finished_run, "--checkpoint", "all") == 0
-    out = capsys.readouterr().out
-    names = ("epoch-0001", "epoch-0002", "best", "last")
-    assert [
-        name in line for name, line in zip(names, out.splitlines(), strict=True)
+    lines = capsys.readouterr().out.splitlines()
+    files = [line.split(": ")[0].split("/")[-1] for line in lines]
+    assert files == [
+        "epoch-0001.keras",
+        "epoch-0002.keras",
+        "best.keras",
+        "last.keras",
     ]
     report = finished_run / "evaluation" / "last-test" / "metrics.json"
     metrics = json.loads((finished_run / "metrics.json").read_text())
@@ -115,7 +126,7 @@ def test_ctrl_c_and_resume(data_options, tmp_path):
     # One line down to zero from a fifth of the run, as if never interrupted.
     column = rows[0].split(",").index("learning_rate")
     rates = [float(row.split(",")[column]) for row in rows[1:]]
-    steps = 4 * np.arange(1, 41)
+    steps = 4 * np.arange(1, 41) - 1  # the last of each epoch
     expected = np.interp(steps, [0, 32, 160], [0, 0.4, 0])
     np.testing.assert_allclose(rates, expected, atol=1e-6)
 
@@ -151,7 +162,7 @@ def test_bad_input_is_one_line_and_exit_code_2(name, tmp_path, capfd):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert word in err
-    assert "epoch" not in out
+    assert "epoch 1/" not in out
     assert not (tmp_path / "run").exists()
 
 

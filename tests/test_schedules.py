@@ -7,19 +7,7 @@ import pytest
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.optimizers import TabulatedRate
 from keras_resnet_cifar.recipes import RECIPES
-from keras_resnet_cifar.schedules import SHAPES, tabulate
-
-
-def rates_of(recipe, steps_per_epoch):
-    steps = recipe.epochs * steps_per_epoch
-    return tabulate(
-        recipe.schedule,
-        recipe.learning_rate,
-        steps,
-        steps_per_epoch,
-        recipe.warmup_steps,
-        recipe.warmup_factor,
-    )
+from keras_resnet_cifar.schedules import SHAPES, rates_of, tabulate
 
 
 def test_paper_divides_at_32k_and_48k_of_64k_steps():
