@@ -19,6 +19,25 @@ from keras_resnet_cifar.runs import RunDirectory, find_run
 CHECKPOINTS = ("last", "best", "all")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What `train` will do, before anything heavy is imported.
+
+    Attributes:
+        recipe: The `Recipe`, options applied.
+        request: Arguments of `load_dataset`.
+        seed: Of everything.
+        directory: The run directory.
+        arch: Name of the net to build; `None` to resume `directory`.
+    """
+
+    recipe: Recipe
+    request: dict
+    seed: int
+    directory: Path
+    arch: str | None = None
+
+
 def train(args):
     """Train a net by a recipe and evaluate it on the test split."""
     plan = _resumed_plan(args) if args.resume else _new_plan(args)
@@ -26,34 +45,51 @@ def train(args):
     from keras_resnet_cifar.data import load_dataset
     from keras_resnet_cifar.training import train as run_training
 
-    data = load_dataset(**plan["request"])
-    model = plan["build"](data)
+    data = load_dataset(**plan.request)
+    model = _model(plan, data)
     print(
         f"{model.name} on {data.name} ({len(data.train):,} train, "
         f"{len(data.validation or ()):,} validation, {len(data.test):,} test "
         f"images; {'verified' if data.verified else 'NOT verified'}; "
-        f"{data.source})\nrecipe {plan['recipe'].name}, "
-        f"{plan['recipe'].epochs} epochs, run directory {plan['directory']}"
+        f"{data.source})\nrecipe {plan.recipe.name}, "
+        f"{plan.recipe.epochs} epochs, run directory {plan.directory}"
     )
     try:
         run = run_training(
             model,
             data,
-            plan["recipe"],
-            plan["directory"],
-            seed=plan["seed"],
-            resume=bool(args.resume),
+            plan.recipe,
+            plan.directory,
+            seed=plan.seed,
+            resume=plan.arch is None,
             tensorboard=args.tensorboard,
             verbose=not args.quiet,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             "; to go on from the last full epoch: python -m "
-            f"keras_resnet_cifar train --resume {plan['directory']}"
+            f"keras_resnet_cifar train --resume {plan.directory}"
         ) from None
     for name, found in run.metrics.items():
         print(f"{name} (epoch {found['epoch']}): {_told(found['test'])}")
     print(f"wrote {run.directory}: {', '.join(_files(run.directory))}")
+
+
+def _model(plan, data):
+    """The net to train: a new one, or the structure of the resumed one."""
+    import keras
+
+    from keras_resnet_cifar.evaluation import load_model
+    from keras_resnet_cifar.models import build_resnet
+
+    if plan.arch is None:
+        return load_model(RunDirectory(plan.directory).last)
+    keras.utils.set_random_seed(plan.seed)
+    return build_resnet(
+        plan.arch,
+        num_classes=data.num_classes,
+        normalization=plan.recipe.normalization or data.name,
+    )
 
 
 def _new_plan(args):
@@ -65,46 +101,17 @@ def _new_plan(args):
     directory = args.output_dir or _unused(f"{arch}-{name}-{recipe.name}")
     RunDirectory(directory).check_unused()
     seed = args.seed or 0
-    request = {
-        "name": name,
-        "data_dir": args.data_dir,
-        "source": args.source,
-        "validation": recipe.validation,
-        "seed": seed,
-        "allow_unverified": bool(args.allow_unverified),
-    }
-
-    def build(data):
-        import keras
-
-        from keras_resnet_cifar.models import build_resnet
-
-        keras.utils.set_random_seed(seed)
-        return build_resnet(
-            arch,
-            num_classes=data.num_classes,
-            normalization=recipe.normalization or data.name,
-        )
-
-    return {
-        "recipe": recipe,
-        "seed": seed,
-        "directory": directory,
-        "request": request,
-        "build": build,
-    }
+    request = {"name": name, "validation": recipe.validation, "seed": seed}
+    return _Plan(recipe, request | _data_options(args), seed, directory, arch)
 
 
 def _resumed_plan(args):
-    directory = RunDirectory(args.resume)
-    config = directory.read_config()
+    config = RunDirectory(args.resume).read_config()
     recipe = Recipe(**config["recipe"])
-    asked = {
+    arch = args.arch and architectures.parse(args.arch).name
+    asked_and_held = {
         "output_dir": (args.output_dir, args.resume),
-        "arch": (
-            args.arch and architectures.parse(args.arch).name,
-            config["arch"],
-        ),
+        "arch": (arch, config["arch"]),
         "recipe": (args.recipe, recipe.name),
         "dataset": (args.dataset, config["dataset"]["name"]),
         "seed": (args.seed, config["seed"]),
@@ -112,29 +119,21 @@ def _resumed_plan(args):
         name: (value, getattr(recipe, name))
         for name, value in _changes(args).items()
     }
-    for name, (value, held) in asked.items():
-        if value not in (None, held):
+    for name, (asked, held) in asked_and_held.items():
+        if asked not in (None, held):
             raise InputError(
                 f"cannot resume with another config: {name} was {held}, now "
-                f"{value}; leave the option out, or start a new run"
+                f"{asked}; leave the option out, or start a new run"
             )
-    request = dict(config["request"])
-    for key in ("data_dir", "source", "allow_unverified"):
-        if getattr(args, key) is not None:
-            request[key] = getattr(args, key)
+    request = config["request"] | _data_options(args)
+    return _Plan(recipe, request, config["seed"], args.resume)
 
-    def build(data):
-        from keras_resnet_cifar.evaluation import load_model
 
-        return load_model(directory.last)
-
-    return {
-        "recipe": recipe,
-        "seed": config["seed"],
-        "directory": args.resume,
-        "request": request,
-        "build": build,
-    }
+def _data_options(args):
+    """The arguments of `load_dataset` that were given as options."""
+    names = ("data_dir", "source", "allow_unverified")
+    given = {name: getattr(args, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _changes(args):
@@ -215,14 +214,10 @@ def _checkpoints(path, which):
 def _request(path, args):
     """Arguments of `load_dataset` for a checkpoint: its run's, then ours."""
     run = find_run(path)
-    request = {}
-    if run is not None:
-        request = run.read_config()["request"]
+    request = run.read_config()["request"] if run else {}
     if args.dataset and args.dataset != request.get("name"):
         request = {"name": args.dataset}
-    for key in ("data_dir", "source", "allow_unverified"):
-        if getattr(args, key) is not None:
-            request[key] = getattr(args, key)
+    request |= _data_options(args)
     if "name" not in request:
         raise InputError(
             f"{path} lies in no run directory: name its --dataset "
