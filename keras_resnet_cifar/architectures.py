@@ -17,6 +17,8 @@ Without a suffix the shortcut is the identity (option A of He et al. 2015) for
 three stages of basic blocks, and the projection (option B) for all others.
 """
 
+import numbers
+import operator
 import re
 from dataclasses import dataclass
 
@@ -130,18 +132,25 @@ def resolve(
         "block": block,
         "preactivation": preactivation,
         "shortcut": shortcut,
-        "widths": widths and tuple(widths),
-        "stage_blocks": stage_blocks and tuple(stage_blocks),
+        "widths": _integers("widths", widths),
+        "stage_blocks": _integers("stage_blocks", stage_blocks),
         "stem": stem,
     }
     given = {key: value for key, value in given.items() if value is not None}
+    if not isinstance(given.get("depth", 0), numbers.Integral):
+        raise InputError(f"depth={depth!r}: give a whole number")
+    if not isinstance(given.get("preactivation", False), bool):
+        raise InputError(f"preactivation={preactivation!r}: True or False")
     if name is not None:
         if depth is not None:
             raise InputError(
                 f"give arch={name!r} or depth={depth}, not both: the name "
                 "says the depth"
             )
-        return _complete(_described(name) | given)
+        described = _described(name)
+        if stage_blocks is not None:
+            described.pop("depth")  # it follows from the blocks
+        return _complete(described | given)
     return _complete(given)
 
 
@@ -160,7 +169,12 @@ def _described(name):
     repeated = len(set(suffixes)) < len(suffixes)
     shortcuts = [s for s in suffixes if s in SHORTCUTS]
     if not match or repeated or len(shortcuts) > 1:
-        raise unknown("arch", name, ARCHITECTURES, hint=f"the rule: {RULE}")
+        raise unknown(
+            "arch",
+            name,
+            ARCHITECTURES,
+            told=f"such as resnet20; the rule is {RULE}",
+        )
     for suffix in suffixes:
         if suffix not in SUFFIXES:
             raise unknown("suffix", f"{suffix} in {name}", SUFFIXES)
@@ -190,11 +204,18 @@ def _complete(given):
         )
     preactivation = bool(given.get("preactivation", False))
     plain = block == "basic" and len(widths) == 3 and not preactivation
+    shortcut = given.get("shortcut", "identity" if plain else "projection")
+    if shortcut == "identity" and list(widths) != sorted(widths):
+        raise InputError(
+            f"widths={widths}: the identity shortcut pads channels, so a stage "
+            "cannot be narrower than the one before; take shortcut="
+            "'projection'"
+        )
     return Architecture(
         depth=depth,
         block=block,
         preactivation=preactivation,
-        shortcut=given.get("shortcut", "identity" if plain else "projection"),
+        shortcut=shortcut,
         widths=widths,
         stage_blocks=blocks,
         stem=given.get("stem", "cifar"),
@@ -210,8 +231,6 @@ def _stages(given):
             3: THREE_STAGE_WIDTHS,
             4: FOUR_STAGE_WIDTHS,
         }.get(len(blocks), ())
-        _check_positive("stage_blocks", blocks)
-        _check_positive("widths", widths)
         if len(widths) != len(blocks):
             raise InputError(
                 f"widths={widths} and stage_blocks={blocks} differ in length: "
@@ -243,10 +262,10 @@ def _stages(given):
 def _impossible(depth, block):
     """The error for a depth that no net has, with its neighbours."""
     step = 3 * BLOCKS[block]
-    below = (depth - 2) // step * step + 2
+    below = max((depth - 2) // step, 1) * step + 2
     suffix = "-bottleneck" if block == "bottleneck" else ""
-    near = [d for d in (below, below + step) if d >= step + 2]
-    near = [f"resnet{d}{suffix}" for d in near if d not in FOUR_STAGE]
+    near = [below, below + step]
+    near = [f"resnet{d}{suffix}" for d in near if suffix or d not in FOUR_STAGE]
     if not suffix:
         near += [f"resnet{d}" for d in FOUR_STAGE if abs(d - depth) <= step]
         if depth > 2 and (depth - 2) % 9 == 0:
@@ -262,9 +281,19 @@ def _check_choice(given, key, known):
         raise unknown(key, given[key], known)
 
 
-def _check_positive(key, values):
-    if not values or any(not isinstance(v, int) or v < 1 for v in values):
-        raise InputError(f"{key}={values}: give positive integers, one a stage")
+def _integers(key, values):
+    """Positive integers as a tuple of int, `None` as it is."""
+    if values is None:
+        return None
+    try:
+        integers = tuple(operator.index(value) for value in values)
+    except TypeError:
+        integers = ()
+    if not integers or min(integers) < 1:
+        raise InputError(
+            f"{key}={values!r}: give positive integers, one a stage"
+        )
+    return integers
 
 
 def list_architectures():

@@ -10,8 +10,7 @@ import keras
 from keras import ops, random
 
 from keras_resnet_cifar.errors import unknown
-
-PADDINGS = ("zero", "reflect")
+from keras_resnet_cifar.recipes import CHOICES
 
 
 @keras.saving.register_keras_serializable(package="keras_resnet_cifar")
@@ -33,8 +32,8 @@ class RandomPadCrop(keras.layers.Layer):
 
     def __init__(self, padding=4, mode="zero", flip=False, seed=None, **kwargs):
         super().__init__(**kwargs)
-        if mode not in PADDINGS:
-            raise unknown("padding mode", mode, PADDINGS)
+        if mode not in CHOICES["padding_mode"]:
+            raise unknown("padding mode", mode, CHOICES["padding_mode"])
         self.padding = int(padding)
         self.mode = mode
         self.flip = flip

@@ -6,8 +6,8 @@ backend. Statistics and parameters stay float32, activations keep their dtype,
 and the running variance is the unbiased one, as in PyTorch and so in the
 literature's training code (Keras keeps the biased).
 
-It never reaches a disk: `training.py` trains a clone that has these layers and
-copies the weights back to the model of stock layers.
+It never reaches a disk: `training_model.py` makes a clone with these layers to
+train, and `callbacks.publish` copies its weights to the model of stock layers.
 """
 
 import keras

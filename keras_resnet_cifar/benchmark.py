@@ -17,6 +17,7 @@ import numpy as np
 
 from keras_resnet_cifar import callbacks as cb
 from keras_resnet_cifar.data import Split, load_dataset
+from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.feed import ShuffledBatches, one_hot
 from keras_resnet_cifar.hardware import resolve_precision
 from keras_resnet_cifar.models import build_resnet
@@ -43,6 +44,10 @@ def benchmark(
         of the process in MiB, and the seconds that importing the package adds
         to importing Keras.
     """
+    if steps < 1 or rounds < 1:
+        raise InputError(
+            f"steps={steps}, rounds={rounds}: both must be at least 1"
+        )
     recipe = get_recipe(
         "onecycle", batch_size=batch_size, precision=precision, epochs=1000
     )

@@ -70,8 +70,8 @@ class EpochRecord(keras.callbacks.Callback):
         if not np.isfinite(logs["loss"]):
             raise Diverged(
                 f"the loss is {logs['loss']} in epoch {epoch + 1}: try a lower "
-                "learning rate or --precision float32; earlier checkpoints "
-                "are kept"
+                "learning rate or --precision float32; last.keras is of the "
+                "epoch before"
             )
 
 

@@ -5,24 +5,16 @@ so that help, and errors that need no Keras, come at once.
 """
 
 import argparse
-import dataclasses
+import os
 import sys
 from pathlib import Path
 
 from keras_resnet_cifar import architectures, commands
-from keras_resnet_cifar.datasets import DATASETS
+from keras_resnet_cifar.datasets import DATASETS, SOURCES
 from keras_resnet_cifar.errors import Diverged, InputError
-from keras_resnet_cifar.recipes import DEFAULT, RECIPES, Recipe
+from keras_resnet_cifar.recipes import DEFAULT, OPTIONS, RECIPES
 
 EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
-
-# Recipe fields that have an option of their own, or none.
-_NO_OPTION = ("name", "source", "expected", "arch", "dataset", "schedule")
-RECIPE_OPTIONS = [
-    field
-    for field in dataclasses.fields(Recipe)
-    if field.name not in _NO_OPTION
-]
 
 
 def main(arguments=None):
@@ -34,6 +26,8 @@ def main(arguments=None):
         return _fail(error, EXIT_BAD_INPUT)
     except Diverged as error:
         return _fail(error, EXIT_DIVERGED)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as interrupt:
         print(f"interrupted{interrupt}", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -101,7 +95,7 @@ def _train_options(parser):
     group = parser.add_argument_group(
         "fields of the recipe to replace (the list command shows them)"
     )
-    for field in RECIPE_OPTIONS:
+    for field in OPTIONS:
         flag = "--" + field.name.replace("_", "-")
         if field.type is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction)
@@ -180,7 +174,10 @@ def _data_options(parser, default):
         help="a copy of the data in any layout; else KERAS_RESNET_CIFAR_DATA, "
         "the caches of Keras, torchvision and tfds, then a download",
     )
-    parser.add_argument("--source", help="disk, tfds or huggingface")
+    parser.add_argument(
+        "--source",
+        help="; ".join(f"{name}: {told}" for name, told in SOURCES.items()),
+    )
     parser.add_argument(
         "--allow-unverified",
         action="store_true",

@@ -11,9 +11,16 @@ import time
 from pathlib import Path
 
 from keras_resnet_cifar import architectures
-from keras_resnet_cifar.datasets import DATASETS
+from keras_resnet_cifar.datasets import DATASETS, SOURCES
 from keras_resnet_cifar.errors import InputError, unknown
-from keras_resnet_cifar.recipes import DEFAULT, RECIPES, Recipe, get_recipe
+from keras_resnet_cifar.recipes import (
+    DEFAULT,
+    OPTIONS,
+    RECIPES,
+    Recipe,
+    checked_seed,
+    get_recipe,
+)
 from keras_resnet_cifar.runs import RunDirectory, find_run
 
 CHECKPOINTS = ("last", "best", "all")
@@ -88,26 +95,34 @@ def _model(plan, data):
     return build_resnet(
         plan.arch,
         num_classes=data.num_classes,
+        input_shape=data.train.images.shape[1:],
         normalization=plan.recipe.normalization or data.name,
     )
 
 
 def _new_plan(args):
     recipe = get_recipe(args.recipe or DEFAULT, **_changes(args))
-    arch = architectures.parse(args.arch or recipe.arch).name
-    name = args.dataset or (recipe.dataset if args.recipe else "shapes")
-    if name not in DATASETS:
-        raise unknown("dataset", name, DATASETS)
+    arch = recipe.arch if args.arch is None else args.arch
+    arch = architectures.parse(arch).name
+    name = recipe.dataset if args.recipe else "shapes"
+    name = name if args.dataset is None else args.dataset
+    _check_known(name, args.source)
     directory = args.output_dir or _unused(f"{arch}-{name}-{recipe.name}")
     RunDirectory(directory).check_unused()
-    seed = args.seed or 0
+    seed = checked_seed(args.seed or 0)
     request = {"name": name, "validation": recipe.validation, "seed": seed}
     return _Plan(recipe, request | _data_options(args), seed, directory, arch)
 
 
 def _resumed_plan(args):
     config = RunDirectory(args.resume).read_config()
-    recipe = Recipe(**config["recipe"])
+    try:
+        recipe = get_recipe(Recipe(**config["recipe"]))
+    except (TypeError, InputError) as error:
+        raise InputError(
+            f"cannot read the recipe of {args.resume}: {error}; restore its "
+            "config.json or start a new run"
+        ) from error
     arch = args.arch and architectures.parse(args.arch).name
     asked_and_held = {
         "output_dir": (args.output_dir, args.resume),
@@ -129,6 +144,14 @@ def _resumed_plan(args):
     return _Plan(recipe, request, config["seed"], args.resume)
 
 
+def _check_known(dataset, source):
+    """Tells unknown names before anything heavy is imported."""
+    if dataset not in DATASETS:
+        raise unknown("dataset", dataset, DATASETS)
+    if source not in (None, *SOURCES):
+        raise unknown("source", source, SOURCES)
+
+
 def _data_options(args):
     """The arguments of `load_dataset` that were given as options."""
     names = ("data_dir", "source", "allow_unverified")
@@ -138,13 +161,8 @@ def _data_options(args):
 
 def _changes(args):
     """The recipe fields that were given as options."""
-    names = {field.name for field in dataclasses.fields(Recipe)}
-    names -= {"arch", "dataset"}
-    return {
-        name: value
-        for name, value in vars(args).items()
-        if name in names and value is not None
-    }
+    given = {field.name: getattr(args, field.name) for field in OPTIONS}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _unused(stem):
@@ -159,26 +177,31 @@ def _unused(stem):
 
 def evaluate(args):
     """Evaluate checkpoints: accuracy, calibration, confusion, mistakes."""
-    if args.mistakes < 1:
-        raise InputError(f"--mistakes {args.mistakes}: give at least 1")
+    if not 1 <= args.mistakes <= 100:
+        raise InputError(f"--mistakes {args.mistakes}: give 1 to 100")
     checkpoints = [
         path
         for model in args.models
         for path in _checkpoints(model, args.checkpoint)
     ]
+    jobs = [(path, *_job(path, args)) for path in checkpoints]
+    folders = [folder for _, _, folder in jobs]
+    twice = [folder for folder in folders if folders.count(folder) > 1]
+    if twice:
+        raise InputError(
+            f"two models would write to {twice[0]}: evaluate them one by one, "
+            "each with its own --output-dir"
+        )
     _import_keras()
     from keras_resnet_cifar.evaluation import load_model, report
 
     loaded = {}
-    for path in checkpoints:
-        request = _request(path, args)
+    for path, request, folder in jobs:
         key = json.dumps(request, sort_keys=True)
         if key not in loaded:
             loaded = {key: _load_split(request, args.split)}
         split, class_names = loaded[key]
         model = load_model(path)
-        folder = args.output_dir or path.parent / "evaluation"
-        folder = folder / f"{path.stem}-{args.split}"
         begin = time.perf_counter()
         result = report(model, split, class_names, folder, args.mistakes)
         seconds = time.perf_counter() - begin
@@ -211,19 +234,29 @@ def _checkpoints(path, which):
     return found
 
 
-def _request(path, args):
-    """Arguments of `load_dataset` for a checkpoint: its run's, then ours."""
+def _job(path, args):
+    """What a checkpoint is evaluated on, and where the report goes.
+
+    Returns:
+        The arguments of `load_dataset`, its run's and then those given, and
+        the folder.
+    """
     run = find_run(path)
     request = run.read_config()["request"] if run else {}
+    parts = [path.stem, args.split]
     if args.dataset and args.dataset != request.get("name"):
         request = {"name": args.dataset}
+        parts.insert(1, args.dataset)
     request |= _data_options(args)
     if "name" not in request:
         raise InputError(
             f"{path} lies in no run directory: name its --dataset "
             f"({', '.join(DATASETS)})"
         )
-    return request
+    _check_known(request["name"], request.get("source"))
+    if args.output_dir:
+        return request, args.output_dir / "-".join([path.parent.name, *parts])
+    return request, path.parent / "evaluation" / "-".join(parts)
 
 
 def _load_split(request, name):
@@ -248,8 +281,8 @@ def predict(args):
     run = find_run(path)
     if name is None and run is not None:
         name = run.read_config()["dataset"]["name"]
-    if name is not None and name not in DATASETS:
-        raise unknown("dataset", name, DATASETS)
+    if name is not None:
+        _check_known(name, None)
     _import_keras()
     from keras_resnet_cifar.evaluation import load_model
     from keras_resnet_cifar.prediction import predict_files
@@ -298,7 +331,11 @@ def list_tables(args):
     """List architectures, recipes and datasets."""
     recipes = [dataclasses.asdict(recipe) for recipe in RECIPES.values()]
     sets = [
-        {"name": info.name, "classes": info.num_classes}
+        {
+            "name": info.name,
+            "classes": info.num_classes,
+            "summary": info.summary,
+        }
         for info in DATASETS.values()
     ]
     nets = architectures.list_architectures()
@@ -321,7 +358,7 @@ def list_tables(args):
         )
     print("datasets:")
     for row in sets:
-        print(f"  {row['name']:<24}{row['classes']} classes")
+        print(f"  {row['name']:<24}{row['classes']} classes: {row['summary']}")
 
 
 def _told(test):
@@ -338,8 +375,16 @@ def _files(directory):
 def _import_keras():
     """Imports Keras without the notices of TensorFlow's C++ on stderr."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _silent_stderr():
-        import keras  # noqa: F401
+    try:
+        with _silent_stderr():
+            import keras  # noqa: F401
+    except Exception as error:  # each backend fails in its own way
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"Keras cannot start on the backend "
+            f"{os.environ.get('KERAS_BACKEND', 'tensorflow')}: {reason}; set "
+            "KERAS_BACKEND to tensorflow, jax or torch, whichever is installed"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -8,18 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from keras_resnet_cifar import huggingface, readers
-from keras_resnet_cifar.datasets import DATASETS, FINE_TO_COARSE
+from keras_resnet_cifar.datasets import DATASETS, FINE_TO_COARSE, SOURCES
 from keras_resnet_cifar.errors import InputError, unknown
 
 DATA_VARIABLE = "KERAS_RESNET_CIFAR_DATA"
-
-# Where images may come from; without a choice: disk, and then tfds.
-SOURCES = {
-    "disk": "a copy under the data folder or where Keras, torchvision and tfds "
-    "keep theirs",
-    "tfds": "a download by tensorflow_datasets from the university's host",
-    "huggingface": "a download of the parquet files of uoft-cs",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +123,7 @@ def load_dataset(
         verified=verified,
         request={
             "name": name,
-            "data_dir": str(data_dir) if data_dir else None,
+            "data_dir": os.path.abspath(data_dir) if data_dir else None,
             "validation": validation,
             "seed": seed,
             "source": source,

@@ -6,6 +6,14 @@ all read this table.
 
 from dataclasses import dataclass, field, replace
 
+# Where images may come from; without a choice: disk, and then tfds.
+SOURCES = {
+    "disk": "a copy in the data folder or where Keras, torchvision and tfds "
+    "keep theirs",
+    "tfds": "a download by tensorflow_datasets from the university's host",
+    "huggingface": "a download of the parquet files of uoft-cs",
+}
+
 
 @dataclass(frozen=True)
 class DatasetInfo:

@@ -14,19 +14,20 @@ class Diverged(RuntimeError):
     """The loss is not finite; the message says where and what to try."""
 
 
-def unknown(kind, name, known, hint=""):
+def unknown(kind, name, known, told=None):
     """Returns an `InputError` for a name that is not in a table.
 
     Args:
         kind: What the name should have been, e.g. `"dataset"`.
         name: The name as received.
         known: The names of the table.
-        hint: Optional sentence with more of the remedy.
+        told: What to say instead of the list of names, where it is long.
     """
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    text = str(name).lower()
+    near = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
     remedy = f"did you mean {' or '.join(near)}? " if near else ""
     return InputError(
-        f"unknown {kind} {name!r}: {remedy}known: {', '.join(known)}"
-        + (f" ({hint})" if hint else "")
+        f"unknown {kind} {name!r}: {remedy}"
+        + (told or f"known: {', '.join(known)}")
     )

@@ -1,5 +1,7 @@
 """Evaluates models on a split: logits by Keras, metrics by NumPy, pictures."""
 
+import zipfile
+
 import keras
 import numpy as np
 
@@ -19,9 +21,13 @@ def logits_of(model, images, batch_size=None):
         images: uint8 or float `[N, H, W, 3]`, 0 to 255.
         batch_size: Images a step; by default one that divides N.
     """
-    model.jit_compile = jit_compile() == "auto"
     batch_size = batch_size or even_batch_size(len(images))
-    logits = model.predict(images, batch_size=batch_size, verbose=0)
+    held = model.jit_compile
+    model.jit_compile = jit_compile()
+    try:
+        logits = model.predict(images, batch_size=batch_size, verbose=0)
+    finally:
+        model.jit_compile = held
     return np.asarray(logits, "float32")
 
 
@@ -32,7 +38,7 @@ def evaluate(model, split, class_names, batch_size=None):
         InputError: The model's classes are not the split's, or its logits
             are not finite.
     """
-    _check_classes(model, class_names)
+    check_classifier(model, len(class_names), split.images.shape[1:])
     logits = logits_of(model, split.images, batch_size)
     return score(logits, split.labels, class_names)
 
@@ -53,7 +59,7 @@ def report(model, split, class_names, folder, mistakes=25):
     Raises:
         InputError: As `evaluate`, or the folder cannot be written.
     """
-    _check_classes(model, class_names)
+    check_classifier(model, len(class_names), split.images.shape[1:])
     make_folder(folder)
     logits = logits_of(model, split.images)
     result = score(logits, split.labels, class_names)
@@ -71,28 +77,67 @@ def report(model, split, class_names, folder, mistakes=25):
     return result
 
 
-def _check_classes(model, class_names):
-    outputs = model.output_shape[-1]
-    if outputs != len(class_names):
+def check_classifier(model, classes=None, image_shape=None, name=None):
+    """Checks that a model takes images and gives one logit a class.
+
+    Args:
+        model: Anything.
+        classes: How many classes it must have, if that is known.
+        image_shape: `(H, W, 3)` that it must take, if that is known.
+        name: What to call it; by default its own name.
+
+    Raises:
+        InputError: It does not.
+    """
+    name = name or getattr(model, "name", model)
+    inputs = getattr(model, "input_shape", None)
+    outputs = getattr(model, "output_shape", None)
+    if not (_is_shape(inputs, 4) and inputs[3] == 3 and _is_shape(outputs, 2)):
         raise InputError(
-            f"the model {model.name} has {outputs} outputs, the data set "
-            f"{len(class_names)} classes: name the data set it was trained on"
+            f"{name} is no classifier of images: give a built Keras model from "
+            "[N, H, W, 3] to [N, classes]"
+        )
+    wanted = inputs[1:] if image_shape is None else tuple(image_shape)
+    fits = zip(inputs[1:], wanted, strict=True)
+    if any(side not in (None, given) for side, given in fits):
+        raise InputError(
+            f"{name} takes images {inputs[1:]}, these are {wanted}: build it "
+            f"with input_shape={wanted}"
+        )
+    if classes not in (None, outputs[1]):
+        raise InputError(
+            f"{name} has {outputs[1]} outputs, the data set {classes} classes: "
+            f"name the data set it was trained on, or build it with "
+            f"num_classes={classes}"
+        )
+    activation = getattr(model.layers[-1], "activation", None)
+    if activation not in (None, keras.activations.linear):
+        raise InputError(
+            f"{name} ends in {activation.__name__}: logits are needed, build "
+            "it with activation=None"
         )
 
 
+def _is_shape(shape, rank):
+    return isinstance(shape, tuple) and len(shape) == rank
+
+
 def load_model(path):
-    """Loads a `.keras` file.
+    """Loads a classifier of images from a `.keras` file.
 
     Raises:
-        InputError: The file is missing, damaged, or no classifier of images.
+        InputError: The file is missing or damaged, or holds something else.
     """
     if not path.is_file():
         raise InputError(f"no model at {path}: name a .keras file or a run")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is damaged, or no .keras file: name another")
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises many kinds for a damaged file
-        reason = str(error).strip().split("\n")[0][:200]
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"cannot load {path}: {reason}; name a .keras file of a classifier"
         ) from error
+    check_classifier(model, name=path)
     return model

@@ -39,7 +39,7 @@ class ShuffledBatches(keras.utils.PyDataset):
         self.batch_size = batch_size
         self.seed = seed
         self.transform = transform
-        self.epoch = 0  # set by training.py before each epoch
+        self.epoch = 0  # set by `callbacks.EpochFeed`
         self._targets = one_hot(split.labels, num_classes)
         self._order = (None, None)
 

@@ -27,10 +27,10 @@ def _multiplies_bfloat16():
         import torch
 
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return on_accelerator() or _cpu_multiplies_bfloat16()
+    return _has_accelerator() or _cpu_multiplies_bfloat16()
 
 
-def on_accelerator():
+def _has_accelerator():
     """Whether TensorFlow sees a GPU or TPU."""
     import tensorflow as tf
 
@@ -49,13 +49,13 @@ def _cpu_multiplies_bfloat16(cpuinfo=Path("/proc/cpuinfo")):
 
 
 def jit_compile():
-    """What `compile(jit_compile=...)` should be.
+    """What `compile(jit_compile=...)` should be here.
 
     TensorFlow on a CPU is faster without XLA: its own kernels are oneDNN's.
+    PyTorch spends longer compiling than these nets train for in eager mode.
     """
-    if keras.backend.backend() == "tensorflow" and not on_accelerator():
-        return False
-    return "auto"
+    backend = keras.backend.backend()
+    return backend == "jax" or (backend == "tensorflow" and _has_accelerator())
 
 
 def steps_per_execution():

@@ -1,5 +1,7 @@
 """`build_resnet`: stem, stages and head as a functional `keras.Model`."""
 
+import numbers
+
 import keras
 from keras import layers
 
@@ -66,8 +68,8 @@ def build_resnet(
 
     Example:
         >>> model = build_resnet("resnet20")
-        >>> model.count_params() - 1568 + 0  # without BatchNorm statistics
-        269722
+        >>> model.count_params()  # 269,722 and the BatchNorm statistics
+        271098
     """
     arch = resolve(
         arch,
@@ -79,6 +81,7 @@ def build_resnet(
         stage_blocks=stage_blocks,
         stem=stem,
     )
+    _check_head(num_classes, activation)
     side = 224 if arch.stem == "imagenet" else 32
     inputs = keras.Input(
         _checked_input_shape(input_shape or (side, side, 3), arch),
@@ -97,11 +100,22 @@ def build_resnet(
     )
 
 
-def _head(x, num_classes, activation):
-    if not isinstance(num_classes, int) or num_classes < 1:
+def _check_head(num_classes, activation):
+    whole = isinstance(num_classes, numbers.Integral)
+    if not whole or isinstance(num_classes, bool) or num_classes < 1:
         raise InputError(
-            f"num_classes={num_classes}: give a positive number of classes"
+            f"num_classes={num_classes!r}: give a positive number of classes"
         )
+    try:
+        keras.activations.get(activation)
+    except ValueError as error:
+        raise InputError(
+            f"activation={activation!r}: give None for logits, 'softmax', or "
+            "another name that Keras has"
+        ) from error
+
+
+def _head(x, num_classes, activation):
     x = layers.GlobalAveragePooling2D(name="head_pool")(x)
     return layers.Dense(
         num_classes,
@@ -143,8 +157,10 @@ def _apply(steps, x, arch, as_model):
 
 def _checked_input_shape(shape, arch):
     smallest = 2 ** (len(arch.widths) - 1)
-    shape = tuple(shape)
-    if len(shape) != 3 or shape[2] != 3:
+    shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
+    sides = [side for side in shape if side is not None]
+    whole = all(isinstance(side, numbers.Integral) for side in sides)
+    if not whole or len(shape) != 3 or shape[2] != 3:
         raise InputError(
             f"input_shape={shape}: give (height, width, 3), channels last"
         )

@@ -4,6 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_resnet_cifar.errors import unknown
+from keras_resnet_cifar.recipes import CHOICES
+
 
 @keras.saving.register_keras_serializable(package="keras_resnet_cifar")
 class CoupledSGD(keras.optimizers.SGD):
@@ -39,11 +42,8 @@ class CoupledSGD(keras.optimizers.SGD):
         name="coupled_sgd",
         **kwargs,
     ):
-        if decay_on not in ("all", "kernels"):
-            raise ValueError(
-                "`decay_on` must be 'all' or 'kernels'. "
-                f"Received: decay_on={decay_on!r}"
-            )
+        if decay_on not in CHOICES["decay_on"]:
+            raise unknown("decay_on", decay_on, CHOICES["decay_on"])
         super().__init__(
             learning_rate=learning_rate,
             momentum=float(momentum),

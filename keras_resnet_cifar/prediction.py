@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 
 from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.evaluation import logits_of
+from keras_resnet_cifar.evaluation import check_classifier, logits_of
 from keras_resnet_cifar.metrics import softmax
 
 
@@ -20,13 +20,15 @@ def read_image(path, size):
         InputError: The file is missing or no image, or claims a size that
             would exhaust memory.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                image = image.convert("RGB")
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError(f"its pixels are {image.mode}, not 8 bit")
+                image = ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # Pillow raises many kinds for damaged files
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
@@ -54,16 +56,12 @@ def predict_files(model, paths, class_names=None, top=3):
     Raises:
         InputError: A file is no image, or the names do not fit the model.
     """
-    outputs = model.output_shape[-1]
+    check_classifier(model, class_names and len(class_names))
+    outputs = model.output_shape[1]
     names = class_names or [str(index) for index in range(outputs)]
-    if len(names) != outputs:
-        raise InputError(
-            f"the model has {outputs} outputs, not {len(names)} classes: name "
-            "the data set it was trained on"
-        )
     if top < 1:
         raise InputError(f"top={top}: ask for at least 1 class")
-    size = model.input_shape[1:3]
+    size = tuple(side or 32 for side in model.input_shape[1:3])
     images = np.stack([read_image(path, size) for path in paths])
     probabilities = softmax(logits_of(model, images))
     ranked = np.argsort(-probabilities, axis=1)[:, :top]

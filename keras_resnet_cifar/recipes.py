@@ -1,5 +1,6 @@
 """Recipes: one frozen dataclass each, with its source and expected result."""
 
+import numbers
 from dataclasses import dataclass, fields, replace
 
 from keras_resnet_cifar.errors import InputError, unknown
@@ -163,12 +164,25 @@ RECIPES = {
 }
 DEFAULT = "onecycle"
 
-_CHOICES = {
+# Fields with an option on the command line, and what they may be.
+OPTIONS = [
+    field
+    for field in fields(Recipe)
+    if field.name
+    not in ("name", "source", "expected", "arch", "dataset", "schedule")
+]
+CHOICES = {
     "decay_on": ("all", "kernels"),
     "padding_mode": ("zero", "reflect"),
     "precision": ("auto", "float32", "mixed_bfloat16", "mixed_float16"),
 }
 _AT_LEAST = {"epochs": 1, "batch_size": 1}
+_AT_MOST = {
+    "epochs": 10_000,
+    "padding": 16,
+    "cutmix": 1,
+    "warmup_factor": 1,
+}
 _BELOW_ONE = ("momentum", "label_smoothing", "ema")
 
 
@@ -192,26 +206,64 @@ def get_recipe(recipe, **changes):
             raise unknown("recipe field", name, known)
     changes = {k: v for k, v in changes.items() if v is not None}
     recipe = replace(recipe, **changes)
-    for name, kind in known.items():
-        _check(name, kind, getattr(recipe, name))
+    recipe = replace(
+        recipe,
+        **{
+            name: _checked(name, kind, getattr(recipe, name))
+            for name, kind in known.items()
+        },
+    )
     return recipe
 
 
-def _check(name, kind, value):
-    if name in _CHOICES and value not in _CHOICES[name]:
-        raise unknown(name, value, _CHOICES[name])
-    if name == "schedule" and value[0] not in SHAPES:
-        raise unknown(name, value[0], SHAPES)
+def checked_seed(seed):
+    """Returns a seed as an int; raises `InputError` unless 0 to 2**31 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise InputError(f"seed={seed!r}: give a whole number")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed={seed}: must be from 0 to {2**31 - 1}")
+    return int(seed)
+
+
+def _checked(name, kind, value):
+    """Returns a field's value as plain Python, if it is in range."""
+    if name in CHOICES and value not in CHOICES[name]:
+        raise unknown(name, value, CHOICES[name])
+    if name == "schedule":
+        return _checked_schedule(value)
+    if kind is bool and not isinstance(value, bool):
+        raise InputError(f"{name}={value!r}: give True or False")
     if kind not in (int, float):
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{name}={value!r}: give a number")
-    if kind is int and not isinstance(value, int):
-        raise InputError(f"{name}={value}: give a whole number")
-    least = _AT_LEAST.get(name, 0)
-    if not value >= least:  # catches NaN as well
-        raise InputError(f"{name}={value}: must be at least {least}")
+        return value
+    wanted = numbers.Integral if kind is int else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        told = "a whole number" if kind is int else "a number"
+        raise InputError(f"{name}={value!r}: give {told}")
+    least, most = _AT_LEAST.get(name, 0), _AT_MOST.get(name, float("inf"))
+    if not least <= value <= most:  # catches NaN as well
+        told = f"at most {most}" if value > most else f"at least {least}"
+        raise InputError(f"{name}={value}: must be {told}")
     if value == float("inf"):
         raise InputError(f"{name}={value}: must be finite")
     if name in _BELOW_ONE and value >= 1:
         raise InputError(f"{name}={value}: must be below 1")
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def _checked_schedule(schedule):
+    """Returns `(shape, parameters)`; a name alone is a shape as it is."""
+    if isinstance(schedule, str):
+        schedule = (schedule, {})
+    try:
+        name, parameters = schedule
+        if name not in SHAPES:
+            raise unknown("schedule", name, SHAPES)
+        SHAPES[name](10, 5, **parameters)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"schedule={schedule!r}: give a name of {', '.join(SHAPES)} and "
+            f"its parameters ({error})"
+        ) from error
+    return name, dict(parameters)

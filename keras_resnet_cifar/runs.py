@@ -1,14 +1,21 @@
 """A run directory: what is in it, what repeats it, what resumes it."""
 
+import contextlib
 import csv
 import io
 import json
+import os
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
 
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.files import atomic_write, make_folder, write_text
@@ -22,6 +29,17 @@ _PACKAGES = (
     "numpy",
 )
 # What must agree between a run and its resumption; the rest is for the record.
+_CONFIG = {
+    "arch": str,
+    "parameters": int,
+    "dataset": dict,
+    "recipe": dict,
+    "seed": int,
+    "precision": str,
+    "request": dict,
+    "backend": str,
+    "versions": dict,
+}
 _BINDING = ("arch", "dataset", "recipe", "seed", "precision", "backend")
 
 
@@ -74,6 +92,28 @@ class RunDirectory:
         """The checkpoints kept by epoch, in order."""
         return sorted((self.path / "checkpoints").glob("epoch-*.keras"))
 
+    @contextlib.contextmanager
+    def locked(self):
+        """Keeps other processes out; the lock dies with its process.
+
+        Raises:
+            InputError: Another process is at work in the folder.
+        """
+        if fcntl is None:  # Windows has no lock on folders
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise InputError(
+                f"another process is at work in {self.path}: wait for it, or "
+                "name another --output-dir"
+            ) from error
+        finally:
+            os.close(handle)
+
     def check_unused(self):
         """Raises `InputError` if the folder holds anything."""
         if self.config.exists():
@@ -100,7 +140,15 @@ class RunDirectory:
             InputError: There is no run here, or its config cannot be read.
         """
         try:
-            return json.loads(self.config.read_text(encoding="utf-8"))
+            config = json.loads(self.config.read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError("it holds no object")
+            for key, kind in _CONFIG.items():
+                if not isinstance(config.get(key), kind):
+                    raise ValueError(f"{key} is missing or of another kind")
+            if "name" not in config["dataset"]:
+                raise ValueError("the dataset has no name")
+            return config
         except FileNotFoundError:
             raise InputError(
                 f"{self.path} holds no run (no {self.config.name}): name the "
@@ -209,6 +257,10 @@ def load_backup(path, shapes):
             file = np.load(opened, allow_pickle=False)
             state = State(**json.loads(str(file["state"])))
             arrays = [file[f"v{i}"] for i in range(len(file.files) - 1)]
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is missing: the run cannot go on, start a new one"
+        ) from None
     except Exception as error:  # zipfile, numpy and json each raise their own
         raise InputError(
             f"cannot read the backup {path}: {error}; start a new run"

@@ -1,16 +1,18 @@
 """`train`: a recipe, a model and a dataset, to a run directory."""
 
+import contextlib
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import keras
 
 from keras_resnet_cifar import callbacks as cb
 from keras_resnet_cifar import policies
+from keras_resnet_cifar.data import Dataset
 from keras_resnet_cifar.datasets import DATASETS
 from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.evaluation import evaluate
+from keras_resnet_cifar.evaluation import check_classifier, evaluate
 from keras_resnet_cifar.feed import ShuffledBatches, even_batch_size, one_hot
 from keras_resnet_cifar.files import write_json, write_text
 from keras_resnet_cifar.hardware import (
@@ -21,12 +23,13 @@ from keras_resnet_cifar.hardware import (
 from keras_resnet_cifar.model_card import model_card
 from keras_resnet_cifar.optimizers import CoupledSGD, TabulatedRate
 from keras_resnet_cifar.plots import plot_curves
-from keras_resnet_cifar.recipes import get_recipe
+from keras_resnet_cifar.recipes import checked_seed, get_recipe
 from keras_resnet_cifar.runs import (
     RunDirectory,
     State,
     check_same,
     load_backup,
+    save_backup,
     versions,
 )
 from keras_resnet_cifar.schedules import rates_of
@@ -75,7 +78,8 @@ def train(
 
     Args:
         model: A model from raw images to logits, as of `build_resnet`.
-        data: A `Dataset`. The test split is evaluated once, at the end.
+        data: A `Dataset`. The test split is evaluated once, at the end. Its
+            validation split, taken by `load_dataset`, chooses best.keras.
         recipe: A name of `RECIPES` or a `Recipe`.
         output_dir: Folder for config.json, history.csv, metrics.json,
             best.keras, last.keras, curves.png and README.md; `None` keeps
@@ -83,7 +87,8 @@ def train(
         seed: Of shuffling and augmentation. (Seed the weights before building
             the model, with `keras.utils.set_random_seed`.)
         resume: Go on with the run in `output_dir` from its last epoch.
-        callbacks: More Keras callbacks.
+        callbacks: List of more Keras callbacks. Their model is the
+            `TrainingModel`; to keep checkpoints take `checkpoint_every`.
         tensorboard: Also write TensorBoard logs (needs TensorFlow).
         verbose: Print a line an epoch.
         **changes: Fields of the recipe to replace, e.g. `epochs=12`.
@@ -101,8 +106,9 @@ def train(
         >>> run.metrics["last"]["test"]["top1"]
     """
     recipe = get_recipe(recipe, **changes)
+    recipe = _as_used(recipe, model, data)
+    seed = checked_seed(seed)
     precision = resolve_precision(recipe.precision)
-    _check_fits(model, data)
     feed = ShuffledBatches(
         data.train,
         data.num_classes,
@@ -118,55 +124,77 @@ def train(
         if directory is None:
             raise InputError("resume=True needs the output_dir of a run")
         check_same(directory.read_config(), config)
-    trained = compiled(model, data, recipe, precision, seed, len(feed))
-    state = State()
-    if resume and directory.backup.exists():
-        state = _restore(directory, trained)
     elif directory is not None:
-        if not resume:
-            directory.create()
-        cb.save_model(model, directory.last)  # resuming starts from this
-        write_json(directory.config, config)
-    chain = _callbacks(
-        model, recipe, feed, state, directory, tensorboard, verbose
-    )
-    trained.fit(
-        feed,
-        epochs=recipe.epochs,
-        initial_epoch=state.epoch,
-        shuffle=False,  # the feed shuffles
-        verbose=0,
-        callbacks=[*chain, *callbacks],
-        **_validation(data),
-    )
-    cb.publish(trained, model)
-    metrics = _final_metrics(model, data, state, directory)
-    if directory is not None:
-        write_json(directory.metrics, metrics)
-        plot_curves(state.rows, directory.curves)
-        write_text(directory.card, model_card(config, state, metrics))
+        directory.create()
+    with directory.locked() if directory else contextlib.nullcontext():
+        trained = compiled(model, data, recipe, precision, seed, len(feed))
+        state = _begin(directory, trained, model, config, resume)
+        chain = _callbacks(
+            model, recipe, feed, state, directory, tensorboard, verbose
+        )
+        trained.fit(
+            feed,
+            epochs=recipe.epochs,
+            initial_epoch=state.epoch,
+            shuffle=False,  # the feed shuffles
+            verbose=0,
+            callbacks=[*chain, *callbacks],
+            **_validation(data),
+        )
+        cb.publish(trained, model)
+        metrics = _final_metrics(model, data, state, directory)
+        if directory is not None:
+            write_json(directory.metrics, metrics)
+            plot_curves(state.rows, directory.curves)
+            write_text(directory.card, model_card(config, state, metrics))
     return Run(model, state.rows, metrics, config, directory and directory.path)
 
 
-def _check_fits(model, data):
-    outputs = model.output_shape[-1]
-    if outputs != data.num_classes:
+def _as_used(recipe, model, data):
+    """The recipe with the net, the data and the split that it is used on."""
+    if not isinstance(data, Dataset):
         raise InputError(
-            f"the model has {outputs} outputs and {data.name} has "
-            f"{data.num_classes} classes: build it with "
-            f"num_classes={data.num_classes}"
+            f"data is {type(data).__name__}: give a Dataset, as load_dataset "
+            "returns"
         )
+    check_classifier(model, data.num_classes, data.train.images.shape[1:])
+    if recipe.validation and data.validation is None:
+        raise InputError(
+            f"{recipe.name} holds out {recipe.validation} images for "
+            f"validation and the data has none: load_dataset(..., "
+            f"validation={recipe.validation}), or train with validation=0"
+        )
+    return replace(
+        recipe,
+        arch=model.name,
+        dataset=data.name,
+        validation=len(data.validation or ()),
+    )
+
+
+def _begin(directory, trained, model, config, resume):
+    """Returns the state to start from; a new run is on disk from here on."""
+    if directory is None:
+        return State()
+    if resume:
+        return _restore(directory, trained)
+    state = State()
+    cb.save_model(model, directory.last)
+    save_backup(directory.backup, state, cb.training_state(trained))
+    write_json(directory.config, config)  # last: now it is a run
+    return state
 
 
 def _check_tensorboard(output_dir):
     if not output_dir:
         raise InputError("tensorboard=True needs an output_dir for its logs")
     try:
+        import tensorboard  # noqa: F401
         import tensorflow  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "TensorBoard logs are written by TensorFlow: pip install "
-            "tensorflow, or leave --tensorboard out"
+            "TensorBoard logs need TensorFlow and TensorBoard: pip install "
+            "tensorflow tensorboard, or leave --tensorboard out"
         ) from error
 
 

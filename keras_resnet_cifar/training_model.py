@@ -64,7 +64,9 @@ class TrainingModel(keras.Model):
         ema=0.0,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # Augmented images are not whole numbers any more: the net's own
+        # normalisation takes them in float32.
+        super().__init__(autocast=False, **kwargs)
         self.network = network
         self.image_layers = list(image_layers)
         self.mixing_layers = list(mixing_layers)

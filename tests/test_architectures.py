@@ -78,6 +78,11 @@ def test_where_a_depth_could_mean_two_nets(given, stage_blocks):
     assert resolve(**given).stage_blocks == stage_blocks
 
 
+def test_blocks_replace_the_depth_of_a_name():
+    arch = resolve("resnet18", stage_blocks=[1, 1, 1, 1])
+    assert (arch.depth, arch.widths) == (10, FOUR_STAGE_WIDTHS)
+
+
 def test_arguments_replace_what_a_name_says():
     assert resolve("resnet20", shortcut="projection") == parse(
         "resnet20-projection"
@@ -93,6 +98,7 @@ def test_arguments_replace_what_a_name_says():
         ("resnet3", ("resnet8",)),
         ("resnet20-botleneck", ("bottleneck",)),
         ("resnt20", ("resnet20",)),
+        ("RESNET20", ("resnet20",)),
         ("vgg16", ("resnet20", "resnet{depth}")),
     ],
 )
@@ -116,6 +122,11 @@ def test_a_wrong_name_says_what_is_near(name, near):
         ({"stage_blocks": (2, 2), "widths": (8, 16, 32)}, "length"),
         ({"stage_blocks": (2, 0, 2)}, "positive"),
         ({"depth": 20, "widths": (8, 16)}, "stage_blocks"),
+        ({"depth": 20.0}, "whole number"),
+        ({"depth": 20, "widths": 16}, "positive"),
+        ({"depth": 20, "widths": (64, 32, 16)}, "narrower"),
+        ({"depth": 20, "preactivation": "no"}, "True or False"),
+        ({"depth": -4}, "resnet8"),
     ],
 )
 def test_descriptions_that_disagree(given, word):

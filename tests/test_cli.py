@@ -1,5 +1,6 @@
 """The command line: what it does, and what it says of bad input."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -148,6 +149,10 @@ BAD_TRAIN = {
         "/nowhere",
     ),
     "output": (["--output-dir", "/proc/run"], "/proc/run"),
+    "seed": (["--seed", "-1"], "seed=-1"),
+    "huge": (["--epochs", "99999999999"], "at most"),
+    "cutmix": (["--cutmix", "5"], "cutmix=5"),
+    "no name": (["--arch", ""], "resnet20"),
     "resume": (["--resume", "/nowhere"], "/nowhere"),
 }
 
@@ -229,6 +234,96 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(
     assert before == {p: p.read_bytes() for p in finished_run.glob("*.*")}
 
 
+BAD_CONFIGS = {
+    "empty": lambda config: {},
+    "no object": lambda config: [],
+    "recipe": lambda config: config | {"recipe": {"speed": 1}},
+    "value": lambda config: (
+        config | {"recipe": config["recipe"] | {"epochs": "many"}}
+    ),
+    "kind": lambda config: config | {"request": None},
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_a_damaged_config(name, tmp_path, capfd):
+    config = {
+        "arch": "resnet8",
+        "parameters": 1,
+        "dataset": {"name": "shapes"},
+        "recipe": dataclasses.asdict(RECIPES["onecycle"]),
+        "seed": 0,
+        "precision": "float32",
+        "request": {"name": "shapes"},
+        "backend": "tensorflow",
+        "versions": {},
+    }
+    text = json.dumps(BAD_CONFIGS[name](config))
+    (tmp_path / "config.json").write_text(text)
+    assert run("train", "--resume", tmp_path) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert "config" in err
+
+
+def test_a_run_without_its_backup_is_not_started_over(finished_run, capfd):
+    before = (finished_run / "history.csv").read_text()
+    (finished_run / "backup.npz").unlink()
+    assert run("train", "--resume", finished_run) == 2
+    assert "backup.npz is missing" in capfd.readouterr().err
+    assert (finished_run / "history.csv").read_text() == before
+
+
+def test_two_processes_in_one_run(finished_run, capfd):
+    from keras_resnet_cifar.runs import RunDirectory
+
+    with RunDirectory(finished_run).locked():
+        assert run("train", "--resume", finished_run) == 2
+    assert "another process" in capfd.readouterr().err
+    assert run("train", "--resume", finished_run, "--quiet") == 0
+
+
+def test_the_source_of_data_is_not_the_source_of_the_recipe(
+    data_options, tmp_path
+):
+    options = ["--source", "disk", "--quiet", "--output-dir", tmp_path / "run"]
+    assert run("train", *FAST, *data_options, *options) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["request"]["source"] == "disk"
+    assert config["recipe"]["source"] == RECIPES["onecycle"].source
+    assert config["recipe"]["arch"] == "resnet8"
+
+
+def test_reports_of_several_models_lie_apart(finished_run, tmp_path, capsys):
+    models = [finished_run / "best.keras", finished_run]
+    assert run("evaluate", *models, "--output-dir", tmp_path / "out") == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "run-best-test",
+        "run-last-test",
+    }
+
+
+def test_an_unknown_backend(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "keras_resnet_cifar", "train"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "KERAS_BACKEND": "theano"},
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert "theano" in result.stderr
+
+
+def test_output_into_a_closed_pipe():
+    shell = f"{sys.executable} -m keras_resnet_cifar list | head -1"
+    result = subprocess.run(shell, shell=True, capture_output=True, text=True)
+    assert result.stdout.startswith("architectures")
+    assert result.stderr == ""
+
+
 def test_bad_models_and_images(finished_run, tmp_path, capfd):
     (tmp_path / "text.keras").write_text("no model")
     (tmp_path / "text.png").write_text("no image")
@@ -242,7 +337,9 @@ def test_bad_models_and_images(finished_run, tmp_path, capfd):
         (("evaluate", lonely), "--dataset"),
         (("evaluate", lonely, "--dataset", "cifr10"), "cifar10"),
         (("evaluate", finished_run, "--checkpoint", "first"), "first"),
-        (("evaluate", finished_run, "--mistakes", "0"), "at least 1"),
+        (("evaluate", finished_run, "--mistakes", "0"), "1 to 100"),
+        (("evaluate", finished_run, finished_run), "two models"),
+        (("benchmark", "--rounds", "0"), "rounds=0"),
         (("predict", finished_run, tmp_path / "text.png"), "text.png"),
         (("predict", finished_run, tmp_path / "none.png"), "none.png"),
         (("predict", tmp_path / "none.keras", tmp_path / "text.png"), "none"),

@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -70,12 +71,23 @@ def test_images_of_any_kind_and_size_become_rgb(mode, tmp_path):
     assert (image.shape, image.dtype) == ((32, 32, 3), np.uint8)
 
 
+def test_a_photo_is_turned_as_its_camera_was(tmp_path):
+    image = Image.new("RGB", (2, 4))
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    image.save(tmp_path / "a.png", exif=exif)
+    turned = read_image(tmp_path / "a.png", (2, 4))
+    assert turned[0, 3].tolist() == [255, 0, 0]
+
+
 def test_files_that_are_no_image(tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     Image.new("RGB", (64, 64)).save(tmp_path / "cut.png")
     cut = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(cut[: len(cut) // 2])
-    for name in ("text.png", "cut.png", "none.png", "."):
+    Image.new("I;16", (64, 64)).save(tmp_path / "deep.png")
+    for name in ("text.png", "cut.png", "none.png", ".", "deep.png"):
         with pytest.raises(InputError, match="as an image") as error:
             read_image(tmp_path / name, (32, 32))
         assert "\n" not in str(error.value)
@@ -83,7 +95,9 @@ def test_files_that_are_no_image(tmp_path):
 
 def test_files_that_are_no_model(tmp_path):
     (tmp_path / "text.keras").write_text("not a model")
-    for name in ("text.keras", "none.keras"):
+    inputs = keras.Input((4,))
+    keras.Model(inputs, inputs).save(tmp_path / "vector.keras")
+    for name in ("text.keras", "none.keras", "vector"):
         with pytest.raises(InputError, match=name) as error:
-            load_model(tmp_path / name)
+            load_model((tmp_path / name).with_suffix(".keras"))
         assert "\n" not in str(error.value)

@@ -170,6 +170,10 @@ def test_activation_makes_probabilities(tiny_model):
     ("kwargs", "word"),
     [
         ({"num_classes": 0}, "num_classes"),
+        ({"num_classes": True}, "num_classes"),
+        ({"activation": "foo"}, "activation"),
+        ({"input_shape": 32}, "input_shape"),
+        ({"input_shape": ("a", 32, 3)}, "input_shape"),
         ({"input_shape": (32, 32)}, "input_shape"),
         ({"input_shape": (3, 32, 32)}, "channels last"),
         ({"input_shape": (2, 2, 3)}, "too small"),

@@ -2,12 +2,18 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from keras_resnet_cifar import architectures
 from keras_resnet_cifar.datasets import DATASETS
 from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.recipes import DEFAULT, RECIPES, get_recipe
+from keras_resnet_cifar.recipes import (
+    DEFAULT,
+    RECIPES,
+    checked_seed,
+    get_recipe,
+)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -58,12 +64,29 @@ def test_fields_can_be_replaced():
         ("paper", {"decay_on": "biases"}, "kernels"),
         ("paper", {"schedule": ("cosinus", {})}, "cosine"),
         ("paper", {"epochs": "many"}, "number"),
+        ("paper", {"epochs": 10**9}, "at most"),
+        ("paper", {"flip": "no"}, "True or False"),
+        ("paper", {"schedule": ("multistep", {"steps": 3})}, "multistep"),
+        ("paper", {"schedule": ("cosine",)}, "cosine"),
     ],
 )
 def test_bad_values(name, changes, word):
     with pytest.raises(InputError, match=word) as error:
         get_recipe(name, **changes)
     assert "\n" not in str(error.value)
+
+
+def test_numbers_of_numpy_become_plain():
+    recipe = get_recipe(
+        "paper",
+        epochs=np.int64(3),
+        learning_rate=np.float32(0.5),
+        schedule="cosine",
+    )
+    assert type(recipe.epochs) is int
+    assert type(recipe.learning_rate) is float
+    assert recipe.schedule == ("cosine", {})
+    assert checked_seed(np.int32(7)) == 7
 
 
 def test_a_recipe_cannot_be_changed_in_place():

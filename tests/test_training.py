@@ -1,5 +1,6 @@
 """Training: what a run leaves, exact resumption, averaging, divergence."""
 
+import dataclasses
 import json
 
 import keras
@@ -8,7 +9,7 @@ import pytest
 
 from keras_resnet_cifar.datasets import DATASETS
 from keras_resnet_cifar.errors import Diverged, InputError
-from keras_resnet_cifar.evaluation import evaluate, logits_of
+from keras_resnet_cifar.evaluation import evaluate, load_model, logits_of
 from keras_resnet_cifar.feed import ShuffledBatches, even_batch_size
 from keras_resnet_cifar.hardware import (
     _cpu_multiplies_bfloat16,
@@ -216,6 +217,32 @@ def test_other_things_that_do_not_fit(tiny_model, tiny_data):
         quietly(tiny_model(num_classes=7), tiny_data)
     with pytest.raises(InputError, match="output_dir"):
         quietly(tiny_model(), tiny_data, resume=True)
+    with pytest.raises(InputError, match="logits are needed"):
+        quietly(tiny_model(activation="softmax"), tiny_data)
+    with pytest.raises(InputError, match="input_shape"):
+        quietly(tiny_model(input_shape=(64, 64, 3)), tiny_data)
+    with pytest.raises(InputError, match="no classifier of images"):
+        quietly(keras.Sequential(), tiny_data)
+    with pytest.raises(InputError, match="load_dataset"):
+        quietly(tiny_model(), (tiny_data.train, tiny_data.test))
+    with pytest.raises(InputError, match="seed"):
+        quietly(tiny_model(), tiny_data, seed=None)
+    without = dataclasses.replace(tiny_data, validation=None)
+    with pytest.raises(InputError, match="holds out 5000"):
+        quietly(tiny_model(), without, recipe="paper")
+
+
+def test_without_validation_best_is_last(tiny_model, tiny_data, tmp_path):
+    data = dataclasses.replace(tiny_data, validation=None)
+    run = quietly(tiny_model(), data, tmp_path / "run", epochs=2)
+    assert set(run.metrics) == {"last"}
+    assert "val_accuracy" not in run.history[0]
+    files = [run.directory / name for name in ("best.keras", "last.keras")]
+    best, last = (keras.saving.load_model(f).get_weights() for f in files)
+    for one, other in zip(best, last, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert "the same epoch" in (run.directory / "README.md").read_text()
+    assert run.config["recipe"]["validation"] == 0
 
 
 # A rate without bounds overflows float32: numpy and JAX may warn of it.
@@ -227,7 +254,7 @@ def test_a_loss_that_is_not_finite_keeps_the_good_checkpoint(
         quietly(tiny_model(), tiny_data, tmp_path / "run", learning_rate=1e30)
     model = keras.saving.load_model(tmp_path / "run" / "last.keras")
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
-    assert not (tmp_path / "run" / "backup.npz").exists()
+    assert load_model(tmp_path / "run" / "last.keras").name == "resnet8-custom"
 
 
 def test_averages_follow_weights_and_batch_statistics(tiny_model, tiny_data):
