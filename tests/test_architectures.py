@@ -116,6 +116,7 @@ def test_a_wrong_name_says_what_is_near(name, near):
         ({"stage_blocks": (2, 2), "widths": (8, 16, 32)}, "length"),
         ({"stage_blocks": (2, 0, 2)}, "positive"),
         ({"depth": 20, "widths": (8, 16)}, "stage_blocks"),
+        ({"depth": 20, "final_norm": False}, "pre-activation"),
     ],
 )
 def test_descriptions_that_disagree(given, word):
