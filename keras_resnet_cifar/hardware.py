@@ -52,7 +52,11 @@ def jit_compile():
     """What `compile(jit_compile=...)` should be.
 
     TensorFlow on a CPU is faster without XLA: its own kernels are oneDNN's.
+    PyTorch runs eagerly, as Keras's "auto" decides: torch.compile recompiles
+    at each layer of a Keras model.
     """
+    if keras.backend.backend() == "torch":
+        return False
     if keras.backend.backend() == "tensorflow" and not on_accelerator():
         return False
     return "auto"
