@@ -30,3 +30,11 @@ def unknown(kind, name, known, hint=""):
         f"unknown {kind} {name!r}: {remedy}known: {', '.join(known)}"
         + (f" ({hint})" if hint else "")
     )
+
+
+def reason(error):
+    """Returns an exception as one short line, to be part of a message."""
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, InputError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
