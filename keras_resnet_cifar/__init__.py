@@ -23,6 +23,7 @@ _HOMES = {
     "normalization": ("input_normalization",),
     "optimizers": ("CoupledSGD",),
     "recipes": ("RECIPES", "Recipe", "get_recipe"),
+    "torch_checkpoints": ("load_torch_checkpoint", "save_torch_checkpoint"),
     "training": ("Run", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

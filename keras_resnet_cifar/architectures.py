@@ -61,6 +61,8 @@ class Architecture:
         widths: Filters of each stage, before a bottleneck's expansion.
         stage_blocks: Blocks of each stage.
         stem: `"cifar"` or `"imagenet"`.
+        final_norm: Whether a pre-activation net ends in BatchNorm and ReLU.
+            The paper's do; kuangliu/pytorch-cifar's do not.
     """
 
     depth: int
@@ -70,6 +72,7 @@ class Architecture:
     widths: tuple
     stage_blocks: tuple
     stem: str = "cifar"
+    final_norm: bool = True
 
     @property
     def name(self):
@@ -113,6 +116,7 @@ def resolve(
     widths=None,
     stage_blocks=None,
     stem=None,
+    final_norm=None,
 ):
     """Returns the `Architecture` of a name, of a depth, or of explicit stages.
 
@@ -120,9 +124,9 @@ def resolve(
         name: A name by the rule or of the table; the other arguments, where
             given, replace what it says.
         depth: 6n+2 (basic), 9n+2 (bottleneck) or a four-stage depth.
-        block, preactivation, shortcut, widths, stage_blocks, stem: See
-            `Architecture`. `stage_blocks` together with `widths` describes
-            any net; its depth follows.
+        block, preactivation, shortcut, widths, stage_blocks, stem,
+            final_norm: See `Architecture`. `stage_blocks` together with
+            `widths` describes any net; its depth follows.
 
     Raises:
         InputError: If nothing, or two things that disagree, are described.
@@ -135,6 +139,7 @@ def resolve(
         "widths": _integers("widths", widths),
         "stage_blocks": _integers("stage_blocks", stage_blocks),
         "stem": stem,
+        "final_norm": final_norm,
     }
     given = {key: value for key, value in given.items() if value is not None}
     if not isinstance(given.get("depth", 0), numbers.Integral):
@@ -203,6 +208,12 @@ def _complete(given):
             f"{block} blocks: it is {depth}; leave depth out"
         )
     preactivation = bool(given.get("preactivation", False))
+    final_norm = bool(given.get("final_norm", True))
+    if not (final_norm or preactivation):
+        raise InputError(
+            "final_norm=False is for pre-activation nets: the others have no "
+            "BatchNorm there; leave it out"
+        )
     plain = block == "basic" and len(widths) == 3 and not preactivation
     shortcut = given.get("shortcut", "identity" if plain else "projection")
     if shortcut == "identity" and list(widths) != sorted(widths):
@@ -219,6 +230,7 @@ def _complete(given):
         widths=widths,
         stage_blocks=blocks,
         stem=given.get("stem", "cifar"),
+        final_norm=final_norm,
     )
 
 
@@ -360,6 +372,19 @@ ARCHITECTURES = {
     "resnet18-preact": Entry(11_172_170, f"{_V2}; {_STEM}"),
     "resnet34-preact": Entry(21_280_330, f"{_V2}; {_STEM}"),
     "resnet50-preact": Entry(23_513_162, f"{_V2}; {_STEM}"),
+    "resnet18-preact-kuangliu": Entry(
+        11_171_146,
+        "kuangliu/pytorch-cifar: no BatchNorm and ReLU before the pooling",
+        Architecture(
+            depth=18,
+            block="basic",
+            preactivation=True,
+            shortcut="projection",
+            widths=FOUR_STAGE_WIDTHS,
+            stage_blocks=FOUR_STAGE[18][1],
+            final_norm=False,
+        ),
+    ),
     "resnet18-imagenet": Entry(11_181_642, f"{_V1}, table 1"),
     "resnet34-imagenet": Entry(21_289_802, f"{_V1}, table 1"),
     "resnet50-imagenet": Entry(23_528_522, f"{_V1}, table 1"),

@@ -13,6 +13,8 @@ from keras_resnet_cifar import architectures, commands
 from keras_resnet_cifar.datasets import DATASETS, SOURCES
 from keras_resnet_cifar.errors import Diverged, InputError
 from keras_resnet_cifar.recipes import DEFAULT, OPTIONS, RECIPES
+from keras_resnet_cifar.torch_files import FORMATS
+from keras_resnet_cifar.torch_schemes import SCHEMES
 
 EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
 
@@ -151,6 +153,46 @@ def _predict_options(parser):
     parser.add_argument("--json", action="store_true", help="for machines")
 
 
+def _convert_options(parser):
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help=f"a file of PyTorch ({', '.join(FORMATS)}); with --to-torch a "
+        "run directory or a .keras file",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        required=True,
+        help="a new .keras file; with --to-torch a new file of PyTorch",
+    )
+    parser.add_argument(
+        "--arch",
+        help="what the checkpoint must hold (default: what its tensors say)",
+    )
+    parser.add_argument(
+        "--normalization",
+        metavar="NAME",
+        help="of the images that the net was trained on: imagenet, per_image "
+        "or a dataset (default: the scheme's own)",
+    )
+    schemes = "; ".join(f"{s.name} ({s.source})" for s in SCHEMES.values())
+    parser.add_argument(
+        "--to-torch",
+        metavar="SCHEME",
+        help=f"write for PyTorch, under the names of {schemes}",
+    )
+    parser.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="on the test split of --dataset",
+    )
+    _data_options(parser, "none")
+
+
 def _benchmark_options(parser):
     parser.add_argument("--arch", default="resnet20")
     parser.add_argument("--batch-size", type=int, default=128)
@@ -198,6 +240,7 @@ _COMMANDS = {
     "train": (commands.train, _train_options),
     "evaluate": (commands.evaluate, _evaluate_options),
     "predict": (commands.predict, _predict_options),
+    "convert": (commands.convert, _convert_options),
     "benchmark": (commands.benchmark, _benchmark_options),
     "list": (commands.list_tables, _list_options),
 }

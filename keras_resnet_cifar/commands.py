@@ -22,6 +22,8 @@ from keras_resnet_cifar.recipes import (
     get_recipe,
 )
 from keras_resnet_cifar.runs import RunDirectory, find_run
+from keras_resnet_cifar.torch_files import check_suffix
+from keras_resnet_cifar.torch_schemes import get_scheme
 
 CHECKPOINTS = ("last", "best", "all")
 
@@ -299,6 +301,67 @@ def predict(args):
             for found in row["classes"]
         )
         print(f"{row['image']}: {classes}")
+
+
+def convert(args):
+    """Convert a PyTorch checkpoint to a .keras file, or back."""
+    _check_conversion(args)
+    _import_keras()
+    from keras_resnet_cifar.callbacks import save_model
+    from keras_resnet_cifar.evaluation import evaluate as evaluation_of
+    from keras_resnet_cifar.evaluation import load_model
+    from keras_resnet_cifar.normalization import told_normalization
+    from keras_resnet_cifar.torch_checkpoints import (
+        load_torch_checkpoint,
+        save_torch_checkpoint,
+    )
+
+    if args.to_torch:
+        model = load_model(_checkpoints(args.checkpoint, "last")[0])
+    else:
+        model = load_torch_checkpoint(
+            args.checkpoint, args.arch, args.normalization
+        )
+    if args.evaluate:
+        request = {"name": args.dataset} | _data_options(args)
+        split, class_names = _load_split(request, "test")
+        result = evaluation_of(model, split, class_names)
+    if args.to_torch:
+        save_torch_checkpoint(model, args.output, args.to_torch)
+    else:
+        save_model(model, args.output)
+    print(
+        f"wrote {args.output}: {model.name}, {model.output_shape[-1]} "
+        f"classes, images {told_normalization(model)}"
+    )
+    if args.evaluate:
+        print(f"test {_told(result.to_json())} ({len(split):,} images)")
+
+
+def _check_conversion(args):
+    """Raises `InputError` for what is wrong before anything is loaded."""
+    if args.to_torch:
+        get_scheme(args.to_torch)
+        check_suffix(args.output)
+        if args.arch or args.normalization:
+            raise InputError(
+                "--to-torch writes the net that is there: leave --arch and "
+                "--normalization out"
+            )
+    elif args.output.suffix != ".keras":
+        raise InputError(
+            f"-o {args.output}: name a .keras file, or a scheme with --to-torch"
+        )
+    if args.output.exists():
+        raise InputError(
+            f"{args.output} is there already: name another file with -o"
+        )
+    if args.arch:
+        architectures.parse(args.arch)
+    if args.evaluate and args.dataset is None:
+        raise InputError("--evaluate needs a --dataset, e.g. cifar10")
+    if args.dataset is not None and args.dataset not in DATASETS:
+        raise unknown("dataset", args.dataset, DATASETS)
 
 
 def benchmark(args):

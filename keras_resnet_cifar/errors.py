@@ -31,3 +31,11 @@ def unknown(kind, name, known, told=None):
         f"unknown {kind} {name!r}: {remedy}"
         + (told or f"known: {', '.join(known)}")
     )
+
+
+def reason(error):
+    """Returns an exception as one short line, to be part of a message."""
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, InputError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

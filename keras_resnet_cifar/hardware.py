@@ -52,7 +52,8 @@ def jit_compile():
     """What `compile(jit_compile=...)` should be here.
 
     TensorFlow on a CPU is faster without XLA: its own kernels are oneDNN's.
-    PyTorch spends longer compiling than these nets train for in eager mode.
+    PyTorch runs eagerly: torch.compile recompiles at each layer of a Keras
+    model.
     """
     backend = keras.backend.backend()
     return backend == "jax" or (backend == "tensorflow" and _has_accelerator())

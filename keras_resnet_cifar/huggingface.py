@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.readers import check, reason
+from keras_resnet_cifar.errors import InputError, reason
+from keras_resnet_cifar.readers import check
 
 # (repository, folder of its files, column of the labels) per dataset
 REPOSITORIES = {

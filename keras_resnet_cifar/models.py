@@ -27,6 +27,7 @@ def build_resnet(
     widths=None,
     stage_blocks=None,
     stem=None,
+    final_norm=None,
     num_classes=10,
     input_shape=None,
     normalization="cifar10",
@@ -51,6 +52,8 @@ def build_resnet(
         widths: Filters of each stage.
         stage_blocks: Blocks of each stage.
         stem: `"cifar"` (3x3) or `"imagenet"` (7x7 stride 2, max pooling).
+        final_norm: `False` leaves out the BatchNorm and ReLU at the end of a
+            pre-activation net.
         num_classes: Size of the output.
         input_shape: `(H, W, 3)`; 32x32, or 224x224 with the ImageNet stem.
         normalization: A data set's name (its channel statistics),
@@ -80,6 +83,7 @@ def build_resnet(
         widths=widths,
         stage_blocks=stage_blocks,
         stem=stem,
+        final_norm=final_norm,
     )
     _check_head(num_classes, activation)
     side = 224 if arch.stem == "imagenet" else 32
@@ -93,11 +97,20 @@ def build_resnet(
         x = _apply(
             steps, x, arch, as_model=sum(arch.stage_blocks) > FLAT_BLOCKS
         )
-    if arch.preactivation:
+    if arch.preactivation and arch.final_norm:
         x = blocks.relu(blocks.norm(x, "head_bn"), "head_relu")
     return keras.Model(
         inputs, _head(x, num_classes, activation), name=arch.name
     )
+
+
+def leaf_layers(model):
+    """Yields a model's layers in order, those of sub-models in their place."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from leaf_layers(layer)
+        else:
+            yield layer
 
 
 def _check_head(num_classes, activation):

@@ -51,6 +51,25 @@ def input_normalization(kind, name=None):
     )
 
 
+def told_normalization(model):
+    """Returns how a model of `build_resnet` normalises, as words.
+
+    For whoever has to do the same to images in 0 to 1 elsewhere.
+    """
+    layer = model.get_layer("normalization")
+    if isinstance(layer, layers.Rescaling):
+        return "scaled to 0 to 1"
+    if isinstance(layer, layers.LayerNormalization):
+        return "normalised per image"
+    config = layer.get_config()
+    mean = np.divide(config["mean"], 255).round(4)
+    std = np.divide(np.sqrt(config["variance"]), 255).round(4)
+    return (
+        f"in 0 to 1 normalised by mean {tuple(mean.tolist())} and deviation "
+        f"{tuple(std.tolist())}"
+    )
+
+
 def _statistics(kind):
     if isinstance(kind, str):
         known = channel_statistics()

@@ -22,18 +22,10 @@ import keras
 import numpy as np
 
 from keras_resnet_cifar.datasets import DATASETS
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, reason, unknown
 
 PIXELS = 32 * 32 * 3
 HOST = "https://www.cs.toronto.edu/~kriz/cifar.html"  # tfds downloads from it
-
-
-def reason(error):
-    """Returns an exception as one short line, to be part of a message."""
-    text = " ".join(str(error).split())[:300]
-    if isinstance(error, InputError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def check(images, labels, family):

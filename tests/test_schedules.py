@@ -57,41 +57,73 @@ def test_the_optimizer_reads_the_table_by_its_step():
     np.testing.assert_array_equal(again.rates, schedule.rates)
 
 
+def rates_of_pytorch(make, steps, every=1):
+    """The rate at each step, of a scheduler stepped every so many steps."""
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    scheduler = make(torch.optim.lr_scheduler, optimizer)
+    rates = []
+    for step in range(1, steps + 1):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        if step % every == 0:
+            scheduler.step()
+    return rates
+
+
 @pytest.mark.parametrize(
-    ("shape", "make"),
+    ("shape", "make", "every"),
     [
         (
             ("multistep", {"milestones": (0.5, 0.75)}),
             lambda lr, o: lr.MultiStepLR(o, [50, 75]),
+            1,
         ),
-        (("cosine", {}), lambda lr, o: lr.CosineAnnealingLR(o, 100)),
+        (("cosine", {}), lambda lr, o: lr.CosineAnnealingLR(o, 100), 1),
         (
             ("exponential", {"gamma": 0.9}),
-            lambda lr, o: lr.LambdaLR(o, lambda step: 0.9 ** (step // 10)),
+            lambda lr, o: lr.ExponentialLR(o, 0.9),
+            10,  # stepped once an epoch
         ),
+        # PyTorch reaches its last rate in the last step, ours would a step
+        # after it: no step is wasted on a rate of zero.
         (
-            ("one_cycle", {"warmup": 0.3, "start": 0.04, "end": 0.0}),
-            lambda lr, o: lr.LambdaLR(
+            ("one_cycle", {"warmup": 0.3, "start": 0.04, "end": 4e-6}),
+            lambda lr, o: lr.OneCycleLR(
                 o,
-                lambda step: (
-                    0.04 + 0.96 * step / 30 if step < 30 else (100 - step) / 70
-                ),
+                max_lr=0.1,
+                total_steps=101,
+                pct_start=31 / 101,
+                anneal_strategy="linear",
+                cycle_momentum=False,
+                div_factor=25,
+                final_div_factor=1e4,
             ),
+            1,
         ),
     ],
 )
-def test_against_pytorch(shape, make):
-    torch = pytest.importorskip("torch")
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
-    scheduler = make(torch.optim.lr_scheduler, optimizer)
-    expected = []
-    for _ in range(100):
-        expected.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step()
-    np.testing.assert_allclose(
-        tabulate(shape, 0.1, 100, 10), expected, rtol=0, atol=1e-9
+def test_against_pytorch(shape, make, every):
+    expected = rates_of_pytorch(make, 100, every)
+    rates = tabulate(shape, 0.1, 100, 10)
+    np.testing.assert_allclose(rates, expected, rtol=0, atol=1e-9)
+    read = TabulatedRate(rates).rates  # what the optimizer uses, float32
+    np.testing.assert_allclose(read, expected, rtol=0, atol=1e-7)
+
+
+def test_paper_110_against_pytorch():
+    """All 63,882 steps: at 0.01 for 400, back to 0.1, then divided twice."""
+    expected = rates_of_pytorch(
+        lambda lr, o: lr.ChainedScheduler(
+            [
+                lr.ConstantLR(o, factor=0.1, total_iters=400),
+                lr.MultiStepLR(o, [31_941, 47_912]),
+            ]
+        ),
+        63_882,
     )
+    rates = rates_of(RECIPES["paper-110"], 351)
+    np.testing.assert_allclose(rates, expected, rtol=0, atol=1e-9)
 
 
 def test_each_shape_has_a_recipe_or_a_test():

@@ -1,0 +1,7 @@
+"""The same as `python -m keras_resnet_cifar convert ...`."""
+
+import sys
+
+from keras_resnet_cifar.cli import main
+
+sys.exit(main(["convert", *sys.argv[1:]]))
