@@ -128,7 +128,7 @@ def test_ctrl_c_and_resume(data_options, tmp_path):
     column = rows[0].split(",").index("learning_rate")
     rates = [float(row.split(",")[column]) for row in rows[1:]]
     steps = 4 * np.arange(1, 41) - 1  # the last of each epoch
-    expected = np.interp(steps, [0, 32, 160], [0, 0.2, 0])
+    expected = np.interp(steps, [0, 32, 160], [0, 0.4, 0])
     np.testing.assert_allclose(rates, expected, atol=1e-6)
 
 

@@ -167,7 +167,7 @@ def test_resuming_a_finished_run_only_evaluates(
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"learning_rate": 0.01}, "recipe.learning_rate was 0.2, now 0.01"),
+        ({"learning_rate": 0.01}, "recipe.learning_rate was 0.4, now 0.01"),
         ({"seed": 3}, "seed was 0, now 3"),
         ({"epochs": 9}, "recipe.epochs"),
         ({"recipe": "cosine"}, "recipe.name"),
