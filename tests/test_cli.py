@@ -25,16 +25,24 @@ def run(*arguments):
     return cli.main([str(argument) for argument in arguments])
 
 
+# A shell starts its background jobs deaf to Ctrl-C, and the tests with them.
+HEARING = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def script(name, *arguments, **kwargs):
-    command = [sys.executable, ROOT / "scripts" / f"{name}.py", *arguments]
+    path = ROOT / "scripts" / f"{name}.py"
+    command = [sys.executable, "-c", HEARING, path, *arguments]
     return subprocess.Popen(
         [str(part) for part in command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        # A shell starts its background jobs deaf to Ctrl-C, and with them us.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **kwargs,
     )
 
