@@ -55,8 +55,8 @@ class RandomPadCrop(keras.layers.Layer):
         if self.flip:
             mirrored = random.randint((count, 1), 0, 2, seed=self.generator)
             columns = ops.where(mirrored == 1, width - 1 - columns, columns)
-        # A crop is a matrix product with 0/1 matrices, rows then columns: no
-        # gather, which XLA and TensorFlow both run slower per image.
+        # A crop is a matrix product with 0/1 matrices, rows then columns; that
+        # compiles on every backend, and padding and flip come with it.
         rows = self._selection(rows + offsets[0], height)
         columns = self._selection(columns + offsets[1], width)
         images = ops.einsum("nij,njwc->niwc", rows, images)
