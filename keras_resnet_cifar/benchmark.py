@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from keras_resnet_cifar import callbacks as cb
+from keras_resnet_cifar.compilation import compiled
 from keras_resnet_cifar.data import Split, load_dataset
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.feed import ShuffledBatches, one_hot
@@ -23,7 +24,6 @@ from keras_resnet_cifar.hardware import resolve_precision
 from keras_resnet_cifar.models import build_resnet
 from keras_resnet_cifar.recipes import get_recipe
 from keras_resnet_cifar.runs import versions
-from keras_resnet_cifar.training import compiled
 
 
 def benchmark(
@@ -59,9 +59,9 @@ def benchmark(
         np.resize(data.train.labels, count),
     )
     model = build_resnet(arch, normalization="shapes")
-    fitted = compiled(model, data, recipe, precision, 0, steps)
-    fit = _fit_epochs(fitted, ShuffledBatches(split, 10, batch_size, seed=0))
-    stepped = compiled(model, data, recipe, precision, 0, steps)
+    feed = ShuffledBatches(split, 10, batch_size, seed=0)
+    fit = _fit_epochs(compiled(model, data, recipe, precision, 0, feed), feed)
+    stepped = compiled(model, data, recipe, precision, 0, feed)
     run_bare = _bare_steps(
         stepped,
         split.images[:batch_size],
@@ -115,7 +115,7 @@ def _fit_epochs(model, feed):
             callbacks=[
                 cb.EpochFeed(feed),
                 cb.StopOnNaN(),
-                cb.EpochRecord(feed.batch_size, np.zeros(1000 * len(feed))),
+                cb.EpochRecord(feed, np.zeros(1000 * feed.steps)),
                 record,
             ],
         )

@@ -1,15 +1,12 @@
-"""Callbacks of `train`: each epoch's record, its files, its progress line."""
+"""Callbacks of `train`: each epoch's order, record and progress line."""
 
 import sys
 import time
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_resnet_cifar.errors import Diverged
-from keras_resnet_cifar.files import atomic_write
-from keras_resnet_cifar.runs import save_backup, write_history
 
 
 class EpochFeed(keras.callbacks.Callback):
@@ -20,7 +17,10 @@ class EpochFeed(keras.callbacks.Callback):
         self.feed = feed
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.feed.epoch = epoch
+        self.feed.begin(epoch)
+        source = self.model.source
+        if source is not None:
+            source.order.assign(self.feed.order)
 
 
 class AverageForValidation(keras.callbacks.Callback):
@@ -39,18 +39,19 @@ class EpochRecord(keras.callbacks.Callback):
 
     `learning_rate` is that of the epoch's last step. `images_per_second`
     counts the training steps of the epoch alone, from its beginning to its
-    last step: validation and saving are not in it.
+    last step: validation and saving are not in it. (After a resumption within
+    an epoch, time and images since then.)
 
     Args:
-        batch_size: Images a step.
+        feed: The `ShuffledBatches`.
         rates: The rate at each step of the run.
     """
 
     async_safe = True  # it reads a clock only
 
-    def __init__(self, batch_size, rates):
+    def __init__(self, feed, rates):
         super().__init__()
-        self.batch_size = batch_size
+        self.feed = feed
         self.rates = rates
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -63,15 +64,17 @@ class EpochRecord(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         now = time.perf_counter()
         trained = (self._trained or now) - self._begin
-        steps = self.params["steps"]
+        steps = self.feed.steps
+        images = len(self.feed) * self.feed.batch_size
         logs["learning_rate"] = float(self.rates[(epoch + 1) * steps - 1])
-        logs["images_per_second"] = round(steps * self.batch_size / trained, 1)
+        logs["images_per_second"] = round(images / trained, 1)
         logs["seconds"] = round(now - self._begin, 3)
         if not np.isfinite(logs["loss"]):
+            step = int(self.model.steps_finite) - epoch * steps + 1
             raise Diverged(
-                f"the loss is {logs['loss']} in epoch {epoch + 1}: try a lower "
-                "learning rate or --precision float32; last.keras is of the "
-                "epoch before"
+                f"the loss is {logs['loss']} from step {step} of epoch "
+                f"{epoch + 1}: try a lower learning rate or --precision "
+                "float32; last.keras is of an epoch before"
             )
 
 
@@ -93,49 +96,31 @@ class HistoryRows(keras.callbacks.Callback):
         self.state.rows.append({"epoch": epoch + 1} | logs)
 
 
-class Checkpoints(keras.callbacks.Callback):
-    """Keeps the run directory up to date at the end of each epoch.
+class StopEarly(keras.callbacks.Callback):
+    """Stops a run whose validation accuracy does not get better.
 
-    It writes last.keras, best.keras (by validation accuracy; without a
-    validation split the newest), checkpoints/ every so many epochs, history.csv
-    and the backup that resumes.
+    It looks at the history alone: a resumed run stops at the same epoch.
 
     Args:
-        directory: A `RunDirectory`.
         state: The `State` of the run, its newest row already in it.
-        published: The model of stock layers that is saved.
-        every: Epochs between kept checkpoints; 0 keeps none.
+        patience: Epochs without a better one; 0 never stops.
     """
 
-    def __init__(self, directory, state, published, every=0):
+    def __init__(self, state, patience):
         super().__init__()
-        self.directory = directory
         self.state = state
-        self.published = published
-        self.every = every
+        self.patience = patience
 
     def on_epoch_end(self, epoch, logs=None):
-        epoch += 1
-        publish(self.model, self.published)
-        save_model(self.published, self.directory.last)
-        if self._is_best(epoch, logs):
-            save_model(self.published, self.directory.best)
-        if self.every and epoch % self.every == 0:
-            path = self.directory.checkpoint(epoch)
-            path.parent.mkdir(exist_ok=True)
-            save_model(self.published, path)
-        write_history(self.directory.history, self.state.rows)
-        save_backup(
-            self.directory.backup, self.state, training_state(self.model)
-        )
+        if self.is_over():
+            self.model.stop_training = True
 
-    def _is_best(self, epoch, logs):
-        accuracy = logs.get("val_accuracy")
-        best = self.state.best.get("val_accuracy")
-        if None not in (accuracy, best) and accuracy <= best:
+    def is_over(self):
+        accuracies = [row.get("val_accuracy") for row in self.state.rows]
+        if not self.patience or not accuracies or None in accuracies:
             return False
-        self.state.best = {"epoch": epoch, "val_accuracy": accuracy}
-        return True
+        since_best = len(accuracies) - 1 - int(np.argmax(accuracies))
+        return since_best >= self.patience
 
 
 class Progress(keras.callbacks.Callback):
@@ -143,10 +128,10 @@ class Progress(keras.callbacks.Callback):
 
     async_safe = True
 
-    def __init__(self, epochs, images_per_step, stream=None):
+    def __init__(self, epochs, feed, stream=None):
         super().__init__()
         self.epochs = epochs
-        self.images_per_step = images_per_step
+        self.feed = feed
         self.stream = stream or sys.stdout
         self.live = self.stream.isatty()
 
@@ -159,12 +144,13 @@ class Progress(keras.callbacks.Callback):
         if not self.live or now - self._shown < 0.2:
             return
         self._shown = now
-        steps = self.params["steps"]
-        speed = (batch + 1) * self.images_per_step / (now - self._begin)
-        left = (steps - batch - 1) * self.images_per_step / speed
-        bar = "=" * (20 * (batch + 1) // steps)
+        done = min(batch + 1, len(self.feed))  # since the epoch began here
+        step, steps = self.feed.start + done, self.feed.steps
+        speed = done * self.feed.batch_size / (now - self._begin)
+        left = (steps - step) * self.feed.batch_size / speed
+        bar = "=" * (20 * step // steps)
         self._write(
-            f"\r{self._head()} [{bar:<20}] {batch + 1}/{steps}  "
+            f"\r{self._head()} [{bar:<20}] {step}/{steps}  "
             f"{_told(logs)}  {speed:,.0f} images/s  {left:.0f} s left \033[K"
         )
 
@@ -195,30 +181,3 @@ def _told(logs):
             accuracy = 100 * float(logs[f"{prefix}accuracy"])
             parts.append(f"{prefix}accuracy {accuracy:.2f} %")
     return "  ".join(parts)
-
-
-def publish(training_model, model):
-    """Copies the trained (or averaged) weights to the stock model."""
-    with training_model.averaged():
-        model.set_weights(training_model.network.get_weights())
-
-
-def save_model(model, path):
-    """Saves a model as `.keras`, whole or not at all."""
-    with atomic_write(path) as temporary:
-        model.save(temporary)
-
-
-def training_variables(model):
-    """Variables that a resumed run needs: weights, random state, optimizer."""
-    held = {id(variable) for variable in model.metrics_variables}
-    return [
-        variable
-        for variable in [*model.variables, *model.optimizer.variables]
-        if id(variable) not in held
-    ]
-
-
-def training_state(model):
-    """The values of `training_variables`, as NumPy arrays."""
-    return [ops.convert_to_numpy(v.value) for v in training_variables(model)]

@@ -6,17 +6,19 @@ so that help, and errors that need no Keras, come at once.
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
 from keras_resnet_cifar import architectures, commands
+from keras_resnet_cifar.backups import DEFAULT_INTERVAL
 from keras_resnet_cifar.datasets import DATASETS, SOURCES
 from keras_resnet_cifar.errors import Diverged, InputError
 from keras_resnet_cifar.recipes import DEFAULT, OPTIONS, RECIPES
 from keras_resnet_cifar.torch_files import FORMATS
 from keras_resnet_cifar.torch_schemes import SCHEMES
 
-EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_SIGNAL = 2, 3, 128
 
 
 def main(arguments=None):
@@ -32,7 +34,7 @@ def main(arguments=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as interrupt:
         print(f"interrupted{interrupt}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return EXIT_SIGNAL + getattr(interrupt, "number", signal.SIGINT)
     return 0
 
 
@@ -87,7 +89,19 @@ def _train_options(parser):
         "--resume",
         type=Path,
         metavar="RUN",
-        help="go on with the run in this folder from its last epoch",
+        help="go on with the run in this folder from its newest backup",
+    )
+    parser.add_argument(
+        "--backup-every",
+        default=DEFAULT_INTERVAL,
+        metavar="N|TIME",
+        help="epochs between backups, or a time such as 30s, 10min or 1h "
+        f"(default: {DEFAULT_INTERVAL})",
+    )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits each time on a GPU as well; slower",
     )
     parser.add_argument("--seed", type=int, help="of everything (default: 0)")
     parser.add_argument(

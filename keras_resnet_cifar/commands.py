@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 from keras_resnet_cifar import architectures
+from keras_resnet_cifar.backups import Interval
 from keras_resnet_cifar.datasets import DATASETS, SOURCES
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, Stopped, unknown
 from keras_resnet_cifar.recipes import (
     DEFAULT,
     OPTIONS,
@@ -50,10 +51,15 @@ class _Plan:
 def train(args):
     """Train a net by a recipe and evaluate it on the test split."""
     plan = _resumed_plan(args) if args.resume else _new_plan(args)
+    Interval.parse(args.backup_every)
     _import_keras()
     from keras_resnet_cifar.data import load_dataset
+    from keras_resnet_cifar.hardware import JAX_DETERMINISTIC
     from keras_resnet_cifar.training import train as run_training
 
+    if args.deterministic:  # JAX looks when it first computes
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} {JAX_DETERMINISTIC}"
     data = load_dataset(**plan.request)
     model = _model(plan, data)
     print(
@@ -71,14 +77,17 @@ def train(args):
             plan.directory,
             seed=plan.seed,
             resume=plan.arch is None,
+            backup_every=args.backup_every,
+            deterministic=args.deterministic,
             tensorboard=args.tensorboard,
             verbose=not args.quiet,
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            "; to go on from the last full epoch: python -m "
-            f"keras_resnet_cifar train --resume {plan.directory}"
-        ) from None
+    except Stopped as stopped:
+        stopped.args = (
+            "; to go on: python -m keras_resnet_cifar train --resume "
+            f"{plan.directory}",
+        )
+        raise
     for name, found in run.metrics.items():
         print(f"{name} (epoch {found['epoch']}): {_told(found['test'])}")
     print(f"wrote {run.directory}: {', '.join(_files(run.directory))}")
@@ -135,6 +144,7 @@ def _resumed_plan(args):
     } | {
         name: (value, getattr(recipe, name))
         for name, value in _changes(args).items()
+        if name != "epochs"  # whether it fits depends on how far the run got
     }
     for name, (asked, held) in asked_and_held.items():
         if asked not in (None, held):
@@ -142,6 +152,7 @@ def _resumed_plan(args):
                 f"cannot resume with another config: {name} was {held}, now "
                 f"{asked}; leave the option out, or start a new run"
             )
+    recipe = get_recipe(recipe, epochs=args.epochs)
     request = config["request"] | _data_options(args)
     return _Plan(recipe, request, config["seed"], args.resume)
 

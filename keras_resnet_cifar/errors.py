@@ -14,6 +14,18 @@ class Diverged(RuntimeError):
     """The loss is not finite; the message says where and what to try."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal stopped a run, which is saved and can go on.
+
+    Args:
+        number: Of the signal; scripts exit with 128 + it.
+    """
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+
 def unknown(kind, name, known, told=None):
     """Returns an `InputError` for a name that is not in a table.
 

@@ -11,7 +11,7 @@ from keras_resnet_cifar.errors import InputError
 
 
 @contextlib.contextmanager
-def atomic_write(path):
+def atomic_write(path, keep=None):
     """Gives a temporary path; what is written there becomes `path`, whole.
 
     The temporary file lies in the same folder and keeps the target's suffix,
@@ -25,6 +25,7 @@ def atomic_write(path):
 
     Args:
         path: The file to write; its folder must exist.
+        keep: Where an older `path` goes, in the same folder; `None` drops it.
 
     Yields:
         A `pathlib.Path` that does not exist yet.
@@ -38,6 +39,8 @@ def atomic_write(path):
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
     except OSError as error:
         reason = " ".join((error.strerror or str(error)).split())

@@ -1,8 +1,13 @@
 """What the machine at hand runs best: precision, compiler, fused steps."""
 
+import os
 from pathlib import Path
 
 import keras
+
+from keras_resnet_cifar.errors import InputError
+
+JAX_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 def resolve_precision(precision):
@@ -62,7 +67,49 @@ def jit_compile():
 def steps_per_execution():
     """How many steps one compiled call runs.
 
-    TensorFlow loops inside the graph, which saves the dispatch of each step;
-    Keras loops in Python for the other backends, which saves nothing.
+    TensorFlow loops inside the graph, which saves the dispatch of each step.
+    Under JAX `fused_steps.py` does so on an accelerator. On a CPU it would cost
+    more than it saves: XLA's convolutions lose their threads inside of a loop
+    (jax-ml/jax#12868). PyTorch runs step by step.
     """
-    return 8 if keras.backend.backend() == "tensorflow" else 1
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return 8
+    return 64 if backend == "jax" and _multiplies_bfloat16() else 1
+
+
+def is_out_of_memory(error):
+    """Whether an exception of any backend says that memory ran out."""
+    told = f"{type(error).__name__} {error}".lower()
+    return isinstance(error, MemoryError) or any(
+        sign in told
+        for sign in ("resource_exhausted", "resourceexhausted", "out of memory")
+    )
+
+
+def make_deterministic(seed):
+    """Has the backend use operations that give the same bits each time.
+
+    A CPU gives them anyway. Call it before the first computation.
+
+    Raises:
+        InputError: Under JAX on a GPU, too late in the process to ask.
+    """
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        tf.random.set_seed(seed)  # it refuses operations without one
+        tf.config.experimental.enable_op_determinism()
+    elif backend == "torch":
+        import torch
+
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    else:
+        flags = os.environ.get("XLA_FLAGS", "")
+        if _multiplies_bfloat16() and JAX_DETERMINISTIC not in flags:
+            raise InputError(
+                "deterministic under JAX on a GPU must be asked for before JAX "
+                f"starts: set XLA_FLAGS={JAX_DETERMINISTIC}"
+            )

@@ -42,6 +42,7 @@ class Recipe:
     precision: str = "float32"
     validation: float = 0  # images held out of the train split, or a share
     checkpoint_every: int = 0  # epochs between kept checkpoints; 0 keeps none
+    patience: int = 0  # epochs without better validation before it stops
     normalization: str | None = None  # None: the data set's statistics
 
 

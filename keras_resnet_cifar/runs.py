@@ -10,15 +10,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
-
 try:
     import fcntl
 except ImportError:
     fcntl = None
 
 from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.files import atomic_write, make_folder, write_text
+from keras_resnet_cifar.files import make_folder, write_text
 
 _PACKAGES = (
     "keras_resnet_cifar",
@@ -40,6 +38,7 @@ _CONFIG = {
     "backend": str,
     "versions": dict,
 }
+_TIMING = ("images_per_second", "seconds")  # of a row: never twice the same
 _BINDING = ("arch", "dataset", "recipe", "seed", "precision", "backend")
 
 
@@ -62,6 +61,10 @@ class RunDirectory:
         return self.path / "history.csv"
 
     @property
+    def timing(self):
+        return self.path / "timing.csv"
+
+    @property
     def metrics(self):
         return self.path / "metrics.json"
 
@@ -76,6 +79,10 @@ class RunDirectory:
     @property
     def backup(self):
         return self.path / "backup.npz"
+
+    @property
+    def previous(self):
+        return self.path / "backup-previous.npz"
 
     @property
     def curves(self):
@@ -167,11 +174,13 @@ class State:
 
     Attributes:
         epoch: Epochs completed.
+        step: Steps done of the epoch in progress.
         rows: The history, a dict an epoch.
         best: Best validation accuracy so far, and its epoch.
     """
 
     epoch: int = 0
+    step: int = 0
     rows: list = field(default_factory=list)
     best: dict = field(default_factory=dict)
 
@@ -197,9 +206,17 @@ def versions():
 
 
 def check_same(config, resumed):
-    """Raises `InputError` if a run is resumed as something else."""
+    """Raises `InputError` if a run is resumed as something else.
+
+    The number of epochs may differ: whether it can depends on how far the run
+    got (`training.py` decides).
+    """
     old, new = (_flat({k: c[k] for k in _BINDING}) for c in (config, resumed))
-    different = [key for key in old if old[key] != new.get(key)]
+    different = [
+        key
+        for key in old
+        if old[key] != new.get(key) and key != "recipe.epochs"
+    ]
     if different:
         told = "; ".join(
             f"{key} was {old[key]!r}, now {new.get(key)!r}"
@@ -209,6 +226,16 @@ def check_same(config, resumed):
             f"cannot resume with another config: {told}; leave these options "
             "out, or start a new run in another --output-dir"
         )
+
+
+def other_versions(config, resumed):
+    """Returns what differs in the versions of two configs, for people."""
+    old, new = config["versions"], resumed["versions"]
+    return [
+        f"{name} was {old.get(name)}, now {new.get(name)}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
 
 
 def _flat(tree, prefix=""):
@@ -223,51 +250,21 @@ def _flat(tree, prefix=""):
     return flat
 
 
-def write_history(path, rows):
-    """Writes the history as CSV; columns in the order of the newest row."""
+def write_history(directory, rows):
+    """Writes history.csv, which repeats to the byte, and beside it timing.csv.
+
+    Columns are in the order of the newest row.
+    """
+    told = [name for name in rows[-1] if name not in _TIMING]
+    _write_csv(directory.history, told, rows)
+    _write_csv(directory.timing, ["epoch", *_TIMING], rows)
+
+
+def _write_csv(path, columns, rows):
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[-1]), lineterminator="\n")
+    writer = csv.DictWriter(
+        text, columns, extrasaction="ignore", lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
-
-
-def save_backup(path, state, variables):
-    """Writes state and variables as one file, so that they always agree."""
-    arrays = {
-        f"v{index}": np.asarray(value) for index, value in enumerate(variables)
-    }
-    with atomic_write(path) as temporary:
-        np.savez(temporary, state=json.dumps(vars(state)), **arrays)
-
-
-def load_backup(path, shapes):
-    """Returns the state and the arrays of a backup.
-
-    Args:
-        path: The file.
-        shapes: Shapes that the arrays must have, in order.
-
-    Raises:
-        InputError: The file is damaged, or of another net or optimizer.
-    """
-    try:
-        # NumPy leaves a file open that it cannot read; this `open` does not.
-        with open(path, "rb") as opened:
-            file = np.load(opened, allow_pickle=False)
-            state = State(**json.loads(str(file["state"])))
-            arrays = [file[f"v{i}"] for i in range(len(file.files) - 1)]
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} is missing: the run cannot go on, start a new one"
-        ) from None
-    except Exception as error:  # zipfile, numpy and json each raise their own
-        raise InputError(
-            f"cannot read the backup {path}: {error}; start a new run"
-        ) from error
-    if [array.shape for array in arrays] != [tuple(s) for s in shapes]:
-        raise InputError(
-            f"the backup {path} is of another net or optimizer: resume with "
-            "the config of the run"
-        )
-    return state, arrays

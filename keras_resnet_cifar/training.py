@@ -9,31 +9,27 @@ import keras
 
 from keras_resnet_cifar import callbacks as cb
 from keras_resnet_cifar import policies
+from keras_resnet_cifar.backups import DEFAULT_INTERVAL, Backup, Interval
+from keras_resnet_cifar.checkpoints import Checkpoints, publish
+from keras_resnet_cifar.compilation import compiled
 from keras_resnet_cifar.data import Dataset
-from keras_resnet_cifar.datasets import DATASETS
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import Diverged, InputError
 from keras_resnet_cifar.evaluation import check_classifier, evaluate
-from keras_resnet_cifar.feed import ShuffledBatches, even_batch_size, one_hot
+from keras_resnet_cifar.feed import ShuffledBatches
 from keras_resnet_cifar.files import write_json, write_text
+from keras_resnet_cifar.fitting import fit
 from keras_resnet_cifar.hardware import (
-    jit_compile,
+    is_out_of_memory,
+    make_deterministic,
     resolve_precision,
-    steps_per_execution,
 )
+from keras_resnet_cifar.interruption import StopOnSignal
 from keras_resnet_cifar.model_card import model_card
-from keras_resnet_cifar.optimizers import CoupledSGD, TabulatedRate
 from keras_resnet_cifar.plots import plot_curves
 from keras_resnet_cifar.recipes import checked_seed, get_recipe
-from keras_resnet_cifar.runs import (
-    RunDirectory,
-    State,
-    check_same,
-    load_backup,
-    save_backup,
-    versions,
-)
+from keras_resnet_cifar.resumption import read_backup, read_held
+from keras_resnet_cifar.runs import RunDirectory, State, versions
 from keras_resnet_cifar.schedules import rates_of
-from keras_resnet_cifar.training_model import TrainingModel, training_clone
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,8 @@ def train(
     *,
     seed=0,
     resume=False,
+    backup_every=DEFAULT_INTERVAL,
+    deterministic=False,
     callbacks=(),
     tensorboard=False,
     verbose=True,
@@ -75,6 +73,9 @@ def train(
 
     The model's weights are trained in place. A copy with fused BatchNorm and
     the recipe's precision does the work; what is saved has stock layers only.
+
+    With an `output_dir`, SIGINT and SIGTERM let the step in flight finish, save
+    and raise `Stopped`; a second one ends the process at once.
 
     Args:
         model: A model from raw images to logits, as of `build_resnet`.
@@ -86,7 +87,13 @@ def train(
             nothing.
         seed: Of shuffling and augmentation. (Seed the weights before building
             the model, with `keras.utils.set_random_seed`.)
-        resume: Go on with the run in `output_dir` from its last epoch.
+        resume: Go on with the run in `output_dir` from its newest backup, in
+            the middle of an epoch too. More `epochs` than it had are allowed
+            where the schedule gives the steps already done the same rates.
+        backup_every: Epochs between backups, or a time such as `"10min"`, as
+            `Interval.parse` reads it. What a kill loses is done again alike.
+        deterministic: Ask the backend for operations that give the same bits
+            each time; slower, and needed on a GPU only.
         callbacks: List of more Keras callbacks. Their model is the
             `TrainingModel`; to keep checkpoints take `checkpoint_every`.
         tensorboard: Also write TensorBoard logs (needs TensorFlow).
@@ -98,8 +105,10 @@ def train(
 
     Raises:
         InputError: A value out of range, a batch larger than the split, a
-            folder that holds another run, a resumption that does not fit.
+            folder that holds another run, a resumption that does not fit, not
+            enough memory.
         Diverged: The loss became infinite or NaN.
+        Stopped: A signal came; the run is saved.
 
     Example:
         >>> run = train(model, data, "onecycle", "runs/r20", epochs=12)
@@ -108,7 +117,10 @@ def train(
     recipe = get_recipe(recipe, **changes)
     recipe = _as_used(recipe, model, data)
     seed = checked_seed(seed)
+    interval = Interval.parse(backup_every)
     precision = resolve_precision(recipe.precision)
+    if deterministic:
+        make_deterministic(seed)
     feed = ShuffledBatches(
         data.train,
         data.num_classes,
@@ -118,36 +130,78 @@ def train(
     )
     if tensorboard:
         _check_tensorboard(output_dir)
+    say = print if verbose else (lambda line: None)
+    say(_where_images_are(feed))
     directory = RunDirectory(Path(output_dir)) if output_dir else None
     config = _config(model, data, recipe, seed, precision)
     if resume:
         if directory is None:
             raise InputError("resume=True needs the output_dir of a run")
-        check_same(directory.read_config(), config)
+        held = read_held(directory, config, say)
     elif directory is not None:
         directory.create()
     with directory.locked() if directory else contextlib.nullcontext():
-        trained = compiled(model, data, recipe, precision, seed, len(feed))
-        state = _begin(directory, trained, model, config, resume)
-        chain = _callbacks(
-            model, recipe, feed, state, directory, tensorboard, verbose
-        )
-        trained.fit(
-            feed,
-            epochs=recipe.epochs,
-            initial_epoch=state.epoch,
-            shuffle=False,  # the feed shuffles
-            verbose=0,
-            callbacks=[*chain, *callbacks],
-            **_validation(data),
-        )
-        cb.publish(trained, model)
-        metrics = _final_metrics(model, data, state, directory)
+        trained = compiled(model, data, recipe, precision, seed, feed)
+        backup = Backup(State())
+        if resume:
+            backup = read_backup(
+                directory, trained, held, recipe, feed.steps, say
+            )
+        state, keeper = backup.state, None
+        if directory is not None:
+            every = recipe.checkpoint_every
+            keeper = Checkpoints(
+                directory, state, model, trained, feed.steps, interval, every
+            )
+            keeper.begin(backup)
+            write_json(directory.config, config)  # last: now it is a run
+        early = cb.StopEarly(state, recipe.patience)
+        with _saving(keeper, trained, recipe) as stop:
+            chain = _callbacks(recipe, feed, state, early, keeper)
+            if tensorboard:
+                logs = directory.path / "tensorboard"
+                chain.append(keras.callbacks.TensorBoard(logs))
+            if verbose:
+                chain.append(cb.Progress(recipe.epochs, feed))
+            if not early.is_over():
+                chain += [*callbacks, stop]
+                fit(trained, data, feed, state, recipe.epochs, chain)
+            stop.check()
+            publish(trained, model)
+            metrics = _final_metrics(model, data, state, directory)
         if directory is not None:
             write_json(directory.metrics, metrics)
             plot_curves(state.rows, directory.curves)
             write_text(directory.card, model_card(config, state, metrics))
     return Run(model, state.rows, metrics, config, directory and directory.path)
+
+
+@contextlib.contextmanager
+def _saving(keeper, trained, recipe):
+    """Gives a `StopOnSignal`; on a stop or a fault saves what there is."""
+    stop = StopOnSignal()
+    with stop.listening() if keeper else contextlib.nullcontext():
+        try:
+            yield stop
+        except Diverged:
+            raise
+        except BaseException as error:
+            if keeper is not None and not trained.in_step:
+                keeper.rescue()
+            if is_out_of_memory(error):
+                raise InputError(
+                    f"out of memory with batch_size={recipe.batch_size}: try "
+                    f"--batch-size {max(recipe.batch_size // 2, 1)}, "
+                    "--precision mixed_bfloat16 or a smaller net"
+                ) from error
+            raise
+
+
+def _where_images_are(feed):
+    size = feed.split.images.nbytes / 2**20
+    if feed.resident:
+        return f"training images: {size:,.0f} MiB, kept on the device"
+    return f"training images: {size:,.0f} MiB, fed by the host batch by batch"
 
 
 def _as_used(recipe, model, data):
@@ -170,19 +224,6 @@ def _as_used(recipe, model, data):
         dataset=data.name,
         validation=len(data.validation or ()),
     )
-
-
-def _begin(directory, trained, model, config, resume):
-    """Returns the state to start from; a new run is on disk from here on."""
-    if directory is None:
-        return State()
-    if resume:
-        return _restore(directory, trained)
-    state = State()
-    cb.save_model(model, directory.last)
-    save_backup(directory.backup, state, cb.training_state(trained))
-    write_json(directory.config, config)  # last: now it is a run
-    return state
 
 
 def _check_tensorboard(output_dir):
@@ -220,78 +261,18 @@ def _config(model, data, recipe, seed, precision):
     }
 
 
-def compiled(model, data, recipe, precision, seed, steps_per_epoch):
-    """Returns the compiled `TrainingModel` around a clone of `model`."""
-    known = DATASETS.get(data.name)
-    mean = known.mean if known else (0.5, 0.5, 0.5)
-    trained = TrainingModel(
-        training_clone(model, precision),
-        policies.image_layers(recipe, mean, seed),
-        policies.mixing_layers(recipe, seed),
-        label_smoothing=recipe.label_smoothing,
-        ema=recipe.ema,
-        dtype=precision,
-    )
-    trained.compile(
-        optimizer=CoupledSGD(
-            TabulatedRate(rates_of(recipe, steps_per_epoch)),
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            decay=recipe.weight_decay,
-            decay_on=recipe.decay_on,
-        ),
-        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
-        metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
-        jit_compile=jit_compile(),
-        steps_per_execution=steps_per_execution(),
-    )
-    trained.optimizer.build(trained.trainable_variables)
-    return trained
-
-
-def _restore(directory, trained):
-    """Puts a backup's arrays in place and returns its state."""
-    variables = cb.training_variables(trained)
-    state, arrays = load_backup(directory.backup, [v.shape for v in variables])
-    for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array)
-    return state
-
-
-def _callbacks(model, recipe, feed, state, directory, tensorboard, verbose):
+def _callbacks(recipe, feed, state, early, keeper):
     """The callbacks of a run, in the order in which they depend."""
-    chain = [
+    return [
         cb.EpochFeed(feed),
         cb.StopOnNaN(),
-        cb.AverageForValidation(),
-        cb.EpochRecord(recipe.batch_size, rates_of(recipe, len(feed))),
+        cb.EpochRecord(feed, rates_of(recipe, feed.steps)),
         cb.HistoryRows(state),
+        early,
+        # It looks at the weights as they are, before they are averaged.
+        *([keeper] if keeper else []),
+        cb.AverageForValidation(),
     ]
-    if directory is not None:
-        chain.append(
-            cb.Checkpoints(directory, state, model, recipe.checkpoint_every)
-        )
-        if tensorboard:
-            chain.append(
-                keras.callbacks.TensorBoard(directory.path / "tensorboard")
-            )
-    if verbose:
-        chain.append(cb.Progress(recipe.epochs, recipe.batch_size))
-    return chain
-
-
-def _validation(data):
-    """Keyword arguments of `fit` for the validation split, if there is one."""
-    if data.validation is None:
-        return {}
-    split = data.validation
-    return {
-        "validation_data": (
-            split.images,
-            one_hot(split.labels, data.num_classes),
-        ),
-        "validation_batch_size": even_batch_size(len(split)),
-    }
 
 
 def _final_metrics(model, data, state, directory):

@@ -10,6 +10,9 @@ from keras_resnet_cifar.batch_normalization import (
     is_replaceable,
 )
 
+if keras.backend.backend() == "jax":
+    from keras_resnet_cifar.fused_steps import fuse
+
 # These stay float32 under any policy: pixels, the head, and the logits.
 _FLOAT32 = (
     keras.layers.Normalization,
@@ -47,6 +50,7 @@ class TrainingModel(keras.Model):
 
     Args:
         network: The net to train, images `[N, H, W, C]` to logits.
+        source: Optional `ResidentSplit`; `fit` then feeds step numbers.
         image_layers: Layers on images, applied in each train step.
         mixing_layers: Layers on `{"images", "labels"}`, likewise.
         label_smoothing: Share of the target spread over all classes, in
@@ -58,6 +62,7 @@ class TrainingModel(keras.Model):
     def __init__(
         self,
         network,
+        source=None,
         image_layers=(),
         mixing_layers=(),
         label_smoothing=0.0,
@@ -68,10 +73,13 @@ class TrainingModel(keras.Model):
         # normalisation takes them in float32.
         super().__init__(autocast=False, **kwargs)
         self.network = network
+        self.source = source
         self.image_layers = list(image_layers)
         self.mixing_layers = list(mixing_layers)
         self.label_smoothing = label_smoothing
         self.ema = ema
+        self.steps_done = self._counter("steps_done")
+        self.steps_finite = self._counter("steps_finite")  # of loss so far
         self.averages = []
         if ema:
             self.average_count = self._average("count", (), "zeros")
@@ -79,7 +87,19 @@ class TrainingModel(keras.Model):
                 self._average(f"{index}", variable.shape, variable)
                 for index, variable in enumerate(network.weights)
             ]
+        for layer in (*self.image_layers, *self.mixing_layers):
+            layer.built = True  # without weights; else `fit` would trace them
+        self.in_step = False  # stays true if a step fails: half of it is done
         self.built = True
+
+    def _counter(self, name):
+        return self.add_weight(
+            shape=(),
+            initializer="zeros",
+            trainable=False,
+            dtype="int32",
+            name=name,
+        )
 
     def _average(self, name, shape, initial):
         if not isinstance(initial, str):
@@ -109,10 +129,23 @@ class TrainingModel(keras.Model):
         return images, targets
 
     def _augmented(self, data):
+        if self.source is not None:
+            data = self.source(data[0])
         images, targets, *sample_weight = data
         return *self.augment(images, targets), *sample_weight
 
-    def update_averages(self):
+    def after_step(self, logs):
+        """Counts the step, and moves the averages towards the weights.
+
+        The loss in the logs is the mean of the epoch so far: once it is not
+        finite it stays so, and `steps_finite` tells at which step it happened.
+        """
+        self.steps_done.assign(self.steps_done + 1)
+        finite = ops.cast(ops.isfinite(logs["loss"]), "int32")
+        self.steps_finite.assign(self.steps_finite + finite)
+        self._update_averages()
+
+    def _update_averages(self):
         if not self.ema:
             return
         count = self.average_count + 1
@@ -138,7 +171,31 @@ class TrainingModel(keras.Model):
         finally:
             self.network.set_weights(raw)
 
+    def make_train_function(self, force=False):
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force)
+        function = self.train_function
+        if keras.backend.backend() == "jax" and self.steps_per_execution > 1:
+            function = fuse(self.train_step, self.steps_per_execution)
+
+        def watched(*arguments):
+            self.in_step = True
+            result = function(*arguments)
+            self.in_step = False
+            return result
+
+        self.train_function = watched
+
     if keras.backend.backend() == "jax":
+
+        def make_test_function(self, force=False):
+            if self.test_function is None or force:
+                super().make_test_function(force)
+                if self.steps_per_execution > 1:
+                    self.test_function = fuse(
+                        self.test_step, self.steps_per_execution
+                    )
 
         def train_step(self, state, data):
             trainable, other, optimizer, metrics = state
@@ -149,7 +206,7 @@ class TrainingModel(keras.Model):
             logs, state = super().train_step(state, data)
             trainable, other, optimizer, metrics = state
             _, (_, other) = self._stateless(
-                self.update_averages, (trainable, other)
+                lambda: self.after_step(logs), (trainable, other)
             )
             return logs, (trainable, other, optimizer, metrics)
 
@@ -175,5 +232,5 @@ class TrainingModel(keras.Model):
 
         def train_step(self, data):
             logs = super().train_step(self._augmented(data))
-            self.update_averages()
+            self.after_step(logs)
             return logs

@@ -44,6 +44,28 @@ def quietly(model, data, output_dir=None, **kwargs):
     )
 
 
+def assert_same_run(one, other):
+    """Both ended with the same bits, in memory and on disk."""
+    pairs = zip(one.model.get_weights(), other.model.get_weights(), strict=True)
+    for expected, got in pairs:
+        np.testing.assert_array_equal(expected, got)
+    files = [RunDirectory(run.directory) for run in (one, other)]
+    for name in ("history", "metrics"):
+        expected, got = (getattr(run, name).read_bytes() for run in files)
+        assert expected == got
+    expected, got = (np.load(run.backup) for run in files)
+    assert set(expected.files) == set(got.files)
+    for name in set(expected.files) - {"state"}:
+        np.testing.assert_array_equal(expected[name], got[name], err_msg=name)
+    for name in ("best", "last"):
+        expected, got = (
+            keras.saving.load_model(getattr(run, name)).get_weights()
+            for run in files
+        )
+        for a, b in zip(expected, got, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_a_run_leaves_everything_that_describes_it(
     tiny_model, tiny_data, tmp_path
 ):
@@ -53,6 +75,7 @@ def test_a_run_leaves_everything_that_describes_it(
     files = {path.name for path in run.directory.iterdir()}
     assert files == {
         "README.md",
+        "backup-previous.npz",
         "backup.npz",
         "best.keras",
         "checkpoints",
@@ -61,6 +84,7 @@ def test_a_run_leaves_everything_that_describes_it(
         "history.csv",
         "last.keras",
         "metrics.json",
+        "timing.csv",
     }
     assert [p.name for p in directory.checkpoints()] == ["epoch-0002.keras"]
 
@@ -73,9 +97,10 @@ def test_a_run_leaves_everything_that_describes_it(
         "val_loss",
         "val_accuracy",
         "learning_rate",
-        "images_per_second",
-        "seconds",
     }
+    timing = directory.timing.read_text().splitlines()
+    assert timing[0] == "epoch,images_per_second,seconds"
+    assert len(timing) == 4
 
     config = json.loads(directory.config.read_text())
     assert config["recipe"]["epochs"] == 3
@@ -142,17 +167,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
         resume=True,
         **changes,
     )
-    pairs = zip(
-        whole.model.get_weights(), resumed.model.get_weights(), strict=True
-    )
-    for expected, got in pairs:
-        np.testing.assert_array_equal(expected, got)
-    clock = {"images_per_second", "seconds"}
-    for one, other in zip(whole.history, resumed.history, strict=True):
-        assert {k: one[k] for k in one if k not in clock} == {
-            k: other[k] for k in other if k not in clock
-        }
-    assert whole.metrics == resumed.metrics
+    assert_same_run(whole, resumed)
 
 
 def test_resuming_a_finished_run_only_evaluates(
@@ -169,7 +184,7 @@ def test_resuming_a_finished_run_only_evaluates(
     [
         ({"learning_rate": 0.01}, "recipe.learning_rate was 0.4, now 0.01"),
         ({"seed": 3}, "seed was 0, now 3"),
-        ({"epochs": 9}, "recipe.epochs"),
+        ({"epochs": 9}, "one_cycle schedule's rates depend on it"),
         ({"recipe": "cosine"}, "recipe.name"),
     ],
 )
@@ -200,14 +215,27 @@ def test_a_folder_in_use_is_refused(tiny_model, tiny_data, tmp_path):
     assert (tmp_path / "other" / "thesis.txt").exists()
 
 
-def test_a_damaged_backup_is_told(tiny_model, tiny_data, tmp_path):
-    run = quietly(tiny_model(), tiny_data, tmp_path / "run", epochs=1)
-    backup = run.directory / "backup.npz"
+def test_a_damaged_backup_falls_back_to_the_one_before(
+    tiny_model, tiny_data, tmp_path, capsys
+):
+    whole = quietly(tiny_model(), tiny_data, tmp_path / "whole")
+    run = quietly(
+        tiny_model(), tiny_data, tmp_path / "run", backup_every=1
+    ).directory
+    backup = run / "backup.npz"
     backup.write_bytes(backup.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"backup\.npz"):
-        quietly(
-            tiny_model(), tiny_data, tmp_path / "run", epochs=1, resume=True
-        )
+    again = train(tiny_model(), tiny_data, output_dir=run, resume=True, **SHORT)
+    told = capsys.readouterr().out
+    assert "cannot read the backup" in told
+    assert "going on from the one before, at epoch 3, step 1" in told
+    assert_same_run(whole, again)
+
+    backup.write_bytes(b"")
+    (run / "backup-previous.npz").unlink()
+    with pytest.raises(
+        InputError, match=r"backup\.npz .*-previous\.npz is mis"
+    ):
+        quietly(tiny_model(), tiny_data, run, resume=True)
 
 
 def test_other_things_that_do_not_fit(tiny_model, tiny_data):
@@ -321,8 +349,8 @@ def test_auto_precision_asks_the_processor(tmp_path):
 
 def test_batches_are_a_function_of_seed_and_epoch(tiny_data):
     def images_of(seed, epoch):
-        feed = ShuffledBatches(tiny_data.train, 10, 60, seed)
-        feed.epoch = epoch
+        feed = ShuffledBatches(tiny_data.train, 10, 60, seed, resident_bytes=0)
+        feed.begin(epoch)
         return [feed[step] for step in range(len(feed))]
 
     batches = images_of(0, 2)
@@ -333,8 +361,8 @@ def test_batches_are_a_function_of_seed_and_epoch(tiny_data):
         np.testing.assert_array_equal(x, again)
     assert (batches[0][0] != images_of(0, 3)[0][0]).any()
     assert (batches[0][0] != images_of(1, 2)[0][0]).any()
-    feed = ShuffledBatches(tiny_data.train, 10, 60, 0)
-    assert sorted(feed.order(0)) == list(range(256))
+    feed = ShuffledBatches(tiny_data.train, 10, 64, 0)
+    assert sorted(feed.order.flat) == list(range(256))
 
 
 def test_even_batches_need_one_compilation():
