@@ -218,6 +218,11 @@ def _as_used(recipe, model, data):
             f"validation and the data has none: load_dataset(..., "
             f"validation={recipe.validation}), or train with validation=0"
         )
+    if recipe.patience and data.validation is None:
+        raise InputError(
+            f"patience={recipe.patience} needs a validation split: "
+            "load_dataset(..., validation=5000), or train without it"
+        )
     return replace(
         recipe,
         arch=model.name,

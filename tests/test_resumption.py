@@ -1,0 +1,232 @@
+"""A run that is stopped anywhere goes on to the same bits."""
+
+import dataclasses
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+import supervisor
+from conftest import TINY
+
+from keras_resnet_cifar import compilation
+from keras_resnet_cifar.backups import Interval
+from keras_resnet_cifar.checkpoints import Checkpoints
+from keras_resnet_cifar.errors import Diverged, InputError, Stopped
+from keras_resnet_cifar.feed import ShuffledBatches
+from keras_resnet_cifar.models import build_resnet
+from keras_resnet_cifar.training import train
+
+SMALL = {"epochs": 3, "batch_size": 16, "precision": "float32", "ema": 0.9}
+
+
+class Fault(RuntimeError):
+    pass
+
+
+def fault():
+    raise Fault
+
+
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+class At(keras.callbacks.Callback):
+    """Does something once, at a moment of the second epoch."""
+
+    def __init__(self, moment, action):
+        super().__init__()
+        setattr(self, moment, self._run)
+        self.action = action
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.second = epoch == 1
+
+    def _run(self, index, logs=None):
+        if self.second and self.action:
+            action, self.action = self.action, None
+            action()
+
+
+def train_small(data, folder, seed=0, steps=6, **kwargs):
+    """Trains a small net, its epochs of 16 steps in calls of up to 6."""
+    keras.utils.set_random_seed(seed)
+    model = build_resnet(**TINY, normalization="shapes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compilation, "steps_per_execution", lambda: steps)
+        return train(
+            model, data, output_dir=folder, verbose=False, **(SMALL | kwargs)
+        )
+
+
+@pytest.fixture
+def run_of(tiny_data, tmp_path):
+    """Trains into a folder of a name."""
+
+    def run(name, **kwargs):
+        return train_small(tiny_data, tmp_path / name, **kwargs)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_data, tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    train_small(tiny_data, folder)
+    return folder
+
+
+MOMENTS = ("on_train_batch_end", "on_test_batch_end", "on_epoch_end")
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [(moment, signal.SIGTERM) for moment in MOMENTS]
+    + [("on_train_batch_end", signal.SIGINT)],
+)
+def test_a_signal_saves_the_step_in_flight(
+    moment, number, run_of, whole, tmp_path
+):
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Stopped) as stopped:
+        run_of("parts", callbacks=[At(moment, send(number))])
+    assert stopped.value.number == number
+    now = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    assert now == handlers
+    resumed = run_of("parts", seed=5, resume=True)
+    assert len(resumed.history) == 3
+    assert supervisor.differences(whole, tmp_path / "parts") == []
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_fault_in_a_callback_does_not_lose_the_epoch(
+    moment, run_of, whole, tmp_path
+):
+    with pytest.raises(Fault):
+        run_of("parts", callbacks=[At(moment, fault)])
+    with np.load(tmp_path / "parts" / "backup.npz") as backup:
+        state = str(backup["state"])
+    step = {"on_train_batch_end": 6, "on_test_batch_end": 16}.get(moment, 0)
+    assert f'"epoch": {1 if step else 2}, "step": {step}' in state
+    run_of("parts", resume=True)
+    assert supervisor.differences(whole, tmp_path / "parts") == []
+
+
+def test_a_backup_in_the_middle_of_an_epoch(
+    run_of, whole, tmp_path, monkeypatch
+):
+    # Each group of steps is late for a backup, and nothing is rescued: as if
+    # the process had been killed at step 12 of 16.
+    monkeypatch.setattr(Checkpoints, "rescue", lambda self: None)
+    third = iter([None, None, Fault])
+    act = At("on_train_batch_begin", None)
+    act.action = lambda: _raise_at(act, third)
+    with pytest.raises(Fault):
+        run_of("parts", backup_every="0.001s", callbacks=[act])
+    with np.load(tmp_path / "parts" / "backup.npz") as backup:
+        assert '"epoch": 1, "step": 12' in str(backup["state"])
+    run_of("parts", resume=True)
+    assert supervisor.differences(whole, tmp_path / "parts") == []
+
+
+def _raise_at(callback, faults):
+    error = next(faults)
+    if error is not None:
+        raise error
+    callback.action = lambda: _raise_at(callback, faults)
+
+
+def test_images_on_the_device_or_fed_by_the_host(
+    run_of, whole, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(ShuffledBatches.__init__, "__defaults__", (None, 0))
+    run_of("fed")
+    assert supervisor.differences(whole, tmp_path / "fed") == []
+
+
+@pytest.mark.parametrize("count", [1, 16, 100])
+def test_fused_steps_equal_single_ones(count, run_of, whole):
+    fused = run_of("fused", steps=count).directory
+    one, other = (np.load(run / "backup.npz") for run in (whole, fused))
+    for name in set(one.files) - {"state"}:
+        np.testing.assert_allclose(
+            one[name], other[name], rtol=1e-5, atol=1e-6, err_msg=name
+        )
+
+
+def test_more_epochs_where_the_schedule_permits(run_of, tmp_path):
+    constant = {"schedule": ("constant", {}), "learning_rate": 0.01}
+    whole = run_of("whole", **constant).directory
+    run_of("longer", **constant, epochs=1)
+    longer = run_of("longer", **constant, resume=True).directory
+    assert supervisor.differences(whole, longer) == []
+    with pytest.raises(InputError, match="the run is in epoch 4 already"):
+        run_of("longer", **constant, resume=True, epochs=2)
+    run_of("cycle", epochs=1)
+    with pytest.raises(InputError, match="one_cycle schedule's rates depend"):
+        run_of("cycle", resume=True, epochs=2)
+
+
+def test_early_stopping_looks_at_the_history(run_of, tmp_path):
+    still = {"learning_rate": 0.0, "patience": 2, "epochs": 9, "ema": 0.0}
+    whole = run_of("whole", **still)
+    assert len(whole.history) == 3  # none better than the first
+    with pytest.raises(Fault):
+        run_of("parts", **still, callbacks=[At("on_train_batch_end", fault)])
+    parts = run_of("parts", **still, resume=True)
+    assert supervisor.differences(whole.directory, parts.directory) == []
+    assert len(run_of("parts", **still, resume=True).history) == 3
+
+
+def test_what_diverged_is_not_saved(run_of, tmp_path):
+    with pytest.raises(Diverged, match=r"from step \d+ of epoch 1: try"):
+        run_of("run", learning_rate=1e30, backup_every="0.001s")
+    with np.load(tmp_path / "run" / "backup.npz") as backup:
+        for name in backup.files:
+            if name.startswith(("variables", "metrics")):
+                assert np.isfinite(backup[name]).all()
+
+
+def test_out_of_memory_is_one_line(run_of, tmp_path):
+    def exhaust():
+        raise MemoryError
+
+    with pytest.raises(InputError, match="try --batch-size 8"):
+        run_of("run", callbacks=[At("on_train_batch_end", exhaust)])
+
+
+@pytest.mark.parametrize(
+    ("text", "interval"),
+    [
+        (5, Interval(epochs=5)),
+        ("2", Interval(epochs=2)),
+        ("30s", Interval(seconds=30)),
+        ("10min", Interval(seconds=600)),
+        ("1.5h", Interval(seconds=5400)),
+    ],
+)
+def test_intervals(text, interval):
+    assert Interval.parse(text) == interval
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "0s", "1.5", "5days", "min"])
+def test_what_is_no_interval(text):
+    with pytest.raises(InputError, match="number of epochs, or a time"):
+        Interval.parse(text)
+
+
+def test_patience_needs_a_validation_split(tiny_model, tiny_data):
+    data = dataclasses.replace(tiny_data, validation=None)
+    with pytest.raises(InputError, match="patience=2 needs a validation"):
+        train(tiny_model(), data, patience=2)
+
+
+def test_kills(tmp_path):
+    options = ("--dataset", "shapes", "--arch", "resnet8", "--epochs", "2")
+    one, other = tmp_path / "undisturbed", tmp_path / "disturbed"
+    supervisor.undisturbed(one, *options)
+    supervisor.disturbed(other, 2, 2.0, 0, *options)
+    assert supervisor.differences(one, other) == []
