@@ -447,7 +447,7 @@ def _files(directory):
 
 
 def _import_keras():
-    """Imports Keras without the notices of TensorFlow's C++ on stderr."""
+    """Imports Keras, ready to compute, without notices of C++ on stderr."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         with _silent_stderr():
@@ -459,6 +459,9 @@ def _import_keras():
             f"{os.environ.get('KERAS_BACKEND', 'tensorflow')}: {reason}; set "
             "KERAS_BACKEND to tensorflow, jax or torch, whichever is installed"
         ) from error
+    from keras_resnet_cifar.hardware import cache_compilations
+
+    cache_compilations()
 
 
 @contextlib.contextmanager

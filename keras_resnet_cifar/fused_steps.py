@@ -1,4 +1,4 @@
-"""Many train steps in one compiled call, under JAX.
+"""Many steps in one compiled call, under JAX.
 
 TensorFlow loops over `steps_per_execution` inside the graph. Keras (up to 3.15)
 loops in Python under JAX, so that each step is dispatched by itself.
@@ -7,6 +7,7 @@ loops in Python under JAX, so that each step is dispatched by itself.
 import itertools
 
 import jax
+import numpy as np
 from jax import lax
 from jax import numpy as jnp
 
@@ -45,3 +46,34 @@ def fuse(step, count):
         return run(state, batches + batches[:1] * (count - number), number)
 
     return function
+
+
+def predict(model, images, batch_size):
+    """Returns the outputs of a model for all images, in one call.
+
+    Args:
+        model: A Keras model.
+        images: `[N, H, W, C]`; a copy goes to the device, whole.
+        batch_size: Images a step.
+
+    Returns:
+        A NumPy array `[N, ...]`.
+    """
+    count = len(images)
+    padding = -count % batch_size
+    batches = np.concatenate([images, images[:1].repeat(padding, axis=0)])
+    batches = batches.reshape(-1, batch_size, *images.shape[1:])
+
+    @jax.jit
+    def run(trainable, other, batches):
+        def outputs(batch):
+            return model.stateless_call(trainable, other, batch)[0]
+
+        return lax.map(outputs, batches)
+
+    variables = [
+        [variable.value for variable in held]
+        for held in (model.trainable_variables, model.non_trainable_variables)
+    ]
+    outputs = np.asarray(run(*variables, batches))
+    return outputs.reshape(-1, *outputs.shape[2:])[:count]

@@ -113,3 +113,21 @@ def make_deterministic(seed):
                 "deterministic under JAX on a GPU must be asked for before JAX "
                 f"starts: set XLA_FLAGS={JAX_DETERMINISTIC}"
             )
+
+
+def cache_compilations():
+    """Has JAX keep what it compiles, so that a second start is quick.
+
+    `JAX_COMPILATION_CACHE_DIR` names another place; an empty one switches it
+    off.
+    """
+    if keras.backend.backend() != "jax":
+        return
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    import jax
+
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "keras_resnet_cifar" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", 2**30)

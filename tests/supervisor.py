@@ -94,16 +94,16 @@ def differences(one, other):
         or not np.array_equal(a[name], b[name])
     ]
     for name in ("best.keras", "last.keras"):
-        a, b = (_weights(run / name) for run in (one, other))
+        a, b = (weights(run / name) for run in (one, other))
         if not all(map(np.array_equal, a, b)):
             found.append(name)
     return found
 
 
-def _weights(path):
+def weights(path):
     import keras
 
-    return keras.saving.load_model(path).get_weights()
+    return keras.saving.load_model(path).getweights()
 
 
 def main():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_resnet_cifar import evaluation
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation import (
     evaluate,
@@ -101,3 +102,13 @@ def test_files_that_are_no_model(tmp_path):
         with pytest.raises(InputError, match=name) as error:
             load_model((tmp_path / name).with_suffix(".keras"))
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX alone")
+def test_all_batches_in_one_call(tiny_model, tiny_data, monkeypatch):
+    model, images = tiny_model(), tiny_data.test.images[:50]
+    expected = logits_of(model, images)
+    monkeypatch.setattr(evaluation, "steps_per_execution", lambda: 64)
+    np.testing.assert_allclose(
+        logits_of(model, images, batch_size=16), expected, rtol=1e-5, atol=1e-5
+    )
