@@ -66,7 +66,7 @@ def main():
     first, last, most = memory.noted[0], memory.noted[-1], max(memory.noted)
     growth = last / first - 1
     print(
-        f"{keras.backend.backend()}: {memory.steps:,} steps in {epochs} epochs, "
+        f"{keras.backend.backend()}: {memory.steps:,} steps, {epochs} epochs, "
         f"{time.monotonic() - begin:.0f} s: {first:.0f} MiB after 1,000 steps, "
         f"{last:.0f} at the end ({growth:+.1%}), {most:.0f} at most"
     )

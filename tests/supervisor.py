@@ -103,7 +103,7 @@ def differences(one, other):
 def weights(path):
     import keras
 
-    return keras.saving.load_model(path).getweights()
+    return keras.saving.load_model(path).get_weights()
 
 
 def main():
