@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -135,6 +136,36 @@ def write_json(path, value):
     """
     text = json.dumps(_plain(value), indent=2, allow_nan=False)
     write_text(path, text + "\n")
+
+
+def sealed(value):
+    """Returns a dict for JSON with the SHA-256 of its content in it.
+
+    JSON has no checksum: a flipped bit makes another number of a seed.
+    """
+    value = _plain(value)
+    return value | {"sha256": _sha256(value)}
+
+
+def unsealed(value):
+    """Returns what `sealed` took; a dict without a seal is taken as it is.
+
+    Raises:
+        ValueError: The content is not that of the seal.
+    """
+    value = dict(value)
+    seal = value.pop("sha256", None)
+    if seal not in (None, _sha256(value)):
+        raise ValueError(
+            "its content is not what was written, by its sha256 (where the "
+            "change is meant, take that line out)"
+        )
+    return value
+
+
+def _sha256(value):
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(value):

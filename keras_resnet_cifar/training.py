@@ -14,7 +14,7 @@ from keras_resnet_cifar.datasets import DATASETS
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation import check_classifier, evaluate
 from keras_resnet_cifar.feed import ShuffledBatches, even_batch_size, one_hot
-from keras_resnet_cifar.files import write_json, write_text
+from keras_resnet_cifar.files import sealed, write_json, write_text
 from keras_resnet_cifar.hardware import (
     jit_compile,
     resolve_precision,
@@ -181,7 +181,7 @@ def _begin(directory, trained, model, config, resume):
     state = State()
     cb.save_model(model, directory.last)
     save_backup(directory.backup, state, cb.training_state(trained))
-    write_json(directory.config, config)  # last: now it is a run
+    write_json(directory.config, sealed(config))  # last: now it is a run
     return state
 
 
