@@ -201,9 +201,7 @@ def write_parquet(folder):
 
 def small_model():
     keras.utils.set_random_seed(0)
-    return build_resnet(
-        depth=8, widths=(4, 8, 16), normalization="shapes", name="small"
-    )
+    return build_resnet(depth=8, widths=(4, 8, 16), normalization="shapes")
 
 
 def parts(model):
