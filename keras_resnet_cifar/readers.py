@@ -144,7 +144,11 @@ def _parse_python(file, split, label_key):
     batch = _ArrayUnpickler(file, encoding="bytes").load()
     # Batches from Python 2 have bytes for keys, re-saved ones may have str.
     batch = {k.decode() if isinstance(k, bytes) else k: batch[k] for k in batch}
-    return _channels_last(batch["data"].value), np.asarray(batch[label_key])
+    labels = batch[label_key]
+    # Lists that share lists would grow beyond bounds as an array.
+    if any(isinstance(label, (list, tuple)) for label in labels):
+        raise InputError("labels are nested")
+    return _channels_last(batch["data"].value), np.asarray(labels)
 
 
 def _parse_binary(file, split, label_bytes):
