@@ -102,9 +102,7 @@ def test_a_pickle_that_numbers_an_object_highly_fills_no_memory(tmp_path):
 
 def test_labels_that_would_grow_beyond_bounds(tmp_path):
     write_layout(tmp_path, 0)
-    labels = [0] * 1000
-    for _ in range(5):
-        labels = [labels] * 1000  # 1e18 labels, in a few kilobytes
+    labels = [[0] * 1000] * 1000  # a million in 4 kB, and more by each level
     content = pickle.dumps(
         {"data": np.zeros((4, 3072), "u1"), "labels": labels}
     )
