@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from fuzz import small_model
 from test_training import quietly
 
 from keras_resnet_cifar import benchmark, cli, files, plots, runs
@@ -72,6 +73,11 @@ def read_only(folder):
         folder.chmod(0o755)
 
 
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
 def refusal(action, *arguments):
     with pytest.raises(InputError) as caught:
         action(*arguments)
@@ -88,13 +94,10 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_file_that_does_not_fit_leaves_the_older_one(
-    name, tiny_model, tmp_path
-):
+def test_a_file_that_does_not_fit_leaves_the_older_one(name, model, tmp_path):
     path = tmp_path / name
     if path.suffix in LIBRARIES:
         pytest.importorskip(LIBRARIES[path.suffix])
-    model = tiny_model()
     WRITERS[name](path, model)
     before = contents(tmp_path)
     size = path.stat().st_size
@@ -182,12 +185,11 @@ def disk(monkeypatch):
 
 
 @pytest.fixture
-def place(tiny_model, tiny_cifar, tmp_path, monkeypatch):
+def place(model, tiny_cifar, tmp_path, monkeypatch):
     """A folder with a model, a checkpoint and data, to run commands in."""
     folder = tmp_path / "place"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    model = tiny_model()
     save_model(model, folder / "net.keras")
     save_torch_checkpoint(model, folder / "net.safetensors", "akamaster")
     monkeypatch.setattr(benchmark, "benchmark", lambda *_: MEASURED)
@@ -271,13 +273,13 @@ def check_refused_run(model, data, folder, disk):
 
 @pytest.mark.parametrize(
     ("name", "at"),
-    [("config.json", 1), ("best.keras", 2), ("metrics.json", 1)],
+    [("config.json", 1), ("history.csv", 2), ("metrics.json", 1)],
 )
 def test_a_write_of_a_run(name, at, tiny_model, tiny_data, tmp_path, disk):
     folder = tmp_path / "run"
     disk.fill(at, name)
     assert check_refused_run(tiny_model(), tiny_data, folder, disk)
-    if name == "best.keras":  # the epoch before goes on where there is space
+    if name == "history.csv":  # the epoch before goes on where there is space
         disk.fill(0)
         options = {"epochs": 2, "checkpoint_every": 1}
         run = quietly(tiny_model(), tiny_data, folder, resume=True, **options)
@@ -302,12 +304,21 @@ def test_every_write_of_a_run_in_turn(tiny_model, tiny_data, tmp_path, disk):
     }
 
 
-def test_output_onto_a_full_disk():
+PRINTER = """
+import sys
+from keras_resnet_cifar import cli
+sys.stdout = open(1, "w", buffering=int(sys.argv[1]), closefd=False)
+sys.exit(cli.main(["list"]))
+"""
+
+
+@pytest.mark.parametrize("buffer", [1, 1 << 20], ids=["at once", "at the end"])
+def test_output_onto_a_full_disk(buffer):
     if not os.path.exists("/dev/full"):
         pytest.skip("has no /dev/full")
     with open("/dev/full", "w") as full:
         found = subprocess.run(
-            [sys.executable, "-m", "keras_resnet_cifar", "list"],
+            [sys.executable, "-c", PRINTER, str(buffer)],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
