@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from keras_resnet_cifar.errors import InputError, reason
-from keras_resnet_cifar.files import atomic_write
+from keras_resnet_cifar.files import atomic_write, check_zip
 from keras_resnet_cifar.runs import State
 
 DEFAULT_INTERVAL = "1min"
@@ -118,6 +118,8 @@ def load_backup(directory, variables, metrics):
 
 
 def _read(path):
+    if path.exists():
+        check_zip(path)
     # NumPy leaves a file open that it cannot read; this `open` does not.
     with open(path, "rb") as opened:
         file = np.load(opened, allow_pickle=False)

@@ -5,6 +5,7 @@ so that help, and errors that need no Keras, come at once.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from keras_resnet_cifar import architectures, commands
 from keras_resnet_cifar.backups import DEFAULT_INTERVAL
 from keras_resnet_cifar.datasets import DATASETS, SOURCES
-from keras_resnet_cifar.errors import Diverged, InputError
+from keras_resnet_cifar.errors import Diverged, InputError, reason
 from keras_resnet_cifar.recipes import DEFAULT, OPTIONS, RECIPES
 from keras_resnet_cifar.torch_files import FORMATS
 from keras_resnet_cifar.torch_schemes import SCHEMES
@@ -26,16 +27,27 @@ def main(arguments=None):
     try:
         args = build_parser().parse_args(arguments)
         args.run(args)
+        sys.stdout.flush()  # to see here what a full disk refuses
     except InputError as error:
         return _fail(error, EXIT_BAD_INPUT)
     except Diverged as error:
         return _fail(error, EXIT_DIVERGED)
     except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        told = f"{reason(error)}; check permissions, and space for the output"
+        return _fail(told, EXIT_BAD_INPUT)
     except KeyboardInterrupt as interrupt:
         print(f"interrupted{interrupt}", file=sys.stderr)
         return EXIT_SIGNAL + getattr(interrupt, "number", signal.SIGINT)
     return 0
+
+
+def _discard_output():
+    """Keeps the interpreter from writing again what was refused."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error, code):

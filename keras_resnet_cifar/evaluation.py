@@ -1,13 +1,11 @@
 """Evaluates models on a split: logits by Keras, metrics by NumPy, pictures."""
 
-import zipfile
-
 import keras
 import numpy as np
 
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.feed import even_batch_size
-from keras_resnet_cifar.files import make_folder, write_json
+from keras_resnet_cifar.files import check_zip, make_folder, write_json
 from keras_resnet_cifar.hardware import jit_compile, steps_per_execution
 from keras_resnet_cifar.metrics import most_confident_mistakes, score
 from keras_resnet_cifar.plots import plot_confusion, plot_mistakes
@@ -135,10 +133,14 @@ def load_model(path):
     """
     if not path.is_file():
         raise InputError(f"no model at {path}: name a .keras file or a run")
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path} is damaged, or no .keras file: name another")
     try:
-        model = keras.saving.load_model(path, compile=False)
+        check_zip(path)
+    except InputError as error:
+        raise InputError(
+            f"{path} is damaged, or no .keras file ({error}): name another"
+        ) from error
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds for a damaged file
         reason = " ".join(str(error).split())[:200]
         raise InputError(

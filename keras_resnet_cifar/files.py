@@ -1,13 +1,19 @@
 """Files that are either whole or not there: write beside, then rename."""
 
 import contextlib
+import errno
+import hashlib
 import json
 import math
 import os
 import pathlib
 import secrets
+import zipfile
 
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, reason
+
+# Weights hardly compress, text by ten or twenty; zeros by a thousand.
+_MOST_EXPANSION, _HARMLESS = 50, 1 << 28
 
 
 @contextlib.contextmanager
@@ -37,20 +43,72 @@ def atomic_write(path, keep=None):
     temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            os.replace(path, keep)
-        os.replace(temporary, path)
+        move_into_place(temporary, path, keep)
     except OSError as error:
-        reason = " ".join((error.strerror or str(error)).split())
+        told = " ".join((error.strerror or str(error)).split())
         raise InputError(
-            f"cannot write {path}: {reason}; "
+            f"cannot write {path}: {told}; "
             "name a place in a writable folder with free space"
         ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def move_into_place(temporary, path, keep=None):
+    """Renames a file to its name, for good: not even a power cut halves it.
+
+    The content is on the disk before the name says so, and the name is before
+    this returns.
+
+    Args:
+        temporary: A whole file in the folder of `path`.
+        path: Its name from now on; an older file of that name is replaced.
+        keep: Where the older file goes instead.
+
+    Raises:
+        OSError: The system refused.
+    """
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    if keep is not None and path.exists():
+        os.replace(path, keep)
+    os.replace(temporary, path)
+    if os.name == "nt":  # Windows cannot open a folder
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        # Some network file systems know no fsync of folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(folder)
+
+
+def check_zip(path):
+    """Reads a zip file whole, against its checksums.
+
+    For readers that skip the checksums, or believe the sizes: what decompresses
+    to far more than it is on disk is refused before it is read.
+
+    Raises:
+        InputError: It is damaged, no zip file, or a decompression bomb; it
+            says which and leaves it to the caller to name the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > max(_MOST_EXPANSION * os.path.getsize(path), _HARMLESS):
+                raise InputError(f"refused: it decompresses to {size:,} bytes")
+            damaged = archive.testzip()
+    except InputError:
+        raise
+    except Exception as error:  # zipfile fails in many ways on a damaged file
+        raise InputError(f"no whole zip file: {reason(error)}") from error
+    if damaged:
+        raise InputError(f"{damaged} is damaged, by its checksum")
 
 
 def make_folder(path):
@@ -82,6 +140,36 @@ def write_json(path, value):
     """
     text = json.dumps(_plain(value), indent=2, allow_nan=False)
     write_text(path, text + "\n")
+
+
+def sealed(value):
+    """Returns a dict for JSON with the SHA-256 of its content in it.
+
+    JSON has no checksum: a flipped bit makes another number of a seed.
+    """
+    value = _plain(value)
+    return value | {"sha256": _sha256(value)}
+
+
+def unsealed(value):
+    """Returns what `sealed` took; a dict without a seal is taken as it is.
+
+    Raises:
+        ValueError: The content is not that of the seal.
+    """
+    value = dict(value)
+    seal = value.pop("sha256", None)
+    if seal not in (None, _sha256(value)):
+        raise ValueError(
+            "its content is not what was written, by its sha256 (where the "
+            "change is meant, take that line out)"
+        )
+    return value
+
+
+def _sha256(value):
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(value):

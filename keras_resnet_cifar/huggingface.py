@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_resnet_cifar.errors import InputError, reason
+from keras_resnet_cifar.files import move_into_place
 from keras_resnet_cifar.readers import check
 
 # (repository, folder of its files, column of the labels) per dataset
@@ -77,7 +78,7 @@ def download(url, path):
         ):
             part = file.name
             _copy(response, file)
-        os.replace(part, path)
+        move_into_place(part, path)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise InputError(
             f"cannot download {url} to {path} ({reason(error)}); check the "

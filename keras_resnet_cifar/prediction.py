@@ -1,5 +1,6 @@
 """Predicts image files: reads them as the model wants them."""
 
+import os
 import warnings
 
 import numpy as np
@@ -8,12 +9,16 @@ from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation import check_classifier, logits_of
 from keras_resnet_cifar.metrics import softmax
 
+# Pillow reads many more, some with the help of other programs (EPS starts
+# Ghostscript): these are common, and decoded by libraries alone.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
 
 def read_image(path, size):
     """Returns an image file as uint8 `[height, width, 3]`.
 
     Args:
-        path: A file of any kind that Pillow reads.
+        path: A file of one of `FORMATS`.
         size: `(height, width)` to resize to, where it differs (bicubic).
 
     Raises:
@@ -23,17 +28,20 @@ def read_image(path, size):
     from PIL import Image, ImageOps
 
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("it is no file")  # opening a pipe would wait
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 if image.mode.startswith(("I", "F")):
                     raise ValueError(f"its pixels are {image.mode}, not 8 bit")
                 image = ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # Pillow raises many kinds for damaged files
-        reason = getattr(error, "strerror", None) or str(error)
+        told = getattr(error, "strerror", None) or str(error)
+        told = " ".join(told.split())
         raise InputError(
-            f"cannot read {path} as an image: {reason}; give PNG, JPEG or any "
-            "format that Pillow reads"
+            f"cannot read {path} as an image: {told}; give one of "
+            f"{', '.join(FORMATS)}"
         ) from error
     if image.size != size[::-1]:
         image = image.resize(size[::-1], Image.Resampling.BICUBIC)

@@ -1,21 +1,26 @@
 """Readers of CIFAR on disk: python batches, binary batches, npz, tfds.
 
 `find` looks for a layout under a folder, `read` reads it. Files are taken as
-hostile: nothing in them is executed, and every defect is an `InputError` that
-names the file. How many images a file holds is not checked here; that is the
-business of the fingerprints in `keras_resnet_cifar.data`.
+hostile: nothing in them is executed or unpacked to disk, no more is read than
+a dataset can hold, and every defect is an `InputError` that names the file.
+How many images a file holds is not checked here; that is the business of the
+fingerprints in `keras_resnet_cifar.data`.
 """
 
 import contextlib
+import gzip
+import io
+import json
 import os
 import pickle
 import re
 import tarfile
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 import keras
@@ -25,6 +30,7 @@ from keras_resnet_cifar.datasets import DATASETS
 from keras_resnet_cifar.errors import InputError, reason, unknown
 
 PIXELS = 32 * 32 * 3
+MOST_BYTES = 1 << 30  # of a file, unpacked; the largest official has 0.2e9
 HOST = "https://www.cs.toronto.edu/~kriz/cifar.html"  # tfds downloads from it
 
 
@@ -56,6 +62,14 @@ def check(images, labels, family):
         if not 0 <= label < classes:
             raise InputError(f"label {label} is not in 0..{classes - 1}")
     return labels.astype(np.uint8)
+
+
+def _refuse_large(size):
+    if size > MOST_BYTES:
+        raise InputError(
+            f"refused: it holds {size:,} bytes, and no file of CIFAR has "
+            f"{MOST_BYTES:,}"
+        )
 
 
 # --- Parsers: (open binary file, split) -> (images, labels), as found
@@ -91,11 +105,13 @@ class _Array:
         return array
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class _ArrayUnpickler(pickle._Unpickler):
     """Reads arrays of bytes; whatever else a pickle could call is refused.
 
     Even numpy gets nothing from the pickle but bytes and a shape: its own
-    reconstruction would believe forged dtypes.
+    reconstruction would believe forged dtypes. It is the unpickler written in
+    Python: for five bytes that number an object 2**31 the one in C fills
+    tens of gigabytes.
     """
 
     allowed = MappingProxyType(
@@ -128,7 +144,11 @@ def _parse_python(file, split, label_key):
     batch = _ArrayUnpickler(file, encoding="bytes").load()
     # Batches from Python 2 have bytes for keys, re-saved ones may have str.
     batch = {k.decode() if isinstance(k, bytes) else k: batch[k] for k in batch}
-    return _channels_last(batch["data"].value), np.asarray(batch[label_key])
+    labels = batch[label_key]
+    # Lists that share lists would grow beyond bounds as an array.
+    if any(isinstance(label, (list, tuple)) for label in labels):
+        raise InputError("labels are nested")
+    return _channels_last(batch["data"].value), np.asarray(labels)
 
 
 def _parse_binary(file, split, label_bytes):
@@ -144,6 +164,9 @@ def _parse_binary(file, split, label_bytes):
 
 
 def _parse_npz(file, split):
+    with zipfile.ZipFile(file) as archive:
+        _refuse_large(sum(x.file_size for x in archive.infolist()))
+    file.seek(0)
     with np.load(file, allow_pickle=False) as arrays:
         suffix = "" if "x" in arrays else f"_{split}"
         return arrays[f"x{suffix}"], arrays[f"y{suffix}"]
@@ -278,7 +301,14 @@ def _all_files(layout):
 
 
 def _read_folder(layout, folder, family):
-    return _read(layout, family, folder, lambda name: open(folder / name, "rb"))
+    def opener(name):
+        path = folder / name
+        if not _is_file(path):  # to open a pipe would wait for its writer
+            raise FileNotFoundError(path)
+        _refuse_large(path.stat().st_size)
+        return open(path, "rb")
+
+    return _read(layout, family, folder, opener)
 
 
 def _read_archive(layout, archive, family):
@@ -295,12 +325,27 @@ def _read_archive(layout, archive, family):
 
 def _open_tar(archive):
     try:
-        return tarfile.open(archive)
+        with gzip.open(archive) as file:  # whole, so its checksum counts
+            content = file.read(MOST_BYTES + 1)
+        _refuse_large(len(content))
+        return _plain_tar(io.BytesIO(content))
     except Exception as error:
         raise InputError(
-            f"{archive}: not a tar archive ({reason(error)}); delete it and "
-            "download it again"
+            f"{archive}: not a whole tar archive ({reason(error)}); delete it "
+            "and download it again"
         ) from error
+
+
+def _plain_tar(file):
+    """An open tar archive that holds files and folders, and within itself."""
+    tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+    for member in tar.getmembers():
+        path = PurePosixPath(member.name)
+        if not (member.isfile() or member.isdir()):
+            raise InputError(f"refused: {path} is a link or a device")
+        if path.is_absolute() or ".." in path.parts:
+            raise InputError(f"refused: {path} lies outside of it")
+    return tar
 
 
 def _read(layout, family, place, opener):
@@ -339,6 +384,9 @@ def _parse(layout, family, split, path, opener):
 
 # --- tensorflow_datasets
 
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+_TFDS_CLASSES = "tensorflow_datasets.core.features."
+
 
 def _find_tfds(root, family, bare):
     """Returns the newest prepared version of a tfds dataset, or `None`."""
@@ -358,12 +406,36 @@ def read_tfds(family, folder):
     """Reads a prepared version folder of tfds; returns as `find`'s reader."""
     tfds = _import_tfds(folder)
     try:
+        _check_features(folder)
         return _tfds_splits(tfds, tfds.builder_from_directory(folder), family)
     except Exception as error:
         raise InputError(
             f"{folder}: tensorflow_datasets cannot read it ({reason(error)}); "
             "delete it and prepare it again"
         ) from error
+
+
+def _check_features(folder):
+    """Raises `InputError` if features.json names foreign code.
+
+    tfds imports the module of every class that is named there, in JSON within
+    strings too.
+    """
+
+    def check_strings(entry):
+        for key, value in entry.items():
+            if not isinstance(value, str):
+                continue
+            foreign = key in _CLASS_KEYS and not value.startswith(_TFDS_CLASSES)
+            if foreign or "{" in value:
+                raise InputError(
+                    f"refused: features.json asks for {value[:80]}, and only "
+                    f"{_TFDS_CLASSES}* are read"
+                )
+        return entry
+
+    text = (folder / "features.json").read_text(encoding="utf-8")
+    json.loads(text, object_hook=check_strings)
 
 
 def download_tfds(family, data_dir):

@@ -16,7 +16,7 @@ except ImportError:
     fcntl = None
 
 from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.files import make_folder, write_text
+from keras_resnet_cifar.files import make_folder, unsealed, write_text
 
 _PACKAGES = (
     "keras_resnet_cifar",
@@ -150,6 +150,7 @@ class RunDirectory:
             config = json.loads(self.config.read_text(encoding="utf-8"))
             if not isinstance(config, dict):
                 raise ValueError("it holds no object")
+            config = unsealed(config)
             for key, kind in _CONFIG.items():
                 if not isinstance(config.get(key), kind):
                     raise ValueError(f"{key} is missing or of another kind")
@@ -161,7 +162,7 @@ class RunDirectory:
                 f"{self.path} holds no run (no {self.config.name}): name the "
                 "--output-dir of an earlier one"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"cannot read {self.config}: {error}; restore it or start a "
                 "new run"

@@ -234,7 +234,7 @@ def _check(tensors, places):
         for name in places
         if name.endswith(".running_var")
     }
-    misshapen = []
+    misshapen, damaged = [], []
     for name, (variable, axes) in places.items():
         tensor = tensors.get(name)
         shape = tuple(variable.shape[axis] for axis in np.argsort(axes))
@@ -244,13 +244,23 @@ def _check(tensors, places):
             misshapen.append(f"{name} {tensor.shape}, not {shape}")
         elif tensor.dtype.kind != "f":
             misshapen.append(f"{name} of {tensor.dtype}, not float32")
+        elif not _plausible(name, tensor):
+            damaged.append(name)
     told = _told(
         missing=[name for name in places if name not in tensors],
         unexpected=[n for n in tensors if n not in places and n not in allowed],
         misshapen=misshapen,
+        damaged=damaged,
     )
     if told:
         raise _Misfit(told)
+
+
+def _plausible(name, tensor):
+    """Whether numbers can be weights: not all formats have checksums."""
+    return np.isfinite(tensor).all() and (
+        not name.endswith("running_var") or (tensor >= 0).all()
+    )
 
 
 def _exported(model, scheme):

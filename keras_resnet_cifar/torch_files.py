@@ -3,14 +3,16 @@
 PyTorch is imported for its own formats only, and when they are used.
 """
 
+import io
 import re
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from keras_resnet_cifar.errors import InputError, reason
-from keras_resnet_cifar.files import atomic_write
+from keras_resnet_cifar.files import atomic_write, check_zip
 
 # Under these keys training scripts keep the tensors among other things.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -137,6 +139,8 @@ def _import_safetensors(path):
 def _read_torch(path):
     torch = _import_torch(path)
     try:
+        if zipfile.is_zipfile(path):  # PyTorch does not verify the checksums
+            check_zip(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that are refused
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -173,9 +177,11 @@ def _unreadable(path, error):
 
 def _write_torch(tensors, path):
     torch = _import_torch(path)
+    file = io.BytesIO()  # on a full disk its own writer raises anything
     torch.save(
-        {name: torch.from_numpy(array) for name, array in tensors.items()}, path
+        {name: torch.from_numpy(array) for name, array in tensors.items()}, file
     )
+    path.write_bytes(file.getbuffer())
 
 
 def _read_safetensors(path):
@@ -195,7 +201,7 @@ def _read_safetensors(path):
 
 
 def _write_safetensors(tensors, path):
-    _import_safetensors(path).save_file(tensors, path)
+    path.write_bytes(_import_safetensors(path).save(tensors))
 
 
 _TORCH = (_read_torch, _write_torch)

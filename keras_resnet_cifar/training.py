@@ -14,9 +14,9 @@ from keras_resnet_cifar.checkpoints import Checkpoints, publish
 from keras_resnet_cifar.compilation import compiled
 from keras_resnet_cifar.data import Dataset
 from keras_resnet_cifar.errors import Diverged, InputError
-from keras_resnet_cifar.evaluation import check_classifier, evaluate
+from keras_resnet_cifar.evaluation import check_classifier, evaluate, load_model
 from keras_resnet_cifar.feed import ShuffledBatches
-from keras_resnet_cifar.files import write_json, write_text
+from keras_resnet_cifar.files import sealed, write_json, write_text
 from keras_resnet_cifar.fitting import fit
 from keras_resnet_cifar.hardware import (
     is_out_of_memory,
@@ -153,8 +153,9 @@ def train(
             keeper = Checkpoints(
                 directory, state, model, trained, feed.steps, interval, every
             )
-            keeper.begin(backup)
-            write_json(directory.config, config)  # last: now it is a run
+            with _all_or_nothing(directory, resume):
+                keeper.begin(backup)
+                write_json(directory.config, sealed(config))  # now it is a run
         early = cb.StopEarly(state, recipe.patience)
         with _saving(keeper, trained, recipe) as stop:
             chain = _callbacks(recipe, feed, state, early, keeper)
@@ -174,6 +175,18 @@ def train(
             plot_curves(state.rows, directory.curves)
             write_text(directory.card, model_card(config, state, metrics))
     return Run(model, state.rows, metrics, config, directory and directory.path)
+
+
+@contextlib.contextmanager
+def _all_or_nothing(directory, resume):
+    """Takes a new run's first files away again if one cannot be written."""
+    try:
+        yield
+    except InputError:
+        if not resume:
+            directory.last.unlink(missing_ok=True)
+            directory.backup.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager
@@ -285,7 +298,7 @@ def _final_metrics(model, data, state, directory):
     metrics = {"last": _tested(model, data, state.epoch)}
     best = state.best
     if directory is not None and best.get("val_accuracy") is not None:
-        chosen = keras.saving.load_model(directory.best)
+        chosen = load_model(directory.best)
         metrics["best"] = _tested(chosen, data, best["epoch"]) | {
             "val_accuracy": best["val_accuracy"]
         }

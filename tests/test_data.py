@@ -349,9 +349,9 @@ def test_bad_file(tmp_path, monkeypatch, case):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda archive: b"junk", "not a tar archive"),
-        (lambda archive: b"", "not a tar archive"),
-        (lambda archive: archive[: len(archive) // 2], "not a whole python"),
+        (lambda archive: b"junk", "not a whole tar archive"),
+        (lambda archive: b"", "not a whole tar archive"),
+        (lambda archive: archive[: len(archive) // 2], "not a whole tar"),
         (lambda archive: empty_tar(), "data_batch_1 is missing"),
     ],
 )

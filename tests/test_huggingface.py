@@ -1,6 +1,8 @@
 """`--source huggingface`, against a server on this machine."""
 
+import errno
 import io
+import os
 import threading
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -159,6 +161,16 @@ def serve_a_page(host):
 def test_failed_download_leaves_nothing(host, fault, message):
     fault(host)
     with pytest.raises(InputError, match=f"http://127.*{message}.*--data-dir"):
+        load()
+    assert cached(host) == []
+
+
+def test_a_full_disk_leaves_nothing(host, monkeypatch):
+    def refuse(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(InputError, match=r"cannot download .*No space left"):
         load()
     assert cached(host) == []
 

@@ -1,0 +1,332 @@
+"""Disks that are full or read-only: one line, and what was there is there."""
+
+import contextlib
+import errno
+import itertools
+import os
+import resource
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from fuzz import small_model
+from test_training import quietly
+
+from keras_resnet_cifar import backups, benchmark, cli, files, plots, runs
+from keras_resnet_cifar.callbacks import save_model
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.evaluation import load_model
+from keras_resnet_cifar.torch_checkpoints import save_torch_checkpoint
+from keras_resnet_cifar.torch_files import write_tensors
+
+NOBODY = 65534
+TENSORS = {"a": np.ones((100, 100), "float32")}
+IMAGES = np.zeros((2, 32, 32, 3), np.uint8)
+# File name -> what writes it: (path, a small model).
+WRITERS = {
+    "text.md": lambda path, model: files.write_text(path, "text\n" * 100),
+    "config.json": lambda path, model: files.write_json(path, {"a": 1}),
+    "net.keras": lambda path, model: save_model(model, path),
+    "net.safetensors": lambda path, model: write_tensors(TENSORS, path),
+    "net.pth": lambda path, model: write_tensors(TENSORS, path),
+    "curves.png": lambda path, model: plots.plot_curves(
+        [{"epoch": 1, "loss": 2.0}], path
+    ),
+    "confusion.png": lambda path, model: plots.plot_confusion(
+        np.eye(2, dtype=int), ("cat", "dog"), path
+    ),
+    "mistakes.png": lambda path, model: plots.plot_mistakes(
+        IMAGES, [0, 1], [1, 0], [0.6, 0.7], ("cat", "dog"), path
+    ),
+    "history.csv": lambda path, model: runs.write_history(
+        runs.RunDirectory(path.parent), [{"epoch": 1, "loss": 0.5}]
+    ),
+    "backup.npz": lambda path, model: backups.save_backup(
+        runs.RunDirectory(path.parent),
+        backups.Backup(runs.State(), list(TENSORS.values())),
+    ),
+}
+LIBRARIES = {".pth": "torch", ".safetensors": "safetensors"}
+
+
+@contextlib.contextmanager
+def disk_of(size):
+    """A disk on which no file can have more than so many bytes."""
+    old, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (old, most))
+
+
+@contextlib.contextmanager
+def read_only(folder):
+    """A folder in which nothing may be written, for root either."""
+    folder.chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+def refusal(action, *arguments):
+    with pytest.raises(InputError) as caught:
+        action(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_that_does_not_fit_leaves_the_older_one(name, model, tmp_path):
+    path = tmp_path / name
+    if path.suffix in LIBRARIES:
+        pytest.importorskip(LIBRARIES[path.suffix])
+    WRITERS[name](path, model)
+    before = contents(tmp_path)
+    size = path.stat().st_size
+    for most in (0, 1, size // 2, size - 1):
+        with disk_of(most):
+            told = refusal(WRITERS[name], path, model)
+        assert told.startswith(f"cannot write {path}: File too large")
+        assert contents(tmp_path) == before
+    with read_only(tmp_path):
+        told = refusal(WRITERS[name], path, model)
+    assert told.startswith(f"cannot write {path}: Permission denied")
+    assert contents(tmp_path) == before
+
+
+def test_the_content_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
+    """And the name before `atomic_write` returns; a reader sees no half."""
+    target = tmp_path / "best.keras"
+    target.write_text("old")
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(handle):
+        status = os.fstat(handle)
+        fsync(handle)
+        of = "folder" if stat.S_ISDIR(status.st_mode) else status.st_size
+        events.append(("fsync", of, target.read_text()))
+
+    def recorded_replace(source, destination):
+        events.append(("replace", str(destination), target.read_text()))
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    files.write_text(target, "a newer one")
+    assert events == [
+        ("fsync", 11, "old"),
+        ("replace", str(target), "old"),
+        ("fsync", "folder", "a newer one"),
+    ]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_file_system_without_fsync_of_folders(tmp_path, monkeypatch, number):
+    fsync = os.fsync
+
+    def refuse_folders(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    if number == errno.EINVAL:
+        files.write_text(tmp_path / "a.txt", "text")
+    else:  # the disk is failing
+        refusal(files.write_text, tmp_path / "a.txt", "text")
+    assert contents(tmp_path) == {"a.txt": b"text"}
+
+
+# --- Every write of a command, or of a run, in turn
+
+
+class DiskFull:
+    """Refuses the n-th file that is moved into place, of a name if given."""
+
+    def __init__(self, monkeypatch):
+        self.replace = os.replace
+        self.fill(0)
+        monkeypatch.setattr(os, "replace", self)
+
+    def fill(self, at, name=None):
+        self.at, self.name, self.count, self.refused = at, name, 0, None
+
+    def __call__(self, source, destination):
+        if self.name in (None, os.path.basename(destination)):
+            self.count += 1
+            if self.count == self.at:
+                self.refused = os.fspath(destination)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.replace(source, destination)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    return DiskFull(monkeypatch)
+
+
+@pytest.fixture
+def place(model, tiny_cifar, tmp_path, monkeypatch):
+    """A folder with a model, a checkpoint and data, to run commands in."""
+    folder = tmp_path / "place"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    save_model(model, folder / "net.keras")
+    save_torch_checkpoint(model, folder / "net.safetensors", "akamaster")
+    monkeypatch.setattr(benchmark, "benchmark", lambda *_: MEASURED)
+    return folder
+
+
+MEASURED = {
+    "arch": "resnet8",
+    "batch_size": 1,
+    "precision": "float32",
+    "backend": "none",
+    "fit": [1.0],
+    "bare_step": [1.0],
+    "ratio": {"median": 1.0, "least": 1.0, "most": 1.0},
+    "peak_memory_mib": 1,
+    "import_seconds": 0.1,
+}
+DATA = "--dataset cifar10 --data-dir ../data --allow-unverified"
+# Command -> how many files it writes.
+COMMANDS = {
+    f"evaluate net.keras {DATA} --output-dir {{}}out": 3,
+    "convert net.safetensors -o {}out.keras": 1,
+    "convert net.keras --to-torch akamaster -o {}out.safetensors": 1,
+    "benchmark --output {}out.json": 1,
+}
+
+
+def run(command):
+    return cli.main(command.split())
+
+
+def error_of(capfd):
+    error = capfd.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_write_of_a_command_in_turn(command, place, disk, capfd):
+    pytest.importorskip("safetensors")
+    written = {}
+    for at in range(1, COMMANDS[command] + 1):
+        disk.fill(at)
+        before = contents(place)
+        assert run(command.format("")) == 2
+        assert "No space left" in error_of(capfd)
+        written = contents(place)
+        assert before.items() <= written.items()
+        assert not [name for name in written if "/." in f"/{name}"]
+        assert len(written) == len(contents(place).keys() | before.keys())
+    assert len(written) == 2 + COMMANDS[command] - 1
+    disk.fill(0)
+    assert run(command.format("")) == 0
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="has no /proc")
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, f"train --arch resnet8 {DATA} --output-dir {{}}run"]
+)
+def test_a_place_where_even_root_cannot_write(command, place, capfd):
+    pytest.importorskip("safetensors")
+    before = contents(place)
+    assert run(command.format("/proc/")) == 2
+    assert "/proc/" in error_of(capfd)
+    assert contents(place) == before
+
+
+def check_refused_run(model, data, folder, disk):
+    """A run that meets a full disk leaves whole files; `False` if it ends."""
+    try:
+        quietly(model, data, folder, epochs=2, checkpoint_every=1)
+        return False
+    except InputError as error:
+        assert str(error).startswith(f"cannot write {disk.refused}: No space")
+    assert not list(folder.rglob(".*"))
+    for path in folder.rglob("*.keras"):
+        load_model(path)
+    return True
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [("config.json", 1), ("history.csv", 2), ("metrics.json", 1)],
+)
+def test_a_write_of_a_run(name, at, tiny_model, tiny_data, tmp_path, disk):
+    folder = tmp_path / "run"
+    disk.fill(at, name)
+    assert check_refused_run(tiny_model(), tiny_data, folder, disk)
+    if name == "history.csv":  # the epoch before goes on where there is space
+        disk.fill(0)
+        options = {"epochs": 2, "checkpoint_every": 1}
+        run = quietly(tiny_model(), tiny_data, folder, resume=True, **options)
+        assert [row["epoch"] for row in run.history] == [1, 2]
+
+
+@pytest.mark.skipif(
+    not os.environ.get("KERAS_RESNET_CIFAR_LONG"),
+    reason="takes minutes: set KERAS_RESNET_CIFAR_LONG=1",
+)
+def test_every_write_of_a_run_in_turn(tiny_model, tiny_data, tmp_path, disk):
+    refused = []
+    for at in itertools.count(1):
+        disk.fill(at)
+        folder = tmp_path / str(at)
+        if not check_refused_run(tiny_model(), tiny_data, folder, disk):
+            break
+        refused.append(os.path.basename(disk.refused))
+    print(f"{len(refused)} writes refused: {', '.join(refused)}")
+    assert set(contents(folder)) == {
+        "checkpoints/" * ("epoch" in name) + name for name in refused
+    }
+
+
+PRINTER = """
+import sys
+from keras_resnet_cifar import cli
+sys.stdout = open(1, "w", buffering=int(sys.argv[1]), closefd=False)
+sys.exit(cli.main(["list"]))
+"""
+
+
+@pytest.mark.parametrize("buffer", [1, 1 << 20], ids=["at once", "at the end"])
+def test_output_onto_a_full_disk(buffer):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("has no /dev/full")
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(
+            [sys.executable, "-c", PRINTER, str(buffer)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: ")
+    assert "No space left" in found.stderr
+    assert found.stderr.count("\n") == 1
