@@ -318,7 +318,7 @@ def convert(args):
     """Convert a PyTorch checkpoint to a .keras file, or back."""
     _check_conversion(args)
     _import_keras()
-    from keras_resnet_cifar.callbacks import save_model
+    from keras_resnet_cifar.checkpoints import save_model
     from keras_resnet_cifar.evaluation import evaluate as evaluation_of
     from keras_resnet_cifar.evaluation import load_model
     from keras_resnet_cifar.normalization import told_normalization

@@ -200,7 +200,8 @@ def _saving(keeper, trained, recipe):
             raise
         except BaseException as error:
             if keeper is not None and not trained.in_step:
-                keeper.rescue()
+                with contextlib.suppress(InputError):  # the first one counts
+                    keeper.rescue()
             if is_out_of_memory(error):
                 raise InputError(
                     f"out of memory with batch_size={recipe.batch_size}: try "

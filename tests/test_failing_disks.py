@@ -15,7 +15,7 @@ from fuzz import small_model
 from test_training import quietly
 
 from keras_resnet_cifar import backups, benchmark, cli, files, plots, runs
-from keras_resnet_cifar.callbacks import save_model
+from keras_resnet_cifar.checkpoints import save_model
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation import load_model
 from keras_resnet_cifar.torch_checkpoints import save_torch_checkpoint
@@ -261,10 +261,13 @@ def test_a_place_where_even_root_cannot_write(command, place, capfd):
     assert contents(place) == before
 
 
+OFTEN = {"epochs": 2, "checkpoint_every": 1, "backup_every": 1}
+
+
 def check_refused_run(model, data, folder, disk):
     """A run that meets a full disk leaves whole files; `False` if it ends."""
     try:
-        quietly(model, data, folder, epochs=2, checkpoint_every=1)
+        quietly(model, data, folder, **OFTEN)
         return False
     except InputError as error:
         assert str(error).startswith(f"cannot write {disk.refused}: No space")
@@ -284,8 +287,7 @@ def test_a_write_of_a_run(name, at, tiny_model, tiny_data, tmp_path, disk):
     assert check_refused_run(tiny_model(), tiny_data, folder, disk)
     if name == "history.csv":  # the epoch before goes on where there is space
         disk.fill(0)
-        options = {"epochs": 2, "checkpoint_every": 1}
-        run = quietly(tiny_model(), tiny_data, folder, resume=True, **options)
+        run = quietly(tiny_model(), tiny_data, folder, resume=True, **OFTEN)
         assert [row["epoch"] for row in run.history] == [1, 2]
 
 
