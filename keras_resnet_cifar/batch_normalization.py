@@ -7,7 +7,8 @@ and the running variance is the unbiased one, as in PyTorch and so in the
 literature's training code (Keras keeps the biased).
 
 It never reaches a disk: `training_model.py` makes a clone with these layers to
-train, and `checkpoints.publish` copies its weights to the model of stock layers.
+train, and `checkpoints.publish` copies its weights to the model of stock
+layers.
 """
 
 import keras
