@@ -11,12 +11,13 @@ from pathlib import Path
 
 from keras_resnet_cifar import architectures, commands
 from keras_resnet_cifar.datasets import DATASETS, SOURCES
-from keras_resnet_cifar.errors import Diverged, InputError
+from keras_resnet_cifar.errors import Diverged, ExportFailed, InputError
+from keras_resnet_cifar.export import FORMATS as EXPORT_FORMATS
 from keras_resnet_cifar.recipes import DEFAULT, OPTIONS, RECIPES
 from keras_resnet_cifar.torch_files import FORMATS
 from keras_resnet_cifar.torch_schemes import SCHEMES
 
-EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
 def main(arguments=None):
@@ -26,6 +27,8 @@ def main(arguments=None):
         args.run(args)
     except InputError as error:
         return _fail(error, EXIT_BAD_INPUT)
+    except ExportFailed as error:
+        return _fail(error, EXIT_FAILED)
     except Diverged as error:
         return _fail(error, EXIT_DIVERGED)
     except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -193,6 +196,39 @@ def _convert_options(parser):
     _data_options(parser, "none")
 
 
+def _export_options(parser):
+    parser.add_argument("model", type=Path, metavar="RUN|MODEL")
+    parser.add_argument(
+        "--format", choices=EXPORT_FORMATS, default="saved_model"
+    )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="LiteRT in whole numbers, calibrated on images of the train split",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        required=True,
+        help="the model's folder, for the next free version; or a version of "
+        "it, e.g. saved_models/resnet20/1",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=("last", "best"),
+        default="last",
+        help="which of a run (default: last)",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="how many test images to verify on (default: all)",
+    )
+    _data_options(parser, "that of the run")
+
+
 def _benchmark_options(parser):
     parser.add_argument("--arch", default="resnet20")
     parser.add_argument("--batch-size", type=int, default=128)
@@ -241,6 +277,7 @@ _COMMANDS = {
     "evaluate": (commands.evaluate, _evaluate_options),
     "predict": (commands.predict, _predict_options),
     "convert": (commands.convert, _convert_options),
+    "export": (commands.export, _export_options),
     "benchmark": (commands.benchmark, _benchmark_options),
     "list": (commands.list_tables, _list_options),
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 from keras_resnet_cifar import architectures
 from keras_resnet_cifar.datasets import DATASETS, SOURCES
 from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.export import export_model
 from keras_resnet_cifar.recipes import (
     DEFAULT,
     OPTIONS,
@@ -251,14 +252,18 @@ def _job(path, args):
         parts.insert(1, args.dataset)
     request |= _data_options(args)
     if "name" not in request:
-        raise InputError(
-            f"{path} lies in no run directory: name its --dataset "
-            f"({', '.join(DATASETS)})"
-        )
+        raise _no_dataset(path)
     _check_known(request["name"], request.get("source"))
     if args.output_dir:
         return request, args.output_dir / "-".join([path.parent.name, *parts])
     return request, path.parent / "evaluation" / "-".join(parts)
+
+
+def _no_dataset(path):
+    return InputError(
+        f"{path} lies in no run directory: name its --dataset "
+        f"({', '.join(DATASETS)})"
+    )
 
 
 def _load_split(request, name):
@@ -362,6 +367,33 @@ def _check_conversion(args):
         raise InputError("--evaluate needs a --dataset, e.g. cifar10")
     if args.dataset is not None and args.dataset not in DATASETS:
         raise unknown("dataset", args.dataset, DATASETS)
+
+
+def export(args):
+    """Export a model for serving, verified on the test split."""
+    (path,) = _checkpoints(args.model, args.checkpoint)
+    if not args.dataset and not find_run(path):
+        raise _no_dataset(path)
+    request = _data_options(args)
+    if args.dataset:
+        request["name"] = args.dataset
+    found = export_model(
+        path,
+        args.out,
+        args.format,
+        int8=args.int8,
+        data=request,
+        images=args.images,
+    )
+    print(
+        f"wrote {found.path} ({found.format}{' int8' * found.int8}, "
+        f"{found.size / 1e6:.2f} MB)\n"
+        f"verified on {found.images:,} {found.told}, {found.alike:,} with the "
+        f"class of the Keras model, probabilities within "
+        f"{found.difference:.1e}\n"
+        f"top-1 {found.top1:.2%}, of the Keras model {found.keras_top1:.2%}; "
+        f"{found.images_per_second:,.0f} images/s on the CPU"
+    )
 
 
 def benchmark(args):

@@ -14,6 +14,10 @@ class Diverged(RuntimeError):
     """The loss is not finite; the message says where and what to try."""
 
 
+class ExportFailed(RuntimeError):
+    """A model could not be converted, or not verified; nothing was kept."""
+
+
 def unknown(kind, name, known, told=None):
     """Returns an `InputError` for a name that is not in a table.
 
