@@ -16,6 +16,7 @@ from keras_resnet_cifar.export import FORMATS as EXPORT_FORMATS
 from keras_resnet_cifar.recipes import DEFAULT, OPTIONS, RECIPES
 from keras_resnet_cifar.torch_files import FORMATS
 from keras_resnet_cifar.torch_schemes import SCHEMES
+from keras_resnet_cifar.verification import TOLERANCE
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -225,6 +226,14 @@ def _export_options(parser):
         type=int,
         metavar="N",
         help="how many test images to verify on (default: all)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        metavar="P",
+        help="how far a probability may be off from the Keras model's "
+        f"(default: {TOLERANCE:.0e})",
     )
     _data_options(parser, "that of the run")
 

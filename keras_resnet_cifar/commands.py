@@ -376,7 +376,9 @@ def export(args):
         raise _no_dataset(path)
     request = _data_options(args)
     if args.dataset:
+        _check_known(args.dataset, args.source)
         request["name"] = args.dataset
+    _import_keras()
     found = export_model(
         path,
         args.out,
@@ -384,6 +386,7 @@ def export(args):
         int8=args.int8,
         data=request,
         images=args.images,
+        tolerance=args.tolerance,
     )
     print(
         f"wrote {found.path} ({found.format}{' int8' * found.int8}, "

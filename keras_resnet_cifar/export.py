@@ -23,7 +23,7 @@ import numpy as np
 from keras_resnet_cifar.errors import ExportFailed, InputError, unknown
 from keras_resnet_cifar.files import move_folder, staged_folder
 from keras_resnet_cifar.runs import RunDirectory, find_run
-from keras_resnet_cifar.verification import last_line, on_cpu, verify
+from keras_resnet_cifar.verification import TOLERANCE, last_line, on_cpu, verify
 
 CALIBRATION_IMAGES = 500
 DRAWN_IMAGES = 256
@@ -95,6 +95,7 @@ def export_model(
     int8=False,
     data=None,
     images=None,
+    tolerance=TOLERANCE,
 ):
     """Exports a model and verifies it before it appears at its path.
 
@@ -115,6 +116,7 @@ def export_model(
             verified on its test split. By default the run's; for a model
             outside of runs, drawn images, and numbers for names.
         images: How many images of the test split to take; all by default.
+        tolerance: How far a probability may be off from the Keras model's.
 
     Returns:
         An `Export`.
@@ -123,7 +125,7 @@ def export_model(
         InputError: No such model, format or data, a package is missing, the
             path is taken or cannot be written.
         ExportFailed: It cannot be converted, or the converted model does not
-            agree with the Keras model. Nothing is left.
+            agree with the Keras model. Nothing is left of it.
     """
     _check_request(format, int8, images)
     path = Path(path)
@@ -147,7 +149,7 @@ def export_model(
             scratch / "images.npy",
             reference,
             sample.class_names or [str(i) for i in range(reference.shape[1])],
-            exact=not int8,
+            None if int8 else tolerance,
         )
         size = sum(p.stat().st_size for p in staged.rglob("*") if p.is_file())
         place = _move(staged, parent, version)
@@ -212,10 +214,11 @@ def _source(model_or_run, scratch):
         return _file(Path(model_or_run))
     config = getattr(model_or_run, "config", None)
     model = model_or_run.model if config else model_or_run
+    from keras_resnet_cifar.callbacks import save_model
     from keras_resnet_cifar.evaluation import check_classifier
 
     check_classifier(model)
-    model.save(scratch / "model.keras")
+    save_model(model, scratch / "model.keras")
     return scratch / "model.keras", config
 
 
@@ -253,12 +256,12 @@ def _sample(config, data, int8, count):
     if isinstance(data, dict):
         same = data.get("name") in (None, request.get("name"))
         data, request = None, (request if same else {}) | data
-    if data is None and "name" in request:
+    if data is None:
+        if "name" not in request:
+            return _drawn(int8, count)
         from keras_resnet_cifar.data import load_dataset
 
         data = load_dataset(**request)
-    if data is None:
-        return _drawn(int8, count)
     calibration = None
     if int8:
         picked = np.random.default_rng(0).permutation(len(data.train))

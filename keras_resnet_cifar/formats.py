@@ -88,7 +88,8 @@ def _work(folder):
     try:
         _WRITERS[asked["format"]](model, job)
     except (OSError, tf.errors.OpError) as error:
-        told = getattr(error, "strerror", None) or str(error)
+        # TensorFlow's begin with the op and the file; the cause comes last.
+        told = getattr(error, "strerror", None) or str(error).split("; ")[-1]
         raise InputError(
             f"cannot write {asked['target']}: {' '.join(told.split())[:200]}; "
             "name a place in a writable folder with free space"

@@ -12,7 +12,7 @@ import numpy as np
 from keras_resnet_cifar import artefact
 from keras_resnet_cifar.errors import ExportFailed
 
-TOLERANCE = 1e-5  # of a probability
+TOLERANCE = 1e-5  # of a probability; float32 leaves 56 layers 5e-6
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Verification:
     images_per_second: float
 
 
-def verify(folder, format, images, reference, class_names, exact=True):
+def verify(folder, format, images, reference, class_names, tolerance=TOLERANCE):
     """Runs an exported model in a process without this package and Keras.
 
     Args:
@@ -43,8 +43,8 @@ def verify(folder, format, images, reference, class_names, exact=True):
         images: Path of a `.npy` file, uint8 `[N, H, W, 3]`.
         reference: float32 `[N, C]`, probabilities by the Keras model.
         class_names: C names, of which a SavedModel returns one an image.
-        exact: Whether every image must have the same class, and every
-            probability to `TOLERANCE`; otherwise they are only counted.
+        tolerance: How far a probability may be off, while every image must
+            have the same class; `None` only counts, and requires neither.
 
     Returns:
         A `Verification`.
@@ -66,8 +66,8 @@ def verify(folder, format, images, reference, class_names, exact=True):
         _difference(probabilities, reference),
         float(found["images_per_second"]),
     )
-    if exact:
-        _check_same(verification, found, reference)
+    if tolerance is not None:
+        _check_same(verification, found, reference, tolerance)
     if "label" in found:
         _check_labels(found, class_names)
     return verification
@@ -105,7 +105,7 @@ def last_line(process):
     return f"{lines[-1].strip()[:300]} (exit code {process.returncode})"
 
 
-def _check_same(verification, found, reference):
+def _check_same(verification, found, reference, tolerance):
     if verification.alike != len(reference):
         raise ExportFailed(
             f"{len(reference) - verification.alike} of {len(reference)} images "
@@ -114,10 +114,10 @@ def _check_same(verification, found, reference):
     for name in ("probabilities", "alone", "from_bytes"):
         rows = found.get(name, reference[:0])
         difference = _difference(rows, reference[: len(rows)])
-        if not difference <= TOLERANCE:
+        if not difference <= tolerance:
             raise ExportFailed(
                 f"its probabilities ({name}) differ by {difference:.1e} from "
-                f"those of the Keras model, {TOLERANCE:.0e} is allowed"
+                f"those of the Keras model, {tolerance:.0e} is allowed"
             )
 
 
