@@ -388,14 +388,15 @@ def export(args):
         images=args.images,
         tolerance=args.tolerance,
     )
+    check = found.verification
     print(
-        f"wrote {found.path} ({found.format}{' int8' * found.int8}, "
-        f"{found.size / 1e6:.2f} MB)\n"
-        f"verified on {found.images:,} {found.told}, {found.alike:,} with the "
-        f"class of the Keras model, probabilities within "
-        f"{found.difference:.1e}\n"
+        f"wrote {found.path}: {args.format}{' int8' * args.int8}, "
+        f"{found.size / 1e6:.2f} MB\n"
+        f"verified on {check.images:,} {found.images}: {check.alike:,} have "
+        f"the class of the Keras model, probabilities within "
+        f"{check.difference:.1e}\n"
         f"top-1 {found.top1:.2%}, of the Keras model {found.keras_top1:.2%}; "
-        f"{found.images_per_second:,.0f} images/s on the CPU"
+        f"{check.images_per_second:,.0f} images/s on the CPU"
     )
 
 

@@ -23,7 +23,13 @@ import numpy as np
 from keras_resnet_cifar.errors import ExportFailed, InputError, unknown
 from keras_resnet_cifar.files import move_folder, staged_folder
 from keras_resnet_cifar.runs import RunDirectory, find_run
-from keras_resnet_cifar.verification import TOLERANCE, last_line, on_cpu, verify
+from keras_resnet_cifar.verification import (
+    TOLERANCE,
+    Verification,
+    last_line,
+    on_cpu,
+    verify,
+)
 
 CALIBRATION_IMAGES = 500
 DRAWN_IMAGES = 256
@@ -47,29 +53,19 @@ class Export:
 
     Attributes:
         path: Its folder.
-        format: A key of `FORMATS`.
-        int8: Whether it is quantised.
-        size: Bytes of all files.
-        images: How many images it was verified on.
-        alike: How many of them have the Keras model's most probable class.
-        difference: The largest difference of a probability.
+        size: Bytes of all files in it.
+        images: What it was verified on, in words.
+        verification: How it compares with the Keras model.
         top1: Its accuracy on these images, 0 to 1; `None` without labels.
         keras_top1: The Keras model's.
-        images_per_second: On the CPU, in batches of 128.
-        told: What the images are, in words.
     """
 
     path: Path
-    format: str
-    int8: bool
     size: int
-    images: int
-    alike: int
-    difference: float
+    images: str
+    verification: Verification
     top1: float | None
     keras_top1: float | None
-    images_per_second: float
-    told: str
 
 
 def export_saved_model(model_or_run, path, **kwargs):
@@ -143,28 +139,16 @@ def export_model(
             "target": str(path),
         }
         reference = _run_job(job, sample, scratch)
-        found = verify(
-            staged,
-            format,
-            scratch / "images.npy",
-            reference,
-            sample.class_names or [str(i) for i in range(reference.shape[1])],
-            None if int8 else tolerance,
-        )
+        found = _verified(job, sample, reference, scratch, tolerance)
         size = sum(p.stat().st_size for p in staged.rglob("*") if p.is_file())
         place = _move(staged, parent, version)
     return Export(
         path=place,
-        format=format,
-        int8=int8,
         size=size,
-        images=found.images,
-        alike=found.alike,
-        difference=found.difference,
+        images=sample.told,
+        verification=found,
         top1=_accuracy(found.probabilities, sample.labels),
         keras_top1=_accuracy(reference, sample.labels),
-        images_per_second=found.images_per_second,
-        told=sample.told,
     )
 
 
@@ -312,6 +296,24 @@ def _run_job(job, sample, scratch):
             f"cannot export to {job['format']}: {last_line(process)}"
         )
     return np.load(scratch / "reference.npy")
+
+
+def _verified(job, sample, reference, scratch, tolerance):
+    numbers = [str(index) for index in range(reference.shape[1])]
+    try:
+        return verify(
+            job["folder"],
+            job["format"],
+            scratch / "images.npy",
+            reference,
+            sample.class_names or numbers,
+            None if job["int8"] else tolerance,
+        )
+    except ExportFailed as error:
+        raise ExportFailed(
+            f"{job['target']}: the {job['format']} model failed its check and "
+            f"was removed: {error}"
+        ) from error
 
 
 def _move(staged, parent, version):

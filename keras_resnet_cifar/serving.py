@@ -40,8 +40,8 @@ def classifier(model, class_names):
 def decode(encoded, size):
     """Decodes an image file and resizes it, in the graph.
 
-    The resizing is that of `prediction.read_image` (bicubic, antialiased), to
-    within a grey level or two; the orientation in EXIF data is not heeded.
+    As `prediction.read_image` does it (bicubic, antialiased), to within two
+    grey levels, four for JPEG; the orientation in EXIF data is not heeded.
 
     Args:
         encoded: A scalar string: JPEG, PNG, BMP, or GIF (its first frame).

@@ -117,7 +117,7 @@ def _check_same(verification, found, reference, tolerance):
         if not difference <= tolerance:
             raise ExportFailed(
                 f"its probabilities ({name}) differ by {difference:.1e} from "
-                f"those of the Keras model, {tolerance:.0e} is allowed"
+                f"those of the Keras model, the tolerance is {tolerance:.0e}"
             )
 
 
