@@ -1,9 +1,12 @@
 """What makes an exported model pass or fail its check."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from keras_resnet_cifar import verification
+from keras_resnet_cifar import artefact, verification
 from keras_resnet_cifar.errors import ExportFailed
 
 NAMES = ["cat", "dog", "frog"]
@@ -76,3 +79,29 @@ def test_what_cannot_be_run_is_one_line(tmp_path):
             tmp_path, "onnx", tmp_path / "images.npy", REFERENCE, NAMES
         )
     assert "\n" not in str(caught.value)
+
+
+PROBE = """
+import importlib, runpy, sys
+script = runpy.run_path(sys.argv[1])
+def open_probe(folder):
+    for name in ("keras", "keras_resnet_cifar", "keras_resnet_cifar.errors"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue
+        sys.exit(name + " can be imported")
+    return lambda images: {"probabilities": images}, None
+script["OPENERS"]["probe"] = open_probe
+script["main"]("probe", "", *sys.argv[2:])
+"""
+
+
+def test_the_process_has_neither_this_package_nor_keras(tmp_path):
+    paths = [tmp_path / "images.npy", tmp_path / "output.npz"]
+    np.save(paths[0], REFERENCE)
+    command = [sys.executable, "-P", "-c", PROBE, artefact.__file__, *paths]
+    subprocess.run(list(map(str, command)), check=True)
+    with np.load(paths[1]) as output:
+        np.testing.assert_array_equal(output["probabilities"], REFERENCE)
+        np.testing.assert_array_equal(output["alone"], REFERENCE[:1])
