@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -19,6 +17,10 @@ from keras_resnet_cifar.models import build_resnet
 TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 needs_tensorflow = pytest.mark.skipif(
     not TENSORFLOW, reason="TensorFlow, which writes exports, is not installed"
+)
+on_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="the same on all backends: tested on TensorFlow",
 )
 
 
@@ -92,11 +94,9 @@ FORMATS = {
 }
 
 
-@needs_tensorflow
+@on_tensorflow
 @pytest.mark.parametrize("format", FORMATS)
 def test_onnx_and_litert(format, model, tiny_data, tmp_path):
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("written by TensorFlow on any backend: tested there")
     folder, name, modules = FORMATS[format]
     for module in modules:
         pytest.importorskip(module, reason=f"{module} is not installed")
@@ -108,10 +108,8 @@ def test_onnx_and_litert(format, model, tiny_data, tmp_path):
     assert found.verification.alike == 64
 
 
-@needs_tensorflow
+@on_tensorflow
 def test_int8_of_a_run_by_command(run_directory, tmp_path, capsys):
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("written by TensorFlow on any backend: tested there")
     pytest.importorskip("ai_edge_litert", reason="it is not installed")
     out = tmp_path / "net"
     options = ["--format", "litert", "--int8", "--out", out]
@@ -127,27 +125,21 @@ def test_int8_of_a_run_by_command(run_directory, tmp_path, capsys):
     assert "images/s" in told
 
 
-NO_SPACE = """
-import resource, sys
-from keras_resnet_cifar.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-@needs_tensorflow
-def test_a_file_that_cannot_be_written_whole(run_directory, tmp_path):
-    """As on a full disk: TensorFlow, in the child, is refused by the system."""
+@on_tensorflow
+def test_a_file_that_cannot_be_written_whole(run_directory, tmp_path, capfd):
+    """As on a full disk: the system refuses TensorFlow in the child."""
+    resource = pytest.importorskip("resource", reason="Windows has no limits")
     out = tmp_path / "models" / "net"
-    arguments = ["export", run_directory, "--images", "8", "--out", out]
-    process = subprocess.run(
-        [sys.executable, "-c", NO_SPACE, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 2, process.stderr
-    assert process.stderr.count("\n") == 1
-    assert f"cannot write {out}: " in process.stderr
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
+    try:
+        code = run(run_directory, "--images", "8", "--out", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert f"cannot write {out}: " in err
     assert not (tmp_path / "models").exists()
 
 
@@ -332,7 +324,7 @@ def test_no_model_and_no_data(name, model, tmp_path, capfd):
     assert ("--dataset" if name == "lonely.keras" else "no run") in err
 
 
-@needs_tensorflow
+@on_tensorflow
 def test_what_only_the_child_can_tell(run_directory, tmp_path, capfd):
     (run_directory / "last.keras").write_text("no model")
     assert run(run_directory, "--out", tmp_path / "net") == 2
