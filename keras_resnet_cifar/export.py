@@ -9,7 +9,6 @@ TensorFlow Serving watches the folder and loads the highest number, whatever is
 in it, and passes by what is no number: so each format has its own numbers.
 """
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -126,7 +125,11 @@ def export_model(
     _check_request(format, int8, images)
     path = Path(path)
     parent, version = _place(path, format, int8)
-    with staged_folder(parent) as staged, _scratch() as scratch:
+    with (
+        staged_folder(parent) as staged,
+        tempfile.TemporaryDirectory() as temporary,
+    ):
+        scratch = Path(temporary)
         model, config = _source(model_or_run, scratch)
         sample = _sample(config, data, int8, images)
         job = {
@@ -186,21 +189,15 @@ def _place(path, format, int8):
     return path / (f"{format}-int8" if int8 else format), None
 
 
-@contextlib.contextmanager
-def _scratch():
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
 def _source(model_or_run, scratch):
     """Returns the `.keras` file to export, and the config of its run if any."""
     if isinstance(model_or_run, str | Path):
         return _file(Path(model_or_run))
-    config = getattr(model_or_run, "config", None)
-    model = model_or_run.model if config else model_or_run
     from keras_resnet_cifar.callbacks import save_model
     from keras_resnet_cifar.evaluation import check_classifier
 
+    config = getattr(model_or_run, "config", None)
+    model = model_or_run.model if config else model_or_run
     check_classifier(model)
     save_model(model, scratch / "model.keras")
     return scratch / "model.keras", config

@@ -24,6 +24,7 @@ from keras_resnet_cifar.evaluation import (
     logits_of,
 )
 from keras_resnet_cifar.metrics import softmax
+from keras_resnet_cifar.models import leaf_layers
 from keras_resnet_cifar.serving import (
     classifier,
     image_spec,
@@ -98,7 +99,7 @@ def _work(folder):
 
 def _in_float32(model):
     """The model, or a copy that computes in float32 throughout."""
-    if all(layer.compute_dtype == "float32" for layer in model.layers):
+    if all(x.compute_dtype == "float32" for x in leaf_layers(model)):
         return model
 
     def clone(layer):

@@ -43,6 +43,15 @@ def model():
 
 
 @pytest.fixture
+def mixed_model():
+    """Computes in bfloat16, which phones and ONNX runtimes do not."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield build_resnet(**TINY, normalization="per_image")
+    keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture
 def run_directory(model, tiny_cifar, tmp_path):
     """What `train` leaves, as far as an export reads it."""
     folder = tmp_path / "run"
@@ -96,11 +105,11 @@ FORMATS = {
 
 @on_tensorflow
 @pytest.mark.parametrize("format", FORMATS)
-def test_onnx_and_litert(format, model, tiny_data, tmp_path):
+def test_onnx_and_litert(format, mixed_model, tiny_data, tmp_path):
     folder, name, modules = FORMATS[format]
     for module in modules:
         pytest.importorskip(module, reason=f"{module} is not installed")
-    found = export_model(model, tmp_path / "net", format, data=tiny_data)
+    found = export_model(mixed_model, tmp_path / "net", format, data=tiny_data)
     assert found.path == tmp_path / "net" / folder / "1"
     assert files(found.path) == ["labels.txt", name]
     labels = (found.path / "labels.txt").read_text().splitlines()
