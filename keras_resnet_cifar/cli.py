@@ -14,12 +14,19 @@ from pathlib import Path
 from keras_resnet_cifar import architectures, commands
 from keras_resnet_cifar.backups import DEFAULT_INTERVAL
 from keras_resnet_cifar.datasets import DATASETS, SOURCES
-from keras_resnet_cifar.errors import Diverged, InputError, reason
+from keras_resnet_cifar.errors import (
+    Diverged,
+    ExportFailed,
+    InputError,
+    reason,
+)
+from keras_resnet_cifar.export import FORMATS as EXPORT_FORMATS
 from keras_resnet_cifar.recipes import DEFAULT, OPTIONS, RECIPES
 from keras_resnet_cifar.torch_files import FORMATS
 from keras_resnet_cifar.torch_schemes import SCHEMES
+from keras_resnet_cifar.verification import TOLERANCE
 
-EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_SIGNAL = 2, 3, 128
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_SIGNAL = 1, 2, 3, 128
 
 
 def main(arguments=None):
@@ -30,6 +37,8 @@ def main(arguments=None):
         sys.stdout.flush()  # to see here what a full disk refuses
     except InputError as error:
         return _fail(error, EXIT_BAD_INPUT)
+    except ExportFailed as error:
+        return _fail(error, EXIT_FAILED)
     except Diverged as error:
         return _fail(error, EXIT_DIVERGED)
     except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -219,6 +228,47 @@ def _convert_options(parser):
     _data_options(parser, "none")
 
 
+def _export_options(parser):
+    parser.add_argument("model", type=Path, metavar="RUN|MODEL")
+    parser.add_argument(
+        "--format", choices=EXPORT_FORMATS, default="saved_model"
+    )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="LiteRT in whole numbers, calibrated on images of the train split",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        required=True,
+        help="the model's folder, for the next free version; or a version of "
+        "it, e.g. saved_models/resnet20/1",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=("last", "best"),
+        default="last",
+        help="which of a run (default: last)",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="how many test images to verify on (default: all)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        metavar="P",
+        help="how far a probability may be off from the Keras model's "
+        f"(default: {TOLERANCE:.0e})",
+    )
+    _data_options(parser, "that of the run")
+
+
 def _benchmark_options(parser):
     parser.add_argument("--arch", default="resnet20")
     parser.add_argument("--batch-size", type=int, default=128)
@@ -267,6 +317,7 @@ _COMMANDS = {
     "evaluate": (commands.evaluate, _evaluate_options),
     "predict": (commands.predict, _predict_options),
     "convert": (commands.convert, _convert_options),
+    "export": (commands.export, _export_options),
     "benchmark": (commands.benchmark, _benchmark_options),
     "list": (commands.list_tables, _list_options),
 }

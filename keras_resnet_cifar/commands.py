@@ -14,6 +14,7 @@ from keras_resnet_cifar import architectures
 from keras_resnet_cifar.backups import Interval
 from keras_resnet_cifar.datasets import DATASETS, SOURCES
 from keras_resnet_cifar.errors import InputError, Stopped, unknown
+from keras_resnet_cifar.export import export_model
 from keras_resnet_cifar.recipes import (
     DEFAULT,
     OPTIONS,
@@ -262,14 +263,18 @@ def _job(path, args):
         parts.insert(1, args.dataset)
     request |= _data_options(args)
     if "name" not in request:
-        raise InputError(
-            f"{path} lies in no run directory: name its --dataset "
-            f"({', '.join(DATASETS)})"
-        )
+        raise _no_dataset(path)
     _check_known(request["name"], request.get("source"))
     if args.output_dir:
         return request, args.output_dir / "-".join([path.parent.name, *parts])
     return request, path.parent / "evaluation" / "-".join(parts)
+
+
+def _no_dataset(path):
+    return InputError(
+        f"{path} lies in no run directory: name its --dataset "
+        f"({', '.join(DATASETS)})"
+    )
 
 
 def _load_split(request, name):
@@ -373,6 +378,37 @@ def _check_conversion(args):
         raise InputError("--evaluate needs a --dataset, e.g. cifar10")
     if args.dataset is not None and args.dataset not in DATASETS:
         raise unknown("dataset", args.dataset, DATASETS)
+
+
+def export(args):
+    """Export a model for serving, verified on the test split."""
+    (path,) = _checkpoints(args.model, args.checkpoint)
+    if not args.dataset and not find_run(path):
+        raise _no_dataset(path)
+    request = _data_options(args)
+    if args.dataset:
+        _check_known(args.dataset, args.source)
+        request["name"] = args.dataset
+    _import_keras()
+    found = export_model(
+        path,
+        args.out,
+        args.format,
+        int8=args.int8,
+        data=request,
+        images=args.images,
+        tolerance=args.tolerance,
+    )
+    check = found.verification
+    print(
+        f"wrote {found.path}: {args.format}{' int8' * args.int8}, "
+        f"{found.size / 1e6:.2f} MB\n"
+        f"verified on {check.images:,} {found.images}: {check.alike:,} have "
+        f"the class of the Keras model, probabilities within "
+        f"{check.difference:.1e}\n"
+        f"top-1 {found.top1:.2%}, of the Keras model {found.keras_top1:.2%}; "
+        f"{check.images_per_second:,.0f} images/s on the CPU"
+    )
 
 
 def benchmark(args):

@@ -26,6 +26,10 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+class ExportFailed(RuntimeError):
+    """A model could not be converted, or not verified; nothing was kept."""
+
+
 def unknown(kind, name, known, told=None):
     """Returns an `InputError` for a name that is not in a table.
 

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import secrets
+import shutil
 import zipfile
 
 from keras_resnet_cifar.errors import InputError, reason
@@ -119,6 +120,51 @@ def make_folder(path):
         raise InputError(
             f"cannot make the folder {path}: {error.strerror}; name a "
             "writable place"
+        ) from error
+
+
+@contextlib.contextmanager
+def staged_folder(parent):
+    """Gives an empty, hidden folder in `parent`, to fill and `move_folder`.
+
+    If it was not moved, it is removed, and with it what was made of `parent`.
+
+    Args:
+        parent: A folder; it is made if need be.
+
+    Raises:
+        InputError: The system refused.
+    """
+    parent = pathlib.Path(parent)
+    # os.path's: a folder that may not be looked into is not there.
+    made = [p for p in (parent, *parent.parents) if not os.path.exists(p)]
+    staged = parent / f".{secrets.token_hex(4)}"
+    try:
+        make_folder(staged)
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        for folder in made:
+            with contextlib.suppress(OSError):  # it holds something by now
+                folder.rmdir()
+
+
+def move_folder(staged, place):
+    """Renames a folder, when all that is in it has reached the disk.
+
+    Raises:
+        InputError: The place is taken, or the system refused.
+    """
+    try:
+        for path in staged.rglob("*"):
+            if path.is_file():
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())
+        os.rename(staged, place)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {place}: {error.strerror}; name a free place in a "
+            "writable folder with free space"
         ) from error
 
 

@@ -276,9 +276,10 @@ def test_a_damaged_config(name, tmp_path, capfd):
 
 def test_a_run_without_its_backup_is_not_started_over(finished_run, capfd):
     before = (finished_run / "history.csv").read_text()
-    (finished_run / "backup.npz").unlink()
+    for name in ("backup.npz", "backup-previous.npz"):
+        (finished_run / name).unlink()
     assert run("train", "--resume", finished_run) == 2
-    assert "backup.npz is missing" in capfd.readouterr().err
+    assert "backup-previous.npz is missing" in capfd.readouterr().err
     assert (finished_run / "history.csv").read_text() == before
 
 

@@ -91,3 +91,47 @@ def test_json_of_what_has_no_form_writes_nothing(tmp_path):
     with pytest.raises(TypeError):
         files.write_json(tmp_path / "a.json", {"a": object()})
     assert names(tmp_path) == []
+
+
+def test_a_staged_folder_is_hidden_until_it_is_moved(tmp_path):
+    parent = tmp_path / "models" / "net"
+    with files.staged_folder(parent) as staged:
+        assert staged.parent == parent
+        assert staged.name.startswith(".")
+        (staged / "sub").mkdir()
+        (staged / "sub" / "a.txt").write_text("text")
+        files.move_folder(staged, parent / "1")
+    assert names(parent) == ["1"]
+    assert (parent / "1" / "sub" / "a.txt").read_text() == "text"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_staged_folder_that_fails_leaves_nothing(tmp_path, error):
+    (tmp_path / "kept").mkdir()
+    for parent in ("new/net", "kept"):
+        with (
+            pytest.raises(error),
+            files.staged_folder(tmp_path / parent) as staged,
+        ):
+            (staged / "a.txt").write_text("half")
+            raise error
+    assert names(tmp_path) == ["kept"]
+    assert names(tmp_path / "kept") == []
+
+
+def test_a_place_that_is_taken_or_full(tmp_path, monkeypatch):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "a.txt").write_text("old")
+    with files.staged_folder(tmp_path) as staged:
+        (staged / "a.txt").write_text("new")
+        with pytest.raises(InputError, match=f"cannot write {tmp_path / '1'}"):
+            files.move_folder(staged, tmp_path / "1")
+
+        def refuse(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", refuse)
+        with pytest.raises(InputError, match="No space left"):
+            files.move_folder(staged, tmp_path / "2")
+    assert names(tmp_path) == ["1"]
+    assert (tmp_path / "1" / "a.txt").read_text() == "old"

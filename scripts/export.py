@@ -1,0 +1,7 @@
+"""The same as `python -m keras_resnet_cifar export ...`."""
+
+import sys
+
+from keras_resnet_cifar.cli import main
+
+sys.exit(main(["export", *sys.argv[1:]]))
