@@ -154,9 +154,7 @@ def augmented(images, picked, padding, flip):
     """
     device, count = images.device, len(picked)
     side = torch.arange(images.shape[1] - 2 * padding, device=device)
-    rows, columns = torch.randint(
-        2 * padding + 1, (2, count, 1), device=device
-    )
+    rows, columns = torch.randint(2 * padding + 1, (2, count, 1), device=device)
     mirrored = torch.rand(count, 1, device=device) < (0.5 if flip else 0)
     columns = columns + torch.where(mirrored, side.flip(0), side)
     rows = rows + side
