@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_resnet_cifar import architectures
 from keras_resnet_cifar.datasets import DATASETS
-from keras_resnet_cifar.errors import reason
+from keras_resnet_cifar.errors import InputError, reason
 from keras_resnet_cifar.recipes import get_recipe
 from keras_resnet_cifar.turns import LeftOut, serve
 
@@ -313,15 +313,18 @@ def _torch_loop(setting, turns, compiler=None):
     if setting.precision not in ("float32", "mixed_bfloat16"):
         raise LeftOut(f"the PyTorch loop has no {setting.precision}")
     turns.memory = _torch_device_memory
-    return TorchLoop(
-        architectures.parse(setting.arch),
-        setting.recipe(),
-        *setting.noise(),
-        _INFO.mean,
-        _INFO.std,
-        setting.precision,
-        compiler,
-    )
+    try:
+        return TorchLoop(
+            architectures.parse(setting.arch),
+            setting.recipe(),
+            *setting.noise(),
+            _INFO.mean,
+            _INFO.std,
+            setting.precision,
+            compiler,
+        )
+    except InputError as error:
+        raise LeftOut(str(error)) from error
 
 
 def _torch_device_memory():

@@ -148,7 +148,6 @@ def _looking_at(data, split):
 
 def told(run, target, split):
     """Returns a run as one line."""
-    first = f"{run['first_step']:.1f} s of them to the end of the first step"
     if run["seconds"] is None:
         return (
             f"{run['run']}: {target:.2%} on the {split} split not reached in "
@@ -156,5 +155,6 @@ def told(run, target, split):
         )
     return (
         f"{run['run']}: {run['seconds']:.1f} s to {run['accuracy']:.2%} on the "
-        f"{split} split, in {run['epochs']} epochs; {first}"
+        f"{split} split, in {run['epochs']} epochs; {run['first_step']:.1f} s "
+        "of them to the end of the first step"
     )

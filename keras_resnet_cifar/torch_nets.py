@@ -200,8 +200,8 @@ def net_like(arch, classes=10):
         scheme = "kuangliu-preact" if known else None
     if scheme is None:
         raise InputError(
-            f"{arch.name} has no counterpart among the PyTorch nets: take "
-            "another --arch, or --contenders without torch"
+            f"{arch.name} has no counterpart among the PyTorch nets: name "
+            "another arch"
         )
     return Net(
         scheme,
