@@ -235,12 +235,23 @@ def test_keras_contenders(name):
     check_contender(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["torch-eager", "torch-dataloader", "torch-evaluate"]
-)
+@pytest.mark.parametrize("name", ["torch-eager", "torch-evaluate"])
 def test_torch_contenders(name):
     pytest.importorskip("torch", reason="it is PyTorch that is timed")
     check_contender(name)
+
+
+def test_a_contender_in_a_process_of_its_own():
+    """It forks, so that it must have one: JAX forbids it in this process."""
+    pytest.importorskip("torch", reason="it is PyTorch that is timed")
+    name = "torch-dataloader"
+    worker = Worker(name, contenders.command(name, SMALL))
+    try:
+        worker.first_step()
+        worker.ready()
+        assert worker.go() > 0
+    finally:
+        worker.close()
 
 
 def test_what_has_no_counterpart_is_left_out():
