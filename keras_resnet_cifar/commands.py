@@ -370,6 +370,7 @@ def benchmark(args):
     from keras_resnet_cifar import benchmark_table
     from keras_resnet_cifar.benchmark import benchmark as measure
 
+    _check_benchmark(args)
     if args.time_to is not None:
         return _time_to(args)
     if args.show:
@@ -389,6 +390,26 @@ def benchmark(args):
     as_markdown = benchmark_table.markdown_of
     print((as_markdown if args.markdown else benchmark_table.text_of)(found))
     _write_found(found, args.output)
+
+
+def _check_benchmark(args):
+    """Raises `InputError` for options that go with others only."""
+    kinds = {
+        "with": "steps rounds contenders dataloader quick show markdown",
+        "without": "recipe epochs dataset data_dir source",
+    }
+    word = "without" if args.time_to is None else "with"
+    for name in kinds[word].split():
+        if getattr(args, name):
+            raise InputError(
+                f"--{name.replace('_', '-')} does not go {word} --time-to: "
+                "leave it out"
+            )
+    if args.output and not args.output.parent.is_dir():
+        raise InputError(
+            f"cannot write {args.output}: there is no folder "
+            f"{args.output.parent}; make it first"
+        )
 
 
 def _time_to(args):

@@ -402,8 +402,8 @@ class Contender:
     Attributes:
         run: The function.
         kind: `"train"` or `"evaluate"`: rows of a kind are compared.
-        where: By default it runs `"everywhere"`, everywhere but in a `"full"`
-            benchmark, or on an `"accelerator"` only.
+        where: It runs unasked `"everywhere"`, in a `"full"` benchmark (one
+            that is not quick), or in a full one on an `"accelerator"`.
     """
 
     run: callable

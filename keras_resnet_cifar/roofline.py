@@ -25,7 +25,6 @@ import math
 import time
 
 import keras
-import numpy as np
 
 from keras_resnet_cifar.models import leaf_layers
 
@@ -130,7 +129,7 @@ def _keras_operations(size, count, dtype):
         ops.convert_to_numpy(ops.matmul(matrix, matrix)[:1, :1])
 
     def read():
-        np.asarray(ops.convert_to_numpy(ops.sum(array)))
+        ops.convert_to_numpy(ops.sum(array))
 
     return multiply, read
 
