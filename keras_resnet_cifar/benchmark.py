@@ -59,11 +59,10 @@ def benchmark(
     Returns:
         A dict for JSON: the machine, its versions and limit; the load average
         before, and the share of the cores that others used before each round;
-        for each
-        contender images a second of each round and their median, seconds from
-        the start of a process to its first step (cold, and with the compile
-        caches that a first process has left), peak memory; the ratios of each
-        pair of a kind; and who was left out, and why.
+        for each contender images a second of each round and their median,
+        seconds from the start of a process to its first step (cold, and with
+        the compile caches that a first process has left), peak memory in
+        bytes; the ratios of each pair of a kind; who was left out, and why.
 
     Raises:
         InputError: An unknown name, a number out of range, or a contender

@@ -2,7 +2,7 @@
 
 A contender is a function `(setting, turns)`: it takes its first step, warms
 up, and then measures a turn whenever it is told to, until its process ends.
-`python -m keras_resnet_cifar.contenders SETTING` is such a process.
+`python -m keras_resnet_cifar.contenders NAME SETTING` is such a process.
 """
 
 import dataclasses
@@ -51,9 +51,14 @@ class Setting:
         return max(self.steps // self.epochs_per_turn, 1)
 
     @property
+    def turn_steps(self):
+        """Steps a turn in whole epochs: `steps`, or a few less."""
+        return self.epochs_per_turn * self.epoch_steps
+
+    @property
     def images(self):
         """Images a turn."""
-        return self.epochs_per_turn * self.epoch_steps * self.batch_size
+        return self.turn_steps * self.batch_size
 
     def recipe(self):
         """The recipe of all training contenders: crops, flips, SGD."""
@@ -61,7 +66,7 @@ class Setting:
             "onecycle",
             batch_size=self.batch_size,
             precision=self.precision,
-            epochs=(self.turns + 1) * self.epochs_per_turn,
+            epochs=(self.turns + 2) * self.epochs_per_turn,  # never the last
         )
 
     def noise(self):
@@ -229,10 +234,10 @@ def _take_turns(setting, turns, run):
     """Runs the first step, the warm-up, and then a turn at a time."""
     run(1)
     turns.first_step()
-    run(setting.steps)
+    run(setting.turn_steps)
     while True:
         turns.begin()
-        run(setting.steps)
+        run(setting.turn_steps)
         turns.end(setting.images)
 
 
