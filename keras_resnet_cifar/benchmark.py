@@ -1,199 +1,302 @@
-"""What `fit` costs beside the bare compiled step, on this machine, in one run.
+"""`fit` beside PyTorch and the machine's limit: one machine, one run, in turns.
 
-Machines are noisy: the two are timed in turns, A B A B, and what counts is the
-ratio of each pair.
+Machines are noisy, shared ones most. So the contenders are timed A B C A B C,
+and what counts is the ratio of two in the same round: its median, and its least
+and most. Images a second of two runs do not compare.
+
+No Keras is imported here: all that computes has a process of its own.
 """
 
-import itertools
+import contextlib
+import dataclasses
+import os
 import platform
-import resource
 import statistics
-import subprocess
-import sys
+import tempfile
 import time
+from pathlib import Path
 
-import keras
-import numpy as np
+from keras_resnet_cifar import contenders
+from keras_resnet_cifar.architectures import parse
+from keras_resnet_cifar.contenders import CONTENDERS, Setting
+from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.recipes import CHOICES
+from keras_resnet_cifar.turns import LeftOut, Worker, take_turns
 
-from keras_resnet_cifar import callbacks as cb
-from keras_resnet_cifar.compilation import compiled
-from keras_resnet_cifar.data import Split, load_dataset
-from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.feed import ShuffledBatches, one_hot
-from keras_resnet_cifar.hardware import resolve_precision
-from keras_resnet_cifar.models import build_resnet
-from keras_resnet_cifar.recipes import get_recipe
-from keras_resnet_cifar.runs import versions
+_BUSY = 0.1  # share of the cores: above it others are at work as well
+# Steps a turn and rounds: about seven minutes, or under two, on two cores. On
+# an accelerator ten epochs of CIFAR-10, for a step may take 0.1 ms.
+_STEPS, _ACCELERATED_STEPS, _QUICK_STEPS = 50, 3900, 8
+_ROUNDS, _QUICK_ROUNDS = 5, 3
+_MOST = 10_000  # of each number
 
 
 def benchmark(
-    arch="resnet20", batch_size=128, precision="auto", steps=100, rounds=5
+    arch="resnet20",
+    batch_size=128,
+    precision="auto",
+    steps=None,
+    rounds=None,
+    names=None,
+    dataloader=False,
+    quick=False,
+    tell=lambda text: None,
 ):
-    """Times `fit` and the bare step in turns, after one round to warm up.
+    """Times the contenders in turns, after a turn each to warm up.
 
     Args:
-        arch: Name of the net.
+        arch: Name of the net, on images of 32x32.
         batch_size: Images a step.
         precision: `"auto"`, `"float32"`, `"mixed_bfloat16"`, ...
-        steps: Steps a measurement.
-        rounds: Pairs of measurements.
+        steps: Steps a turn; `None` for a number that suits the device.
+        rounds: Turns of each contender.
+        names: Which contenders, of `CONTENDERS`; `None` for those that suit
+            the device.
+        dataloader: Also the PyTorch loop with a DataLoader.
+        quick: Fewer contenders, steps and rounds: to see that all works.
+        tell: A function that takes a line about the progress.
 
     Returns:
-        A dict for JSON: machine, versions, images a second of both for each
-        round, the ratio fit / bare of each round with its median, peak memory
-        of the process in MiB, and the seconds that importing the package adds
-        to importing Keras.
+        A dict for JSON: the machine, its versions and limit; the load average
+        before, and the share of the cores that others used before each round;
+        for each contender images a second of each round and their median,
+        seconds from the start of a process to its first step (cold, and with
+        the compile caches that a first process has left), peak memory in
+        bytes; the ratios of each pair of a kind; who was left out, and why.
+
+    Raises:
+        InputError: An unknown name, a number out of range, or a contender
+            that died.
     """
-    if steps < 1 or rounds < 1:
-        raise InputError(
-            f"steps={steps}, rounds={rounds}: both must be at least 1"
+    if rounds is None:
+        rounds = _QUICK_ROUNDS if quick else _ROUNDS
+    if steps is None and quick:
+        steps = _QUICK_STEPS
+    _check(arch, precision, names, batch_size, rounds, steps)
+    setting = Setting(arch, batch_size, precision, turns=rounds + 1)
+    load = os.getloadavg()
+    tell("measuring the machine")
+    facts = _machine_facts(setting)
+    accelerated = facts["accelerator"] is not None
+    names = names or default_names(accelerated, dataloader, quick)
+    setting = dataclasses.replace(
+        setting,
+        precision=facts["precision"],
+        steps=steps or (_ACCELERATED_STEPS if accelerated else _STEPS),
+    )
+    with tempfile.TemporaryDirectory() as caches, _Crew() as crew:
+        environment = _environment(Path(caches), len(names))
+        for name in names:
+            tell(f"starting {name}")
+            crew.hire(name, setting, environment, not quick or name == "fit")
+        others = []
+        speeds = take_turns(
+            crew.workers, rounds, lambda: others.append(share_in_use()), tell
         )
-    recipe = get_recipe(
-        "onecycle", batch_size=batch_size, precision=precision, epochs=1000
-    )
-    precision = resolve_precision(recipe.precision)
-    data = load_dataset("shapes")
-    count = steps * batch_size
-    split = Split(
-        np.resize(data.train.images, (count, 32, 32, 3)),
-        np.resize(data.train.labels, count),
-    )
-    model = build_resnet(arch, normalization="shapes")
-    feed = ShuffledBatches(split, 10, batch_size, seed=0)
-    fit = _fit_epochs(compiled(model, data, recipe, precision, 0, feed), feed)
-    stepped = compiled(model, data, recipe, precision, 0, feed)
-    run_bare = _bare_steps(
-        stepped,
-        split.images[:batch_size],
-        one_hot(split.labels[:batch_size], 10),
-    )
-
-    def bare():
-        begin = time.perf_counter()
-        run_bare(steps)
-        return count / (time.perf_counter() - begin)
-
-    fit(), bare()
-    pairs = [(fit(), bare()) for _ in range(rounds)]
-    ratios = [a / b for a, b in pairs]
+        rows = [
+            _row(worker, speeds[worker.name], crew.starts[worker.name])
+            for worker in crew.workers
+        ]
     return {
-        "arch": arch,
-        "batch_size": batch_size,
-        "precision": precision,
-        "backend": keras.backend.backend(),
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "versions": versions(),
-        "fit": [round(a, 1) for a, _ in pairs],
-        "bare_step": [round(b, 1) for _, b in pairs],
-        "ratio": {
-            "median": round(statistics.median(ratios), 4),
-            "least": round(min(ratios), 4),
-            "most": round(max(ratios), 4),
-        },
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        // 1024,
-        "import_seconds": import_seconds(),
+        "setting": dataclasses.asdict(setting),
+        "machine": machine(),
+        "load_average": load,
+        "others": others,
+        "busy": max(others) > _BUSY,
+        **facts,
+        "contenders": rows,
+        "left_out": crew.left_out,
+        "ratios": ratios(rows),
     }
 
 
-def _fit_epochs(model, feed):
-    """A function that fits one epoch and returns its images a second."""
-    epochs = itertools.count()
-    rows = []
-    record = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: rows.append(logs)
-    )
-
-    def fit():
-        epoch = next(epochs)
-        model.fit(
-            feed,
-            initial_epoch=epoch,
-            epochs=epoch + 1,
-            shuffle=False,
-            verbose=0,
-            callbacks=[
-                cb.EpochFeed(feed),
-                cb.StopOnNaN(),
-                cb.EpochRecord(feed, np.zeros(1000 * feed.steps)),
-                record,
-            ],
-        )
-        return rows[-1]["images_per_second"]
-
-    return fit
+def _check(arch, precision, names, batch_size, rounds, steps):
+    """Raises `InputError` for what is wrong, before anything is started."""
+    parse(arch)
+    if precision not in CHOICES["precision"]:
+        raise unknown("precision", precision, CHOICES["precision"])
+    for name in names or ():
+        if name not in CONTENDERS:
+            raise unknown("contender", name, CONTENDERS)
+    numbers = {"batch_size": batch_size, "rounds": rounds, "steps": steps}
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value}: must be at least 1")
+        if value is not None and value > _MOST:
+            raise InputError(f"{name}={value}: must be at most {_MOST:,}")
 
 
-def _bare_steps(model, images, targets):
-    """A function that runs so many of Keras's own train steps, to their end.
+def default_names(accelerated, dataloader=False, quick=False):
+    """Returns the contenders that suit a device.
 
-    Compiled, on one batch that is already there: no augmentation, no feed, no
-    callbacks.
+    A DataLoader, and CUDA graphs, are for accelerators: on a CPU the loader's
+    processes take the cores from the training.
     """
-    batch = tuple(keras.ops.convert_to_tensor(a) for a in (images, targets))
-    if keras.backend.backend() == "jax":
-        return _bare_jax_steps(model, batch)
-
-    def step():
-        return keras.Model.train_step(model, batch)
-
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        step = tf.function(step, jit_compile=model.jit_compile)
-
-    def run(steps):
-        for _ in range(steps):
-            step()
-        keras.ops.convert_to_numpy(model.network.weights[0])  # waits
-
-    return run
-
-
-def _bare_jax_steps(model, batch):
-    import jax
-
-    model.train_on_batch(*batch)  # makes the metrics' variables
-    step = jax.jit(
-        lambda state: keras.Model.train_step(model, state, batch)[1],
-        donate_argnums=0,
-    )
-    state = tuple(
-        [jax.numpy.copy(variable.value) for variable in variables]
-        for variables in (
-            model.trainable_variables,
-            model.non_trainable_variables,
-            model.optimizer.variables,
-            model.metrics_variables,
-        )
-    )
-
-    def run(steps):
-        nonlocal state
-        for _ in range(steps):
-            state = step(state)
-        jax.block_until_ready(state)
-
-    return run
-
-
-def import_seconds(repeats=3):
-    """Seconds that importing the whole package adds to importing Keras."""
-    modules = "training, evaluation, data, models, prediction"
-    code = (
-        "import time, keras; b = time.perf_counter(); "
-        f"from keras_resnet_cifar import {modules}; "
-        "print(time.perf_counter() - b)"
-    )
-    times = [
-        float(
-            subprocess.run(
-                [sys.executable, "-c", code],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-        )
-        for _ in range(repeats)
+    wanted = {"everywhere"}
+    if not quick:
+        wanted |= {"full", "accelerator"} if accelerated else {"full"}
+    return [
+        name
+        for name, contender in CONTENDERS.items()
+        if contender.where in wanted
+        or (dataloader and name == "torch-dataloader")
     ]
-    return round(statistics.median(times), 3)
+
+
+def _machine_facts(setting):
+    worker = Worker("machine", contenders.command("machine", setting))
+    try:
+        return worker.receive("facts")["facts"]
+    finally:
+        worker.close()
+
+
+class _Crew(contextlib.ExitStack):
+    """The workers of a benchmark, which end with the context.
+
+    Attributes:
+        workers: Those that run, in the order of the turns.
+        starts: `{name: {"cold", "again": seconds to the first step}}`.
+        left_out: `{name: why}` of the others.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.workers, self.starts, self.left_out = [], {}, {}
+
+    def hire(self, name, setting, environment, twice):
+        """Starts a worker, or notes why it cannot run.
+
+        Args:
+            twice: Whether to start it again, its compile caches now filled.
+        """
+        line = contenders.command(name, setting)
+
+        def start():
+            worker = Worker(name, line, environment)
+            self.callback(worker.close)
+            return worker, worker.first_step()
+
+        try:
+            worker, cold = start()
+            again = None
+            if twice:
+                worker.close()
+                worker, again = start()
+            worker.ready()
+        except LeftOut as reason:
+            self.left_out[name] = str(reason)
+            return
+        self.workers.append(worker)
+        self.starts[name] = {"cold": cold, "again": again}
+
+
+def _environment(caches, processes):
+    """Variables of the workers: empty compile caches, and room for all.
+
+    Args:
+        caches: An empty folder.
+        processes: How many share an accelerator's memory.
+    """
+    folders = {
+        "XDG_CACHE_HOME": "xdg",
+        "JAX_COMPILATION_CACHE_DIR": "jax",
+        "TORCHINDUCTOR_CACHE_DIR": "inductor",
+        "TRITON_CACHE_DIR": "triton",
+        "CUDA_CACHE_PATH": "cuda",
+    }
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folders.pop("JAX_COMPILATION_CACHE_DIR")  # JAX keeps none unasked
+    return {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.8 / processes:.2f}",
+        **{name: str(caches / folder) for name, folder in folders.items()},
+    }
+
+
+def machine():
+    """Returns the host's processor, cores and system, for people."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return {
+        "processor": name,
+        "cores": cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def cores():
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def share_in_use(seconds=0.5, stat=Path("/proc/stat")):
+    """Returns the share of the cores in use, 0 to 1, over so many seconds.
+
+    While all contenders sleep, it is that of the machine's other users. Where
+    the system does not tell (it is Linux's), 0.
+    """
+
+    def read():
+        ticks = [int(t) for t in stat.read_text().split("\n")[0].split()[1:]]
+        return sum(ticks[:8]), sum(ticks[3:5])  # all; idle or waiting for I/O
+
+    try:
+        total, idle = read()
+        time.sleep(seconds)
+        total, idle = (
+            now - then for now, then in zip(read(), (total, idle), strict=True)
+        )
+    except OSError:
+        return 0.0
+    return 1 - idle / total if total else 0.0
+
+
+def _row(worker, speeds, starts):
+    return {
+        "name": worker.name,
+        "kind": CONTENDERS[worker.name].kind,
+        "images_per_second": speeds,
+        "median": statistics.median(speeds),
+        "first_step_seconds": starts,
+        "peak_memory": worker.last["memory"],
+        "peak_device_memory": worker.last["device_memory"],
+    }
+
+
+def ratios(rows):
+    """Returns the ratio of each pair of a kind, in the rounds' pairs.
+
+    Args:
+        rows: Dicts with `name`, `kind` and `images_per_second`, of as many
+            rounds each.
+
+    Returns:
+        `{"A / B": {"rounds": [...], "median", "least", "most"}}`, for each A
+        above a B of its kind.
+    """
+    found = {}
+    for index, above in enumerate(rows):
+        for below in rows[index + 1 :]:
+            if above["kind"] != below["kind"]:
+                continue
+            pairs = zip(
+                above["images_per_second"],
+                below["images_per_second"],
+                strict=True,
+            )
+            each = [a / b for a, b in pairs]
+            found[f"{above['name']} / {below['name']}"] = {
+                "rounds": each,
+                "median": statistics.median(each),
+                "least": min(each),
+                "most": max(each),
+            }
+    return found

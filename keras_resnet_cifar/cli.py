@@ -13,6 +13,7 @@ from pathlib import Path
 
 from keras_resnet_cifar import architectures, commands
 from keras_resnet_cifar.backups import DEFAULT_INTERVAL
+from keras_resnet_cifar.contenders import CONTENDERS
 from keras_resnet_cifar.datasets import DATASETS, SOURCES
 from keras_resnet_cifar.errors import (
     Diverged,
@@ -270,12 +271,53 @@ def _export_options(parser):
 
 
 def _benchmark_options(parser):
-    parser.add_argument("--arch", default="resnet20")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--steps", type=int, default=100, help="a measurement")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--arch", help="(default: resnet20)")
+    parser.add_argument("--batch-size", type=int, help="(default: 128)")
+    parser.add_argument("--precision", help="(default: auto)")
+    parser.add_argument(
+        "--steps", type=int, help="a turn (default: what suits the device)"
+    )
+    parser.add_argument("--rounds", type=int, help="of turns (default: 5)")
+    parser.add_argument(
+        "--contenders",
+        metavar="A,B,...",
+        help=f"of {', '.join(CONTENDERS)} (default: those that suit the "
+        "device)",
+    )
+    parser.add_argument(
+        "--dataloader",
+        action="store_true",
+        help="also PyTorch with a DataLoader (default: on an accelerator only)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer contenders, short turns: under two minutes",
+    )
+    parser.add_argument("--markdown", action="store_true", help="for documents")
     parser.add_argument("--output", type=Path, metavar="JSON")
+    parser.add_argument(
+        "--show",
+        type=Path,
+        metavar="JSON",
+        help="measure nothing, show what --output of an earlier run wrote",
+    )
+    group = parser.add_argument_group("seconds to an accuracy, on real data")
+    group.add_argument(
+        "--time-to",
+        type=float,
+        metavar="SHARE",
+        help="train until this accuracy, such as 0.94, cold and warm",
+    )
+    group.add_argument("--recipe", help=f"(default: {DEFAULT})")
+    group.add_argument("--epochs", type=int, help="(default: the recipe's)")
+    group.add_argument(
+        "--split",
+        default="validation",
+        help="looked at after each epoch: validation or test (default: "
+        "validation, 5,000 images unless the recipe says another number)",
+    )
+    _data_options(group, "the recipe's")
 
 
 def _list_options(parser):

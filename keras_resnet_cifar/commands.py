@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -412,29 +413,83 @@ def export(args):
 
 
 def benchmark(args):
-    """Time fit beside the bare compiled step, and memory and import."""
-    _import_keras()
+    """Time training beside PyTorch and the machine's limit, in turns."""
+    from keras_resnet_cifar import benchmark_table
     from keras_resnet_cifar.benchmark import benchmark as measure
+
+    _check_benchmark(args)
+    if args.time_to is not None:
+        return _time_to(args)
+    if args.show:
+        found = benchmark_table.read(args.show)
+    else:
+        found = measure(
+            args.arch or "resnet20",
+            args.batch_size or 128,
+            args.precision or "auto",
+            args.steps,
+            args.rounds,
+            args.contenders and args.contenders.split(","),
+            dataloader=args.dataloader,
+            quick=args.quick,
+            tell=lambda text: print(text, file=sys.stderr, flush=True),
+        )
+    as_markdown = benchmark_table.markdown_of
+    print((as_markdown if args.markdown else benchmark_table.text_of)(found))
+    _write_found(found, args.output)
+
+
+def _check_benchmark(args):
+    """Raises `InputError` for options that go with others only."""
+    kinds = {
+        "with": "steps rounds contenders dataloader quick show markdown",
+        "without": "recipe epochs dataset data_dir source",
+    }
+    word = "without" if args.time_to is None else "with"
+    for name in kinds[word].split():
+        if getattr(args, name):
+            raise InputError(
+                f"--{name.replace('_', '-')} does not go {word} --time-to: "
+                "leave it out"
+            )
+    if args.output and not args.output.parent.is_dir():
+        raise InputError(
+            f"cannot write {args.output}: there is no folder "
+            f"{args.output.parent}; make it first"
+        )
+
+
+def _time_to(args):
+    """The part of `benchmark` that trains on the real data."""
+    recipe = get_recipe(
+        args.recipe or DEFAULT,
+        batch_size=args.batch_size,
+        precision=args.precision,
+        epochs=args.epochs,
+    )
+    arch = architectures.parse(args.arch or recipe.arch).name
+    name = args.dataset or recipe.dataset
+    _check_known(name, args.source)
+    _import_keras()
+    from keras_resnet_cifar.data import load_dataset
+    from keras_resnet_cifar.time_to import check_target, time_to
+
+    check_target(args.time_to, args.split)
+    held_out = recipe.validation or 5000
+    data = load_dataset(
+        name,
+        validation=held_out if args.split == "validation" else 0,
+        **_data_options(args),
+    )
+    found = time_to(args.time_to, data, arch, recipe, args.split)
+    _write_found(found, args.output)
+
+
+def _write_found(found, path):
     from keras_resnet_cifar.files import write_json
 
-    found = measure(
-        args.arch, args.batch_size, args.precision, args.steps, args.rounds
-    )
-    print(
-        f"{found['arch']}, batch {found['batch_size']}, {found['precision']}, "
-        f"{found['backend']}: images a second"
-    )
-    for pair in zip(found["fit"], found["bare_step"], strict=True):
-        print("  fit {:8,.0f}   bare step {:8,.0f}".format(*pair))
-    ratio = found["ratio"]
-    print(
-        f"fit / bare step: {ratio['median']:.3f} "
-        f"({ratio['least']:.3f} to {ratio['most']:.3f}); "
-        f"peak memory {found['peak_memory_mib']:,} MiB; "
-        f"import {found['import_seconds']:.2f} s"
-    )
-    if args.output:
-        write_json(args.output, found)
+    if path:
+        write_json(path, found)
 
 
 def list_tables(args):

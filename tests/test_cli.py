@@ -228,7 +228,6 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(
     assert run("train", "--output-dir", finished_run) == 2
     assert "another run" in capfd.readouterr().err
     for option in (
-        ["--epochs", "9"],
         ["--arch", "resnet20"],
         ["--recipe", "paper"],
         ["--dataset", "shapes"],
@@ -239,6 +238,8 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(
         err = capfd.readouterr().err
         assert "cannot resume with another config" in err
         assert err.count("\n") == 1
+    assert run("train", "--resume", finished_run, "--epochs", "9") == 2
+    assert "one_cycle schedule's rates depend on it" in capfd.readouterr().err
     assert before == {p: p.read_bytes() for p in finished_run.glob("*.*")}
 
 
