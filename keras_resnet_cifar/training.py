@@ -21,7 +21,7 @@ from keras_resnet_cifar.hardware import (
     steps_per_execution,
 )
 from keras_resnet_cifar.model_card import model_card
-from keras_resnet_cifar.optimizers import CoupledSGD, TabulatedRate
+from keras_resnet_cifar.optimizers import TabulatedRate, optimizer_of
 from keras_resnet_cifar.plots import plot_curves
 from keras_resnet_cifar.recipes import checked_seed, get_recipe
 from keras_resnet_cifar.runs import (
@@ -233,12 +233,8 @@ def compiled(model, data, recipe, precision, seed, steps_per_epoch):
         dtype=precision,
     )
     trained.compile(
-        optimizer=CoupledSGD(
-            TabulatedRate(rates_of(recipe, steps_per_epoch)),
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            decay=recipe.weight_decay,
-            decay_on=recipe.decay_on,
+        optimizer=optimizer_of(
+            recipe, TabulatedRate(rates_of(recipe, steps_per_epoch))
         ),
         loss=keras.losses.CategoricalCrossentropy(from_logits=True),
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
