@@ -3,7 +3,11 @@
 import keras
 from keras import layers
 
-from keras_resnet_cifar.augmentation import RandomCutout, RandomPadCrop
+from keras_resnet_cifar.augmentation import (
+    RandomCutout,
+    RandomPadCrop,
+    RandomResizedCrop,
+)
 from keras_resnet_cifar.errors import InputError
 
 RAND_AUGMENT_MAGNITUDE = 0.3  # of 1: KerasCV's scale, and 3 of Keras's 10
@@ -18,7 +22,10 @@ def image_layers(recipe, mean, seed):
         seed: Integer; each layer draws from a stream of its own.
     """
     chain = []
-    if recipe.padding or recipe.flip:
+    if recipe.random_resized_crop:
+        side = recipe.random_resized_crop
+        chain.append(RandomResizedCrop(side, flip=recipe.flip, seed=seed))
+    elif recipe.padding or recipe.flip:
         crop = (recipe.padding, recipe.padding_mode, recipe.flip)
         chain.append(RandomPadCrop(*crop, seed=seed))
     if recipe.cutout:
