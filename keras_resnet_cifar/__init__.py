@@ -14,14 +14,16 @@ import importlib
 
 _HOMES = {
     "architectures": ("list_architectures",),
-    "augmentation": ("RandomCutout", "RandomPadCrop"),
+    "augmentation": ("RandomCutout", "RandomPadCrop", "RandomResizedCrop"),
+    "backbones": ("BACKBONES",),
     "data": ("Dataset", "Split", "load_dataset"),
     "errors": ("InputError",),
     "evaluation": ("evaluate", "logits_of"),
+    "finetuning": ("build_finetuned", "finetune", "freeze_backbone"),
     "metrics": ("Evaluation",),
     "models": ("build_resnet",),
     "normalization": ("input_normalization",),
-    "optimizers": ("CoupledSGD",),
+    "optimizers": ("CoupledAdam", "CoupledSGD"),
     "recipes": ("RECIPES", "Recipe", "get_recipe"),
     "torch_checkpoints": ("load_torch_checkpoint", "save_torch_checkpoint"),
     "training": ("Run", "train"),
