@@ -119,7 +119,7 @@ def train(
     if tensorboard:
         _check_tensorboard(output_dir)
     directory = RunDirectory(Path(output_dir)) if output_dir else None
-    config = _config(model, data, recipe, seed, precision)
+    config = run_config(model, data, recipe, seed, precision)
     if resume:
         if directory is None:
             raise InputError("resume=True needs the output_dir of a run")
@@ -198,7 +198,7 @@ def _check_tensorboard(output_dir):
         ) from error
 
 
-def _config(model, data, recipe, seed, precision):
+def run_config(model, data, recipe, seed, precision):
     """Everything needed to repeat the run, as JSON."""
     return {
         "arch": model.name,
