@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 
 from keras_resnet_cifar import architectures
+from keras_resnet_cifar.backbones import BACKBONES
 from keras_resnet_cifar.datasets import DATASETS, SOURCES
 from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.phases import PhasedDirectory
 from keras_resnet_cifar.recipes import (
     DEFAULT,
+    FINETUNING,
     OPTIONS,
     RECIPES,
     Recipe,
@@ -175,6 +178,100 @@ def _unused(stem):
         if not path.exists():
             return path
         number += 1
+
+
+def finetune(args):
+    """Fine-tune a pretrained net: its new head, then all that is not frozen."""
+    plan, request, directory = (
+        _resumed_finetuning(args) if args.resume else _new_finetuning(args)
+    )
+    _import_keras()
+    import keras
+
+    from keras_resnet_cifar import finetuning
+    from keras_resnet_cifar.data import load_dataset
+    from keras_resnet_cifar.evaluation import load_model
+
+    data = load_dataset(**request)
+    if args.resume:
+        model = load_model(directory.phase(directory.begun()[-1]).last)
+    else:
+        keras.utils.set_random_seed(plan["seed"])
+        model = finetuning.build_finetuned(
+            args.backbone,
+            data.num_classes,
+            weights=args.weights,
+            image_size=args.image_size,
+            input_shape=data.train.images.shape[1:],
+            train_norm=plan["train_norm"],
+        )
+    print(
+        f"{model.name} on {data.name} ({len(data.train):,} train, "
+        f"{len(data.validation or ()):,} validation, {len(data.test):,} test "
+        f"images; {data.source})\nrecipe {plan['recipe'].name}, "
+        f"{plan['head_epochs']} + {plan['recipe'].epochs} epochs, run "
+        f"directory {directory.path}"
+    )
+    try:
+        run = finetuning.finetune(
+            model,
+            data,
+            output_dir=directory.path,
+            resume=bool(args.resume),
+            verbose=not args.quiet,
+            **plan,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "; to go on: python -m keras_resnet_cifar finetune --resume "
+            f"{directory.path}"
+        ) from None
+    for name, found in run.metrics.items():
+        print(f"{name} (epoch {found['epoch']}): {_told(found['test'])}")
+    print(f"wrote {run.directory}: {', '.join(_files(run.directory))}")
+
+
+def _new_finetuning(args):
+    """Arguments of `finetune` and `load_dataset`, and the folder."""
+    if args.backbone is None:
+        raise InputError(
+            f"which --backbone? {', '.join(BACKBONES)}, or a .keras file"
+        )
+    if args.backbone not in BACKBONES and not args.backbone.endswith(".keras"):
+        raise unknown("backbone", args.backbone, [*BACKBONES, "a .keras file"])
+    recipe = get_recipe(args.recipe or FINETUNING, **_changes(args))
+    name = recipe.dataset if args.dataset is None else args.dataset
+    _check_known(name, args.source)
+    stem = f"{Path(args.backbone).stem}-{Path(name).name}-{recipe.name}"
+    directory = PhasedDirectory(args.output_dir or _unused(stem))
+    directory.check_unused()
+    seed = checked_seed(args.seed or 0)
+    plan = {"recipe": recipe, "seed": seed} | {
+        name: getattr(args, name)
+        for name in ("head_learning_rate", "cache_features")
+    }
+    plan["freeze"] = args.freeze or "none"
+    plan["head_epochs"] = 2 if args.head_epochs is None else args.head_epochs
+    plan["train_norm"] = args.train_norm or args.weights == "none"
+    request = {"name": name, "validation": recipe.validation, "seed": seed}
+    return plan, request | _data_options(args), directory
+
+
+def _resumed_finetuning(args):
+    """As `_new_finetuning`, of a run that has begun."""
+    directory = PhasedDirectory(args.resume)
+    plan = directory.read_plan()
+    options = ("backbone", "recipe", "dataset", "output_dir", "seed", "freeze")
+    options += ("head_epochs", "head_learning_rate", *_changes(args))
+    given = [name for name in options if getattr(args, name) is not None]
+    if given:
+        raise InputError(
+            f"--resume goes on as the run began: leave --"
+            f"{given[0].replace('_', '-')} out, or start a new run"
+        )
+    begun = directory.phase(directory.begun()[-1])
+    request = begun.read_config()["request"] | _data_options(args)
+    return plan, request, directory
 
 
 def evaluate(args):

@@ -1,7 +1,8 @@
 """Fine-tuning: a pretrained backbone, a new head, two phases of training."""
 
+import numbers
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -9,11 +10,17 @@ from keras import layers
 
 from keras_resnet_cifar.backbones import FREEZE
 from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.features import finished_head, train_head
 from keras_resnet_cifar.models import check_head, head, leaf_layers
 from keras_resnet_cifar.normalization import preprocess_input
+from keras_resnet_cifar.phases import PhasedDirectory
 from keras_resnet_cifar.pretrained import load_backbone
-from keras_resnet_cifar.recipes import get_recipe
-from keras_resnet_cifar.runs import RunDirectory
+from keras_resnet_cifar.recipes import (
+    FINETUNING,
+    Recipe,
+    checked_seed,
+    get_recipe,
+)
 from keras_resnet_cifar.training import train
 
 _STEM, _END = 0, 5  # before the first stage, after the last
@@ -136,13 +143,14 @@ def _backbone(model):
 def finetune(
     model,
     data,
-    recipe="coursework-finetune",
+    recipe=FINETUNING,
     output_dir=None,
     *,
     freeze="none",
     head_epochs=2,
     head_learning_rate=None,
     train_norm=False,
+    cache_features=False,
     seed=0,
     resume=False,
     verbose=True,
@@ -150,8 +158,8 @@ def finetune(
 ):
     """Trains the head on the frozen backbone, then what `freeze` leaves.
 
-    Each phase is a run of `train`, by the same recipe: the head in
-    `output_dir/head`, then all that trains in `output_dir/tuned`.
+    Each phase is a run of its own by the same recipe: the head's in
+    `output_dir/head`, then that of all that trains in `output_dir/tuned`.
 
     Args:
         model: Of `build_finetuned`.
@@ -163,8 +171,11 @@ def finetune(
         head_epochs: Epochs of the first phase; 0 leaves it out.
         head_learning_rate: Its rate; by default the recipe's.
         train_norm: See `freeze_backbone`.
+        cache_features: Compute the features of a wholly frozen backbone once,
+            for an epoch in seconds; without augmentation. It concerns the
+            first phase, and with `freeze="all"` the second.
         seed: Of shuffling and augmentation.
-        resume: Go on where the run in `output_dir` ended.
+        resume: Go on with the run in `output_dir`.
         verbose: Print a line an epoch.
         **changes: Fields of the recipe to replace; `learning_rate` is that of
             the second phase.
@@ -174,34 +185,103 @@ def finetune(
 
     Raises:
         InputError, Diverged: As `train` and `freeze_backbone`.
+
+    Example:
+        >>> model = build_finetuned("resnet50", data.num_classes)
+        >>> run = finetune(model, data, output_dir="runs/ft", freeze="stage3")
     """
-    recipe = get_recipe(recipe, **changes)
-    if recipe.random_resized_crop:
-        recipe = replace(recipe, random_resized_crop=_working_size(model))
-    first = get_recipe(
-        recipe, epochs=head_epochs or None, learning_rate=head_learning_rate
-    )
-    phases = [("tuned", freeze, recipe)]
-    if head_epochs:
-        phases.insert(0, ("head", "all", first))
+    plan = {
+        "recipe": _as_fits(get_recipe(recipe, **changes), model),
+        "freeze": freeze,
+        "head_epochs": _whole(head_epochs),
+        "head_learning_rate": head_learning_rate,
+        "train_norm": train_norm,
+        "cache_features": cache_features,
+        "seed": checked_seed(seed),
+    }
     freeze_backbone(model, freeze, train_norm)  # refuses before it writes
-    if output_dir and not resume:
-        RunDirectory(Path(output_dir)).check_unused()
-    for name, frozen, recipe in phases:
-        freeze_backbone(model, frozen, train_norm)
-        directory = output_dir and Path(output_dir) / name
-        run = train(
-            model,
-            data,
-            recipe,
-            directory,
-            seed=seed,
-            resume=resume and RunDirectory(directory).config.is_file(),
-            verbose=verbose,
+    directory = output_dir and PhasedDirectory(Path(output_dir))
+    begun = _begun(directory, plan) if resume else []
+    if directory and not resume:
+        directory.check_unused()
+    for phase in _phases(plan):
+        if phase.name == "head" and "tuned" in begun:
+            continue
+        freeze_backbone(model, phase.freeze, train_norm)
+        run = _run(
+            phase, model, data, plan, directory, phase.name in begun, verbose
         )
     return run
 
 
-def _working_size(model):
-    """Side of the images at which the backbone of a model works."""
-    return _backbone(model).input_shape[1]
+@dataclass(frozen=True)
+class _Phase:
+    """A phase: its folder, what is frozen in it, how the rest is trained."""
+
+    name: str
+    freeze: str
+    recipe: Recipe
+
+
+def _phases(plan):
+    recipe = plan["recipe"]
+    tuned = _Phase("tuned", plan["freeze"], recipe)
+    if not plan["head_epochs"]:
+        return [tuned]
+    first = get_recipe(
+        recipe,
+        epochs=plan["head_epochs"],
+        learning_rate=plan["head_learning_rate"],
+    )
+    return [_Phase("head", "all", first), tuned]
+
+
+def _begun(directory, plan):
+    """Names of the phases that the run to be resumed has begun."""
+    if directory is None:
+        raise InputError("resume=True needs the output_dir of a run")
+    directory.check_same(plan)
+    return directory.begun()
+
+
+def _run(phase, model, data, plan, directory, begun, verbose):
+    """Runs a phase, or goes on with it; returns its `Run`."""
+
+    def keep_plan(logs=None):
+        if directory:
+            directory.write_plan(plan)
+
+    seed = plan["seed"]
+    folder = directory and directory.phase(phase.name)
+    if not (plan["cache_features"] and phase.freeze == "all"):
+        return train(
+            model,
+            data,
+            phase.recipe,
+            folder and folder.path,
+            seed=seed,
+            resume=begun,
+            callbacks=[
+                keras.callbacks.LambdaCallback(on_train_begin=keep_plan)
+            ],
+            verbose=verbose,
+        )
+    if begun:  # it was over in seconds, so it is whole
+        return finished_head(model, folder)
+    run = train_head(model, data, phase.recipe, folder, seed, verbose)
+    keep_plan()
+    return run
+
+
+def _whole(epochs):
+    if not isinstance(epochs, numbers.Integral) or epochs < 0:
+        raise InputError(f"head_epochs={epochs!r}: give 0 or more")
+    return int(epochs)
+
+
+def _as_fits(recipe, model):
+    """The recipe with crops of the size at which the backbone works."""
+    if not recipe.random_resized_crop:
+        return recipe
+    side = _backbone(model).input_shape[1]
+    return replace(recipe, random_resized_crop=side)

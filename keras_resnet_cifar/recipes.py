@@ -182,6 +182,7 @@ RECIPES = {
     )
 }
 DEFAULT = "onecycle"
+FINETUNING = "coursework-finetune"  # the default of `finetune`
 
 # Fields with an option on the command line, and what they may be.
 OPTIONS = [
