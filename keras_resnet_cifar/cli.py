@@ -283,7 +283,9 @@ def _list_options(parser):
 
 def _data_options(parser, default):
     parser.add_argument(
-        "--dataset", help=f"{', '.join(DATASETS)} (default: {default})"
+        "--dataset",
+        help=f"{', '.join(DATASETS)}, or a folder with a folder a class in "
+        f"train/ (and val/, test/) (default: {default})",
     )
     parser.add_argument(
         "--data-dir",

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from keras_resnet_cifar import architectures
 from keras_resnet_cifar.backbones import BACKBONES
-from keras_resnet_cifar.datasets import DATASETS, SOURCES
+from keras_resnet_cifar.datasets import DATASETS, check_known
 from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.image_folders import class_names
 from keras_resnet_cifar.phases import PhasedDirectory
 from keras_resnet_cifar.recipes import (
     DEFAULT,
@@ -101,8 +102,13 @@ def _model(plan, data):
         plan.arch,
         num_classes=data.num_classes,
         input_shape=data.train.images.shape[1:],
-        normalization=plan.recipe.normalization or data.name,
+        normalization=plan.recipe.normalization or _statistics(data),
     )
+
+
+def _statistics(data):
+    """Whose channel statistics normalise; one's own images take ImageNet's."""
+    return data.name if data.name in DATASETS else "imagenet"
 
 
 def _new_plan(args):
@@ -111,8 +117,9 @@ def _new_plan(args):
     arch = architectures.parse(arch).name
     name = recipe.dataset if args.recipe else "shapes"
     name = name if args.dataset is None else args.dataset
-    _check_known(name, args.source)
-    directory = args.output_dir or _unused(f"{arch}-{name}-{recipe.name}")
+    check_known(name, args.source)
+    stem = f"{arch}-{Path(name).name}-{recipe.name}"
+    directory = args.output_dir or _unused(stem)
     RunDirectory(directory).check_unused()
     seed = checked_seed(args.seed or 0)
     request = {"name": name, "validation": recipe.validation, "seed": seed}
@@ -147,14 +154,6 @@ def _resumed_plan(args):
             )
     request = config["request"] | _data_options(args)
     return _Plan(recipe, request, config["seed"], args.resume)
-
-
-def _check_known(dataset, source):
-    """Tells unknown names before anything heavy is imported."""
-    if dataset not in DATASETS:
-        raise unknown("dataset", dataset, DATASETS)
-    if source not in (None, *SOURCES):
-        raise unknown("source", source, SOURCES)
 
 
 def _data_options(args):
@@ -241,7 +240,7 @@ def _new_finetuning(args):
         raise unknown("backbone", args.backbone, [*BACKBONES, "a .keras file"])
     recipe = get_recipe(args.recipe or FINETUNING, **_changes(args))
     name = recipe.dataset if args.dataset is None else args.dataset
-    _check_known(name, args.source)
+    check_known(name, args.source)
     stem = f"{Path(args.backbone).stem}-{Path(name).name}-{recipe.name}"
     directory = PhasedDirectory(args.output_dir or _unused(stem))
     directory.check_unused()
@@ -352,7 +351,7 @@ def _job(path, args):
             f"{path} lies in no run directory: name its --dataset "
             f"({', '.join(DATASETS)})"
         )
-    _check_known(request["name"], request.get("source"))
+    check_known(request["name"], request.get("source"))
     if args.output_dir:
         return request, args.output_dir / "-".join([path.parent.name, *parts])
     return request, path.parent / "evaluation" / "-".join(parts)
@@ -376,18 +375,12 @@ def predict(args):
     path = args.model
     if path.is_dir():
         path = _checkpoints(path, "last")[0]
-    name = args.dataset
-    run = find_run(path)
-    if name is None and run is not None:
-        name = run.read_config()["dataset"]["name"]
-    if name is not None:
-        _check_known(name, None)
+    names = _class_names(args.dataset, find_run(path))
     _import_keras()
     from keras_resnet_cifar.evaluation import load_model
     from keras_resnet_cifar.prediction import predict_files
 
     model = load_model(path)
-    names = DATASETS[name].class_names if name else None
     rows = predict_files(model, args.images, names, args.top)
     if args.json:
         print(json.dumps(rows, indent=2))
@@ -398,6 +391,18 @@ def predict(args):
             for found in row["classes"]
         )
         print(f"{row['image']}: {classes}")
+
+
+def _class_names(dataset, run):
+    """The names of the classes of a dataset, else of a run, if known."""
+    held = run.read_config()["dataset"] if run and not dataset else {}
+    name = dataset or held.get("name")
+    if name is None or "class_names" in held:
+        return held.get("class_names")
+    check_known(name)
+    if name in DATASETS:
+        return DATASETS[name].class_names
+    return class_names(name)
 
 
 def convert(args):

@@ -1,11 +1,10 @@
 """Predicts image files: reads them as the model wants them."""
 
-import warnings
-
 import numpy as np
 
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation import check_classifier, logits_of
+from keras_resnet_cifar.image_folders import open_image
 from keras_resnet_cifar.metrics import softmax
 
 
@@ -20,21 +19,9 @@ def read_image(path, size):
         InputError: The file is missing or no image, or claims a size that
             would exhaust memory.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise ValueError(f"its pixels are {image.mode}, not 8 bit")
-                image = ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow raises many kinds for damaged files
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"cannot read {path} as an image: {reason}; give PNG, JPEG or any "
-            "format that Pillow reads"
-        ) from error
+    image = open_image(path)
     if image.size != size[::-1]:
         image = image.resize(size[::-1], Image.Resampling.BICUBIC)
     return np.asarray(image)

@@ -205,6 +205,7 @@ def run_config(model, data, recipe, seed, precision):
         "parameters": sum(math.prod(w.shape) for w in model.trainable_weights),
         "dataset": {
             "name": data.name,
+            "class_names": data.class_names,
             "train": len(data.train),
             "validation": len(data.validation or ()),
             "test": len(data.test),
