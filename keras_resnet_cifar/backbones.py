@@ -24,6 +24,7 @@ class Backbone:
         preprocessing: What the published weights want, see
             `normalization.preprocess_input`; PyTorch's always want `"torch"`.
         file: The file of the published weights.
+        preset: The same net in KerasHub, converted from timm, or `None`.
     """
 
     name: str
@@ -31,39 +32,33 @@ class Backbone:
     arch: str | None
     preprocessing: str
     file: str
-
-    @property
-    def source(self):
-        return "keras.applications" if self.application else "torchvision"
+    preset: str | None = None
 
 
-def _application(name, function, arch, preprocessing):
+def _torchvision(name, digest, preset=None):
+    file = f"{name}-{digest}.pth"
+    return Backbone(name, None, f"{name}-imagenet", "torch", file, preset)
+
+
+def _application(name, function, preprocessing, arch=None, preset=None):
     file = f"{name}_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    return Backbone(name, function, arch, preprocessing, file)
+    return Backbone(name, function, arch, preprocessing, file, preset)
+
+
+def _v1(name, function, preset):
+    return _application(name, function, "caffe", f"{name}-imagenet", preset)
 
 
 BACKBONES = {
     backbone.name: backbone
     for backbone in (
-        Backbone(
-            "resnet18",
-            None,
-            "resnet18-imagenet",
-            "torch",
-            "resnet18-f37072fd.pth",
-        ),
-        Backbone(
-            "resnet34",
-            None,
-            "resnet34-imagenet",
-            "torch",
-            "resnet34-b627a593.pth",
-        ),
-        _application("resnet50", "ResNet50", "resnet50-imagenet", "caffe"),
-        _application("resnet101", "ResNet101", "resnet101-imagenet", "caffe"),
-        _application("resnet152", "ResNet152", "resnet152-imagenet", "caffe"),
-        _application("resnet50v2", "ResNet50V2", None, "tf"),
-        _application("resnet101v2", "ResNet101V2", None, "tf"),
-        _application("resnet152v2", "ResNet152V2", None, "tf"),
+        _torchvision("resnet18", "f37072fd", "resnet_18_imagenet"),
+        _torchvision("resnet34", "b627a593"),
+        _v1("resnet50", "ResNet50", "resnet_50_imagenet"),
+        _v1("resnet101", "ResNet101", "resnet_101_imagenet"),
+        _v1("resnet152", "ResNet152", "resnet_152_imagenet"),
+        _application("resnet50v2", "ResNet50V2", "tf"),
+        _application("resnet101v2", "ResNet101V2", "tf"),
+        _application("resnet152v2", "ResNet152V2", "tf"),
     )
 }

@@ -121,9 +121,10 @@ def _finetune_options(parser):
     parser.add_argument(
         "--weights",
         default="imagenet",
-        metavar="imagenet|none|FILE",
-        help="a FILE is PyTorch's, or keras.applications' without the top "
-        "(default: imagenet; a .keras file brings its own)",
+        metavar="imagenet|hub|none|FILE",
+        help="hub takes KerasHub's (extra hub); a FILE is PyTorch's, or "
+        "keras.applications' without the top (default: imagenet; a .keras "
+        "file brings its own)",
     )
     parser.add_argument(
         "--image-size",

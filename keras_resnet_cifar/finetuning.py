@@ -63,6 +63,7 @@ def build_finetuned(
         >>> model = build_finetuned("resnet50", num_classes=100)
     """
     check_head(num_classes)
+    _check_freeze(freeze)
     base, preprocessing, side = load_backbone(backbone, weights, image_size)
     inputs = keras.Input(input_shape, name="image")
     x = inputs
@@ -99,8 +100,7 @@ def freeze_backbone(model, freeze="all", train_norm=False):
         InputError: An unknown `freeze`, a stage that the backbone lacks, or
             another kind of model.
     """
-    if freeze not in FREEZE:
-        raise unknown("freeze", freeze, FREEZE)
+    _check_freeze(freeze)
     base = _backbone(model)
     leaves = [layer for layer in leaf_layers(base) if layer.weights]
     stages = {stage_of(layer.name) for layer in leaves} - {_STEM, _END}
@@ -115,6 +115,11 @@ def freeze_backbone(model, freeze="all", train_norm=False):
         norm = isinstance(layer, layers.BatchNormalization)
         held = norm and not train_norm
         layer.trainable = stage_of(layer.name) > known[freeze] and not held
+
+
+def _check_freeze(freeze):
+    if freeze not in FREEZE:
+        raise unknown("freeze", freeze, FREEZE)
 
 
 def stage_of(name):

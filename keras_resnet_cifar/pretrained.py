@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import keras
@@ -23,9 +24,10 @@ def load_backbone(name, weights="imagenet", image_size=None):
     Args:
         name: A name of `BACKBONES`, or a `.keras` file of a classifier whose
             head starts with `GlobalAveragePooling2D`, as our own nets.
-        weights: `"imagenet"`, `"none"` (random) or a file: of PyTorch (.th,
-            .pt, .pth, .safetensors), or of `keras.applications` (.h5, without
-            the top). A `.keras` file brings its own.
+        weights: `"imagenet"`, `"none"` (random), `"hub"` (ImageNet weights of
+            KerasHub, for resnet18, 50, 101 and 152) or a file: of PyTorch
+            (.th, .pt, .pth, .safetensors), or of `keras.applications` (.h5,
+            without the top). A `.keras` file brings its own.
         image_size: Side of the images at which the net works; by default 224,
             or what the `.keras` file's net was built for.
 
@@ -50,6 +52,8 @@ def load_backbone(name, weights="imagenet", image_size=None):
     backbone = BACKBONES[name]
     image_size = _checked_size(image_size or IMAGE_SIZE)
     weights = str(weights)
+    if weights == "hub":
+        return _from_hub(backbone, image_size), "torch", image_size
     if weights == "imagenet" and not backbone.application:
         weights = str(_torchvision_file(backbone))
     if Path(weights).suffix in FORMATS:
@@ -133,6 +137,46 @@ def _from_torch(backbone, path, image_size):
             f"net; give {backbone.file}"
         )
     return _headless(load_torch_checkpoint(path, backbone.arch), image_size)
+
+
+def _from_hub(backbone, image_size):
+    """Our net with the weights of KerasHub's preset."""
+    if backbone.preset is None:
+        having = [name for name, row in BACKBONES.items() if row.preset]
+        raise InputError(
+            f"weights=hub: KerasHub has no {backbone.name}, but "
+            f"{', '.join(having)}"
+        )
+    try:
+        from keras_hub.models import Backbone
+    except ImportError as error:
+        raise InputError(
+            f"weights=hub needs KerasHub ({reason(error)}): pip install "
+            "'keras_resnet_cifar[hub]'"
+        ) from error
+    try:
+        hub = Backbone.from_preset(backbone.preset)
+    except Exception as error:  # of Kaggle's client, or of the network
+        raise InputError(
+            f"KerasHub cannot load {backbone.preset} ({reason(error)}): take "
+            "--weights imagenet, a file, or none"
+        ) from error
+    model = build_resnet(backbone.arch, normalization="imagenet")
+    for layer in hub.layers:
+        if layer.weights:
+            ours = model.get_layer(hub_layer(layer.name))
+            ours.set_weights(layer.get_weights())
+    return _headless(model, image_size)
+
+
+def hub_layer(name):
+    """Our name of a layer of KerasHub's ResNets."""
+    match = re.fullmatch(r"stack(\d)_block(\d+)_(\d)_(conv|bn)", name)
+    if not match:
+        return name.replace("conv1_", "stem_")
+    stage, block, index, kind = match.groups()
+    part = f"shortcut_{kind}" if index == "0" else f"{kind}{index}"
+    return f"stage{int(stage) + 1}_block{block}_{part}"
 
 
 def _headless(model, image_size):

@@ -1,5 +1,6 @@
 """Fine-tuning: what the backbone is given, what trains, what is kept."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -166,6 +167,40 @@ def test_weights_of_keras_applications_from_a_file(tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize(
+    ("name", "block", "blocks"),
+    [
+        ("resnet18", "basic_block", [2, 2, 2, 2]),
+        ("resnet50", "bottleneck_block", [3, 4, 6, 3]),
+    ],
+)
+def test_a_preset_of_keras_hub(name, block, blocks, tmp_path, monkeypatch):
+    hub = pytest.importorskip("keras_hub", reason="extra hub")
+    preset = hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[7],
+        stackwise_num_filters=[64, 128, 256, 512],
+        stackwise_num_blocks=blocks,
+        stackwise_num_strides=[1, 2, 2, 2],
+        block_type=block,
+    )
+    generator = np.random.default_rng(0)
+    for layer in preset.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            size = layer.gamma.shape
+            layer.set_weights(generator.uniform(0.5, 1.5, (4, *size)))
+    preset.save_to_preset(str(tmp_path / "preset"))
+    row = dataclasses.replace(BACKBONES[name], preset=str(tmp_path / "preset"))
+    monkeypatch.setitem(BACKBONES, name, row)
+    model = build_finetuned(name, 5, weights="hub", image_size=64)
+    x = generator.normal(size=(2, 64, 64, 3)).astype("float32")
+    ours = ops.convert_to_numpy(model.get_layer("backbone")(x))
+    expected = ops.convert_to_numpy(preset(x))
+    np.testing.assert_allclose(
+        ours, expected, rtol=0, atol=1e-4 * abs(expected).max()
+    )
+
+
 def test_own_net_brings_its_weights_and_normalization(own_net):
     model = build_finetuned(own_net, 5)
     model.get_layer("head_dense").set_weights(
@@ -250,6 +285,7 @@ def test_a_damaged_download_is_not_kept(no_network, monkeypatch):
         ("resnet50", {"weights": "nowhere.h5"}, "no weights at nowhere.h5"),
         ("resnet18", {"weights": "nowhere.pth"}, "no checkpoint at"),
         ("resnet50v2", {"weights": "some.pth"}, "no PyTorch checkpoints"),
+        ("resnet34", {"weights": "hub"}, "KerasHub has no resnet34"),
         ("resnet18", {"weights": "none", "image_size": 16}, "32 to 1024"),
         ("resnet18", {"weights": "none", "freeze": "stage9"}, "stage4"),
         ("resnet18", {"num_classes": 0}, "num_classes"),
