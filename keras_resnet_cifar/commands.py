@@ -193,7 +193,7 @@ def finetune(args):
 
     data = load_dataset(**request)
     if args.resume:
-        model = load_model(directory.phase(directory.begun()[-1]).last)
+        model = load_model(directory.newest().last)
     else:
         keras.utils.set_random_seed(plan["seed"])
         model = finetuning.build_finetuned(
@@ -268,9 +268,8 @@ def _resumed_finetuning(args):
             f"--resume goes on as the run began: leave --"
             f"{given[0].replace('_', '-')} out, or start a new run"
         )
-    begun = directory.phase(directory.begun()[-1])
-    request = begun.read_config()["request"] | _data_options(args)
-    return plan, request, directory
+    request = directory.newest().read_config()["request"]
+    return plan, request | _data_options(args), directory
 
 
 def evaluate(args):

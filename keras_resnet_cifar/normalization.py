@@ -106,22 +106,36 @@ def _division(mean, std, name):
 
 
 def told_normalization(model):
-    """Returns how a model of `build_resnet` normalises, as words.
+    """Returns how a model normalises, as words.
+
+    A model of `build_resnet`, or one of `build_finetuned` on a PyTorch net.
 
     For whoever has to do the same to images in 0 to 1 elsewhere.
     """
-    layer = model.get_layer("normalization")
+    layer = _find(model, "normalization")
     if isinstance(layer, layers.Rescaling):
         return "scaled to 0 to 1"
     if isinstance(layer, layers.LayerNormalization):
         return "normalised per image"
     config = layer.get_config()
-    mean = np.divide(config["mean"], 255).round(4)
-    std = np.divide(np.sqrt(config["variance"]), 255).round(4)
+    scale = 1 if _find(model, "to_one") else 255
+    mean = np.divide(config["mean"], scale).round(4)
+    std = np.divide(np.sqrt(config["variance"]), scale).round(4)
     return (
         f"in 0 to 1 normalised by mean {tuple(mean.tolist())} and deviation "
         f"{tuple(std.tolist())}"
     )
+
+
+def _find(model, name):
+    """The layer of that name, in the model or in one inside it, or `None`."""
+    for layer in getattr(model, "layers", ()):
+        if layer.name == name:
+            return layer
+        found = _find(layer, name)
+        if found is not None:
+            return found
+    return None
 
 
 def _statistics(kind):

@@ -35,6 +35,19 @@ class PhasedDirectory:
         """Names of the phases that have begun, in order."""
         return [name for name in PHASES if self.phase(name).config.is_file()]
 
+    def newest(self):
+        """The `RunDirectory` of the last phase that has begun.
+
+        Raises:
+            InputError: None has.
+        """
+        if not self.begun():
+            raise InputError(
+                f"{self.path} holds no phase that has begun: start a new run "
+                "in another --output-dir"
+            )
+        return self.phase(self.begun()[-1])
+
     def check_unused(self):
         """Raises `InputError` if the folder holds anything."""
         RunDirectory(self.path).check_unused()

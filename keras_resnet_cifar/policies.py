@@ -34,6 +34,21 @@ def image_layers(recipe, mean, seed):
     return chain
 
 
+def check_crop(recipe, model):
+    """Raises `InputError` if a net cannot take a recipe's resized crops.
+
+    A net that resizes its images itself takes any; see `training_clone`.
+    """
+    side = recipe.random_resized_crop
+    resizes = any(isinstance(x, layers.Resizing) for x in model.layers)
+    if side and not resizes and model.input_shape[1:3] != (side, side):
+        raise InputError(
+            f"random_resized_crop={side}, but {model.name} takes images "
+            f"{model.input_shape[1:3]}: give it that side, or fine-tune a net "
+            "of build_finetuned"
+        )
+
+
 def mixing_layers(recipe, seed):
     """Layers on `{"images", "labels"}` in the compiled step: Keras's own."""
     chain = []

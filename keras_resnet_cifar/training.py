@@ -158,6 +158,7 @@ def _as_used(recipe, model, data):
             "returns"
         )
     check_classifier(model, data.num_classes, data.train.images.shape[1:])
+    policies.check_crop(recipe, model)
     if recipe.validation and data.validation is None:
         raise InputError(
             f"{recipe.name} holds out {recipe.validation} images for "
