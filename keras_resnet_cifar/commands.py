@@ -207,7 +207,8 @@ def finetune(args):
     print(
         f"{model.name} on {data.name} ({len(data.train):,} train, "
         f"{len(data.validation or ()):,} validation, {len(data.test):,} test "
-        f"images; {data.source})\nrecipe {plan['recipe'].name}, "
+        f"images; {'verified' if data.verified else 'NOT verified'}; "
+        f"{data.source})\nrecipe {plan['recipe'].name}, "
         f"{plan['head_epochs']} + {plan['recipe'].epochs} epochs, run "
         f"directory {directory.path}"
     )
@@ -221,6 +222,8 @@ def finetune(args):
             **plan,
         )
     except KeyboardInterrupt:
+        if not directory.begun():
+            raise
         raise KeyboardInterrupt(
             "; to go on: python -m keras_resnet_cifar finetune --resume "
             f"{directory.path}"
@@ -245,13 +248,15 @@ def _new_finetuning(args):
     directory = PhasedDirectory(args.output_dir or _unused(stem))
     directory.check_unused()
     seed = checked_seed(args.seed or 0)
-    plan = {"recipe": recipe, "seed": seed} | {
-        name: getattr(args, name)
-        for name in ("head_learning_rate", "cache_features")
+    plan = {
+        "recipe": recipe,
+        "freeze": args.freeze or "none",
+        "head_epochs": 2 if args.head_epochs is None else args.head_epochs,
+        "head_learning_rate": args.head_learning_rate,
+        "train_norm": args.train_norm or args.weights == "none",
+        "cache_features": args.cache_features,
+        "seed": seed,
     }
-    plan["freeze"] = args.freeze or "none"
-    plan["head_epochs"] = 2 if args.head_epochs is None else args.head_epochs
-    plan["train_norm"] = args.train_norm or args.weights == "none"
     request = {"name": name, "validation": recipe.validation, "seed": seed}
     return plan, request | _data_options(args), directory
 
@@ -343,7 +348,7 @@ def _job(path, args):
     parts = [path.stem, args.split]
     if args.dataset and args.dataset != request.get("name"):
         request = {"name": args.dataset}
-        parts.insert(1, args.dataset)
+        parts.insert(1, Path(args.dataset).name)
     request |= _data_options(args)
     if "name" not in request:
         raise InputError(

@@ -148,7 +148,7 @@ def check_known(name, source=None):
         name: A name of `DATASETS`, or a folder of images.
         source: A name of `SOURCES`, or `None`.
     """
-    if name not in DATASETS and not os.path.isdir(name):
+    if name not in DATASETS and not os.path.isdir(str(name)):
         raise unknown("dataset", name, [*DATASETS, "a folder of images"])
     if source not in (None, *SOURCES):
         raise unknown("source", source, SOURCES)

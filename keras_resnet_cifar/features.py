@@ -12,6 +12,7 @@ from keras_resnet_cifar.errors import Diverged
 from keras_resnet_cifar.evaluation import evaluate, load_model, logits_of
 from keras_resnet_cifar.feed import one_hot
 from keras_resnet_cifar.files import write_json
+from keras_resnet_cifar.hardware import jit_compile
 from keras_resnet_cifar.optimizers import TabulatedRate, optimizer_of
 from keras_resnet_cifar.runs import write_history
 from keras_resnet_cifar.schedules import rates_of
@@ -101,6 +102,7 @@ def _fit(model, data, recipe, seed, verbose):
             from_logits=True, label_smoothing=recipe.label_smoothing
         ),
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
+        jit_compile=jit_compile(),
     )
     held_out = data.validation and _features(
         backbone, data.validation, data.num_classes

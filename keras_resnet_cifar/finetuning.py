@@ -71,7 +71,7 @@ def build_finetuned(
         x = layers.Resizing(side, side, dtype="float32", name="resize")(x)
     if preprocessing:
         x = preprocess_input(x, preprocessing)
-    x = base(x) if train_norm else base(x, training=False)
+    x = base(x) if train_norm else base(x, training=False)  # BatchNorm's mode
     name = f"finetuned-{Path(backbone).stem}"
     model = keras.Model(inputs, head(x, num_classes), name=name)
     freeze_backbone(model, freeze, train_norm)

@@ -152,7 +152,7 @@ def _from_hub(backbone, image_size):
     except ImportError as error:
         raise InputError(
             f"weights=hub needs KerasHub ({reason(error)}): pip install "
-            "'keras_resnet_cifar[hub]'"
+            "keras-hub"
         ) from error
     try:
         hub = Backbone.from_preset(backbone.preset)
