@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from keras_resnet_cifar import architectures, commands
+from keras_resnet_cifar.backbones import BACKBONES, FREEZE
 from keras_resnet_cifar.backups import DEFAULT_INTERVAL
 from keras_resnet_cifar.contenders import CONTENDERS
 from keras_resnet_cifar.datasets import DATASETS, SOURCES
@@ -22,7 +23,7 @@ from keras_resnet_cifar.errors import (
     reason,
 )
 from keras_resnet_cifar.export import FORMATS as EXPORT_FORMATS
-from keras_resnet_cifar.recipes import DEFAULT, OPTIONS, RECIPES
+from keras_resnet_cifar.recipes import DEFAULT, FINETUNING, OPTIONS, RECIPES
 from keras_resnet_cifar.torch_files import FORMATS
 from keras_resnet_cifar.torch_schemes import SCHEMES
 from keras_resnet_cifar.verification import TOLERANCE
@@ -130,6 +131,10 @@ def _train_options(parser):
         "--tensorboard", action="store_true", help="write its logs as well"
     )
     parser.add_argument("--quiet", action="store_true", help="no line an epoch")
+    _recipe_options(parser)
+
+
+def _recipe_options(parser):
     group = parser.add_argument_group(
         "fields of the recipe to replace (the list command shows them)"
     )
@@ -140,6 +145,77 @@ def _train_options(parser):
         else:
             kind = {int: int, float: _number}.get(field.type, str)
             group.add_argument(flag, type=kind, metavar="VALUE")
+
+
+def _finetune_options(parser):
+    parser.add_argument(
+        "--backbone",
+        metavar="NAME|MODEL",
+        help=f"{', '.join(BACKBONES)}, or a .keras file of a net of this "
+        "package",
+    )
+    parser.add_argument(
+        "--weights",
+        default="imagenet",
+        metavar="imagenet|hub|none|FILE",
+        help="hub takes KerasHub's (extra hub); a FILE is PyTorch's, or "
+        "keras.applications' without the top (default: imagenet; a .keras "
+        "file brings its own)",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="side at which the net works (default: 224; for a .keras file "
+        "its own)",
+    )
+    parser.add_argument(
+        "--recipe", help=f"{', '.join(RECIPES)} (default: {FINETUNING})"
+    )
+    _data_options(parser, "the recipe's")
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="where both phases go (default: a new folder under runs/)",
+    )
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with the fine-tuning run in this folder",
+    )
+    parser.add_argument(
+        "--head-epochs",
+        type=int,
+        metavar="N",
+        help="of the first phase, the head alone on the frozen backbone "
+        "(default: 2; 0 leaves it out)",
+    )
+    parser.add_argument(
+        "--head-learning-rate",
+        type=float,
+        metavar="RATE",
+        help="of the first phase (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--freeze",
+        help=f"{', '.join(FREEZE)}: what stays frozen in the second phase, "
+        "the stem and the stages up to that one (default: none)",
+    )
+    parser.add_argument(
+        "--train-norm",
+        action="store_true",
+        help="train BatchNorm too (default: only with --weights none)",
+    )
+    parser.add_argument(
+        "--cache-features",
+        action="store_true",
+        help="compute a frozen backbone's features once, without augmentation",
+    )
+    parser.add_argument("--seed", type=int, help="of everything (default: 0)")
+    parser.add_argument("--quiet", action="store_true", help="no line an epoch")
+    _recipe_options(parser)
 
 
 def _evaluate_options(parser):
@@ -326,7 +402,9 @@ def _list_options(parser):
 
 def _data_options(parser, default):
     parser.add_argument(
-        "--dataset", help=f"{', '.join(DATASETS)} (default: {default})"
+        "--dataset",
+        help=f"{', '.join(DATASETS)}, or a folder with a folder a class in "
+        f"train/ (and val/, test/) (default: {default})",
     )
     parser.add_argument(
         "--data-dir",
@@ -356,6 +434,7 @@ def _number(text):
 
 _COMMANDS = {
     "train": (commands.train, _train_options),
+    "finetune": (commands.finetune, _finetune_options),
     "evaluate": (commands.evaluate, _evaluate_options),
     "predict": (commands.predict, _predict_options),
     "convert": (commands.convert, _convert_options),

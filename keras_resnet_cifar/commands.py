@@ -12,12 +12,16 @@ import time
 from pathlib import Path
 
 from keras_resnet_cifar import architectures
+from keras_resnet_cifar.backbones import BACKBONES
 from keras_resnet_cifar.backups import Interval
-from keras_resnet_cifar.datasets import DATASETS, SOURCES
+from keras_resnet_cifar.datasets import DATASETS, check_known
 from keras_resnet_cifar.errors import InputError, Stopped, unknown
 from keras_resnet_cifar.export import export_model
+from keras_resnet_cifar.image_folders import class_names
+from keras_resnet_cifar.phases import PhasedDirectory
 from keras_resnet_cifar.recipes import (
     DEFAULT,
+    FINETUNING,
     OPTIONS,
     RECIPES,
     Recipe,
@@ -109,8 +113,13 @@ def _model(plan, data):
         plan.arch,
         num_classes=data.num_classes,
         input_shape=data.train.images.shape[1:],
-        normalization=plan.recipe.normalization or data.name,
+        normalization=plan.recipe.normalization or _statistics(data),
     )
+
+
+def _statistics(data):
+    """Whose channel statistics normalise; one's own images take ImageNet's."""
+    return data.name if data.name in DATASETS else "imagenet"
 
 
 def _new_plan(args):
@@ -119,8 +128,9 @@ def _new_plan(args):
     arch = architectures.parse(arch).name
     name = recipe.dataset if args.recipe else "shapes"
     name = name if args.dataset is None else args.dataset
-    _check_known(name, args.source)
-    directory = args.output_dir or _unused(f"{arch}-{name}-{recipe.name}")
+    check_known(name, args.source)
+    stem = f"{arch}-{Path(name).name}-{recipe.name}"
+    directory = args.output_dir or _unused(stem)
     RunDirectory(directory).check_unused()
     seed = checked_seed(args.seed or 0)
     request = {"name": name, "validation": recipe.validation, "seed": seed}
@@ -159,14 +169,6 @@ def _resumed_plan(args):
     return _Plan(recipe, request, config["seed"], args.resume)
 
 
-def _check_known(dataset, source):
-    """Tells unknown names before anything heavy is imported."""
-    if dataset not in DATASETS:
-        raise unknown("dataset", dataset, DATASETS)
-    if source not in (None, *SOURCES):
-        raise unknown("source", source, SOURCES)
-
-
 def _data_options(args):
     """The arguments of `load_dataset` that were given as options."""
     names = ("data_dir", "source", "allow_unverified")
@@ -188,6 +190,104 @@ def _unused(stem):
         if not path.exists():
             return path
         number += 1
+
+
+def finetune(args):
+    """Fine-tune a pretrained net: its new head, then all that is not frozen."""
+    plan, request, directory = (
+        _resumed_finetuning(args) if args.resume else _new_finetuning(args)
+    )
+    _import_keras()
+    import keras
+
+    from keras_resnet_cifar import finetuning
+    from keras_resnet_cifar.data import load_dataset
+    from keras_resnet_cifar.evaluation import load_model
+
+    data = load_dataset(**request)
+    if args.resume:
+        model = load_model(directory.newest().last)
+    else:
+        keras.utils.set_random_seed(plan["seed"])
+        model = finetuning.build_finetuned(
+            args.backbone,
+            data.num_classes,
+            weights=args.weights,
+            image_size=args.image_size,
+            input_shape=data.train.images.shape[1:],
+            train_norm=plan["train_norm"],
+        )
+    print(
+        f"{model.name} on {data.name} ({len(data.train):,} train, "
+        f"{len(data.validation or ()):,} validation, {len(data.test):,} test "
+        f"images; {'verified' if data.verified else 'NOT verified'}; "
+        f"{data.source})\nrecipe {plan['recipe'].name}, "
+        f"{plan['head_epochs']} + {plan['recipe'].epochs} epochs, run "
+        f"directory {directory.path}"
+    )
+    try:
+        run = finetuning.finetune(
+            model,
+            data,
+            output_dir=directory.path,
+            resume=bool(args.resume),
+            verbose=not args.quiet,
+            **plan,
+        )
+    except KeyboardInterrupt:
+        if not directory.begun():
+            raise
+        raise KeyboardInterrupt(
+            "; to go on: python -m keras_resnet_cifar finetune --resume "
+            f"{directory.path}"
+        ) from None
+    for name, found in run.metrics.items():
+        print(f"{name} (epoch {found['epoch']}): {_told(found['test'])}")
+    print(f"wrote {run.directory}: {', '.join(_files(run.directory))}")
+
+
+def _new_finetuning(args):
+    """Arguments of `finetune` and `load_dataset`, and the folder."""
+    if args.backbone is None:
+        raise InputError(
+            f"which --backbone? {', '.join(BACKBONES)}, or a .keras file"
+        )
+    if args.backbone not in BACKBONES and not args.backbone.endswith(".keras"):
+        raise unknown("backbone", args.backbone, [*BACKBONES, "a .keras file"])
+    recipe = get_recipe(args.recipe or FINETUNING, **_changes(args))
+    name = recipe.dataset if args.dataset is None else args.dataset
+    check_known(name, args.source)
+    stem = f"{Path(args.backbone).stem}-{Path(name).name}-{recipe.name}"
+    directory = PhasedDirectory(args.output_dir or _unused(stem))
+    directory.check_unused()
+    seed = checked_seed(args.seed or 0)
+    plan = {
+        "recipe": recipe,
+        "freeze": args.freeze or "none",
+        "head_epochs": 2 if args.head_epochs is None else args.head_epochs,
+        "head_learning_rate": args.head_learning_rate,
+        "train_norm": args.train_norm or args.weights == "none",
+        "cache_features": args.cache_features,
+        "seed": seed,
+    }
+    request = {"name": name, "validation": recipe.validation, "seed": seed}
+    return plan, request | _data_options(args), directory
+
+
+def _resumed_finetuning(args):
+    """As `_new_finetuning`, of a run that has begun."""
+    directory = PhasedDirectory(args.resume)
+    plan = directory.read_plan()
+    options = ("backbone", "recipe", "dataset", "output_dir", "seed", "freeze")
+    options += ("head_epochs", "head_learning_rate", *_changes(args))
+    given = [name for name in options if getattr(args, name) is not None]
+    if given:
+        raise InputError(
+            f"--resume goes on as the run began: leave --"
+            f"{given[0].replace('_', '-')} out, or start a new run"
+        )
+    request = directory.newest().read_config()["request"]
+    return plan, request | _data_options(args), directory
 
 
 def evaluate(args):
@@ -261,11 +361,11 @@ def _job(path, args):
     parts = [path.stem, args.split]
     if args.dataset and args.dataset != request.get("name"):
         request = {"name": args.dataset}
-        parts.insert(1, args.dataset)
+        parts.insert(1, Path(args.dataset).name)
     request |= _data_options(args)
     if "name" not in request:
         raise _no_dataset(path)
-    _check_known(request["name"], request.get("source"))
+    check_known(request["name"], request.get("source"))
     if args.output_dir:
         return request, args.output_dir / "-".join([path.parent.name, *parts])
     return request, path.parent / "evaluation" / "-".join(parts)
@@ -296,18 +396,12 @@ def predict(args):
     path = args.model
     if path.is_dir():
         path = _checkpoints(path, "last")[0]
-    name = args.dataset
-    run = find_run(path)
-    if name is None and run is not None:
-        name = run.read_config()["dataset"]["name"]
-    if name is not None:
-        _check_known(name, None)
+    names = _class_names(args.dataset, find_run(path))
     _import_keras()
     from keras_resnet_cifar.evaluation import load_model
     from keras_resnet_cifar.prediction import predict_files
 
     model = load_model(path)
-    names = DATASETS[name].class_names if name else None
     rows = predict_files(model, args.images, names, args.top)
     if args.json:
         print(json.dumps(rows, indent=2))
@@ -318,6 +412,18 @@ def predict(args):
             for found in row["classes"]
         )
         print(f"{row['image']}: {classes}")
+
+
+def _class_names(dataset, run):
+    """The names of the classes of a dataset, else of a run, if known."""
+    held = run.read_config()["dataset"] if run and not dataset else {}
+    name = dataset or held.get("name")
+    if name is None or "class_names" in held:
+        return held.get("class_names")
+    check_known(name)
+    if name in DATASETS:
+        return DATASETS[name].class_names
+    return class_names(name)
 
 
 def convert(args):
@@ -388,7 +494,7 @@ def export(args):
         raise _no_dataset(path)
     request = _data_options(args)
     if args.dataset:
-        _check_known(args.dataset, args.source)
+        check_known(args.dataset, args.source)
         request["name"] = args.dataset
     _import_keras()
     found = export_model(
@@ -469,7 +575,7 @@ def _time_to(args):
     )
     arch = architectures.parse(args.arch or recipe.arch).name
     name = args.dataset or recipe.dataset
-    _check_known(name, args.source)
+    check_known(name, args.source)
     _import_keras()
     from keras_resnet_cifar.data import load_dataset
     from keras_resnet_cifar.time_to import check_target, time_to

@@ -6,7 +6,7 @@ from keras_resnet_cifar import policies
 from keras_resnet_cifar.datasets import DATASETS
 from keras_resnet_cifar.feed import ResidentSplit
 from keras_resnet_cifar.hardware import jit_compile, steps_per_execution
-from keras_resnet_cifar.optimizers import CoupledSGD, TabulatedRate
+from keras_resnet_cifar.optimizers import TabulatedRate, optimizer_of
 from keras_resnet_cifar.schedules import rates_of
 from keras_resnet_cifar.training_model import TrainingModel, training_clone
 
@@ -25,12 +25,8 @@ def compiled(model, data, recipe, precision, seed, feed):
         dtype=precision,
     )
     trained.compile(
-        optimizer=CoupledSGD(
-            TabulatedRate(rates_of(recipe, feed.steps)),
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            decay=recipe.weight_decay,
-            decay_on=recipe.decay_on,
+        optimizer=optimizer_of(
+            recipe, TabulatedRate(rates_of(recipe, feed.steps))
         ),
         loss=keras.losses.CategoricalCrossentropy(from_logits=True),
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],

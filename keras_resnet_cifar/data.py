@@ -7,16 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_resnet_cifar import huggingface, readers
-from keras_resnet_cifar.datasets import DATASETS, FINE_TO_COARSE, SOURCES
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar import huggingface, image_folders, readers
+from keras_resnet_cifar.datasets import DATASETS, FINE_TO_COARSE, check_known
+from keras_resnet_cifar.errors import InputError
 
 DATA_VARIABLE = "KERAS_RESNET_CIFAR_DATA"
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, 32, 32, 3] (R, G, B) and their labels uint8 [N]."""
+    """Images uint8 [N, H, W, 3] (R, G, B) and their labels uint8 [N].
+
+    CIFAR's are 32x32; labels of more than 256 classes are uint16.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -30,14 +33,14 @@ class Dataset:
     """A dataset in memory.
 
     Attributes:
-        name: Its name in `DATASETS`.
+        name: Its name in `DATASETS`, or the folder of one's own images.
         train, validation, test: The splits; `validation` may be `None`.
         class_names: One name per label.
         source: Where the images came from, for people.
         fingerprints: `{"train": hex, "test": hex}` of the splits as loaded,
             before the validation split was taken off, over fine labels.
         verified: Whether they are the published ones; true for a dataset that
-            is drawn by code.
+            is drawn by code, and for one's own images.
         request: The arguments of `load_dataset` that give it again.
     """
 
@@ -66,12 +69,17 @@ def load_dataset(
 ):
     """Loads a dataset and verifies that it is the published one.
 
+    Or one's own images, from a folder that holds train/ (and val/, test/), with
+    a folder a class in each; see `image_folders.load_folders` for their size.
+    Without val/ the argument `validation` counts; without test/ a fifth of the
+    train split, the same each time, becomes the test split.
+
     It looks in `data_dir`, or in `KERAS_RESNET_CIFAR_DATA`, and nowhere else
     if either is given; without them where Keras, torchvision and tfds keep
     theirs; and then has tfds download it.
 
     Args:
-        name: A name of `DATASETS`.
+        name: A name of `DATASETS`, or a folder of images.
         data_dir: A folder that holds python batches, binary batches, npz
             files, a tfds directory or an official archive, in itself or in
             the customary subfolder. With `source` `"tfds"` or
@@ -96,10 +104,9 @@ def load_dataset(
     >>> data.train.images.shape
     (9000, 32, 32, 3)
     """
+    check_known(name, source)
     if name not in DATASETS:
-        raise unknown("dataset", name, DATASETS)
-    if source not in (None, *SOURCES):
-        raise unknown("source", source, SOURCES)
+        return _own_images(name, validation, seed)
     info = DATASETS[name]
     splits, origin = _load(info.family, data_dir, source)
     digests = {split: image_digests(*splits[split]) for split in splits}
@@ -129,6 +136,35 @@ def load_dataset(
             "source": source,
             "allow_unverified": allow_unverified,
         },
+    )
+
+
+def _own_images(folder, validation, seed):
+    """The `Dataset` of a folder of images."""
+    folder = os.path.abspath(folder)
+    splits = {
+        split: Split(*arrays)
+        for split, arrays in image_folders.load_folders(folder).items()
+    }
+    if "test" not in splits:
+        splits["train"], splits["test"] = _hold_out(splits["train"], 0.2, 0)
+    fingerprints = {
+        split: fingerprint(splits[split].images, splits[split].labels)
+        for split in ("train", "test")
+    }
+    train, held_out = splits["train"], splits.get("validation")
+    if held_out is None:
+        train, held_out = _hold_out(train, validation, seed)
+    return Dataset(
+        name=folder,
+        train=train,
+        validation=held_out,
+        test=splits["test"],
+        class_names=image_folders.class_names(folder),
+        source=f"the images in {folder}",
+        fingerprints=fingerprints,
+        verified=True,
+        request={"name": folder, "validation": validation, "seed": seed},
     )
 
 
@@ -221,17 +257,18 @@ def image_digests(images, labels):
     """Returns the SHA-256 digest of each image with its label.
 
     Args:
-        images: uint8 [N, 32, 32, 3].
-        labels: uint8 [N], fine labels.
+        images: uint8 [N, H, W, 3].
+        labels: uint8 or uint16 [N]; of CIFAR-100 the fine ones.
 
     Returns:
-        List of N `bytes`: each over 3,072 bytes (rows, then columns, then
-        R G B) followed by the label as one byte.
+        List of N `bytes`: each over the image's bytes, 3,072 for CIFAR (rows,
+        then columns, then R G B), followed by the label as one byte (from 256
+        on as two).
     """
     digests = []
     for image, label in zip(images, labels.tolist(), strict=True):
         digest = hashlib.sha256(np.ascontiguousarray(image))
-        digest.update(bytes((label,)))
+        digest.update(label.to_bytes(1 if label < 256 else 2))
         digests.append(digest.digest())
     return digests
 
@@ -300,6 +337,14 @@ def _stratified(labels, digests, validation, seed):
         members = order[labels[order] == label]
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
     return np.sort(order[np.argsort(place[order], kind="stable")][:count])
+
+
+def _hold_out(split, share, seed):
+    """Returns (the rest, what `load_dataset` calls the validation split)."""
+    if not share:
+        return split, None
+    digests = image_digests(split.images, split.labels)
+    return _cut(split, _stratified(split.labels, digests, share, seed))
 
 
 def _cut(split, held_out):

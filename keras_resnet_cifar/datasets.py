@@ -4,7 +4,10 @@ Plain data without heavy imports: help texts, errors, the loader and the tests
 all read this table.
 """
 
+import os
 from dataclasses import dataclass, field, replace
+
+from keras_resnet_cifar.errors import unknown
 
 # Where images may come from; without a choice: disk, and then tfds.
 SOURCES = {
@@ -136,3 +139,16 @@ FINE_TO_COARSE = (
     *(10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13),
     *(16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13),
 )
+
+
+def check_known(name, source=None):
+    """Raises `InputError` for a dataset or a source that there is not.
+
+    Args:
+        name: A name of `DATASETS`, or a folder of images.
+        source: A name of `SOURCES`, or `None`.
+    """
+    if name not in DATASETS and not os.path.isdir(str(name)):
+        raise unknown("dataset", name, [*DATASETS, "a folder of images"])
+    if source not in (None, *SOURCES):
+        raise unknown("source", source, SOURCES)

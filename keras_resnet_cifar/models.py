@@ -85,7 +85,7 @@ def build_resnet(
         stem=stem,
         final_norm=final_norm,
     )
-    _check_head(num_classes, activation)
+    check_head(num_classes, activation)
     side = 224 if arch.stem == "imagenet" else 32
     inputs = keras.Input(
         _checked_input_shape(input_shape or (side, side, 3), arch),
@@ -99,9 +99,7 @@ def build_resnet(
         )
     if arch.preactivation and arch.final_norm:
         x = blocks.relu(blocks.norm(x, "head_bn"), "head_relu")
-    return keras.Model(
-        inputs, _head(x, num_classes, activation), name=arch.name
-    )
+    return keras.Model(inputs, head(x, num_classes, activation), name=arch.name)
 
 
 def leaf_layers(model):
@@ -113,7 +111,8 @@ def leaf_layers(model):
             yield layer
 
 
-def _check_head(num_classes, activation):
+def check_head(num_classes, activation=None):
+    """Raises `InputError` for what cannot be a head."""
     whole = isinstance(num_classes, numbers.Integral)
     if not whole or isinstance(num_classes, bool) or num_classes < 1:
         raise InputError(
@@ -128,7 +127,8 @@ def _check_head(num_classes, activation):
         ) from error
 
 
-def _head(x, num_classes, activation):
+def head(x, num_classes, activation=None):
+    """Global average pooling and a dense layer, in float32."""
     x = layers.GlobalAveragePooling2D(name="head_pool")(x)
     return layers.Dense(
         num_classes,

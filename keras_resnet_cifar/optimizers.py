@@ -1,4 +1,4 @@
-"""SGD as PyTorch and the literature define it, and its rate by the step."""
+"""SGD and Adam as PyTorch defines them, and their rate by the step."""
 
 import keras
 import numpy as np
@@ -8,8 +8,47 @@ from keras_resnet_cifar.errors import unknown
 from keras_resnet_cifar.recipes import CHOICES
 
 
+class _CoupledDecay:
+    """Weight decay that enters the gradient, for a Keras optimizer.
+
+    Args:
+        decay: PyTorch's number as it is.
+        decay_on: `"all"` parameters, as PyTorch does by default, or
+            `"kernels"`, which spares biases and BatchNorm.
+    """
+
+    def __init__(self, *args, decay=0.0, decay_on="all", **kwargs):
+        if decay_on not in CHOICES["decay_on"]:
+            raise unknown("decay_on", decay_on, CHOICES["decay_on"])
+        super().__init__(*args, **kwargs)
+        self.decay = decay
+        self.decay_on = decay_on
+
+    def build(self, variables):
+        super().build(variables)
+        # By index, for TensorFlow hands `update_step` variables of its own.
+        self._decayed = [
+            bool(self.decay)
+            and (self.decay_on == "all" or variable.name == "kernel")
+            for variable in variables
+        ]
+
+    def decayed(self, gradient, variable):
+        """The gradient with the decay in it, in the variable's dtype."""
+        gradient = ops.cast(gradient, variable.dtype)
+        if self._decayed[self._get_variable_index(variable)]:
+            gradient = gradient + self.decay * variable
+        return gradient
+
+    def get_config(self):
+        return super().get_config() | {
+            "decay": self.decay,
+            "decay_on": self.decay_on,
+        }
+
+
 @keras.saving.register_keras_serializable(package="keras_resnet_cifar")
-class CoupledSGD(keras.optimizers.SGD):
+class CoupledSGD(_CoupledDecay, keras.optimizers.SGD):
     """SGD with momentum whose weight decay enters the gradient.
 
     For weights `w`, gradient `g` and momentum buffer `b`, as
@@ -42,35 +81,21 @@ class CoupledSGD(keras.optimizers.SGD):
         name="coupled_sgd",
         **kwargs,
     ):
-        if decay_on not in CHOICES["decay_on"]:
-            raise unknown("decay_on", decay_on, CHOICES["decay_on"])
         super().__init__(
             learning_rate=learning_rate,
             momentum=float(momentum),
             nesterov=nesterov,
+            decay=decay,
+            decay_on=decay_on,
             name=name,
             **kwargs,
         )
-        self.decay = decay
-        self.decay_on = decay_on
-
-    def build(self, variables):
-        super().build(variables)
-        # By index, for TensorFlow hands `update_step` variables of its own.
-        self._decayed = [
-            bool(self.decay)
-            and (self.decay_on == "all" or variable.name == "kernel")
-            for variable in variables
-        ]
 
     def update_step(self, gradient, variable, learning_rate):
         rate = ops.cast(learning_rate, variable.dtype)
-        update = ops.cast(gradient, variable.dtype)
-        index = self._get_variable_index(variable)
-        if self._decayed[index]:
-            update = update + self.decay * variable
+        update = self.decayed(gradient, variable)
         if self.momentum:
-            buffer = self.momentums[index]
+            buffer = self.momentums[self._get_variable_index(variable)]
             gradient = update
             update = self.momentum * buffer + gradient
             self.assign(buffer, update)
@@ -78,11 +103,55 @@ class CoupledSGD(keras.optimizers.SGD):
                 update = gradient + self.momentum * update
         self.assign_sub(variable, rate * update)
 
-    def get_config(self):
-        return super().get_config() | {
-            "decay": self.decay,
-            "decay_on": self.decay_on,
-        }
+
+@keras.saving.register_keras_serializable(package="keras_resnet_cifar")
+class CoupledAdam(_CoupledDecay, keras.optimizers.Adam):
+    """Adam whose weight decay enters the gradient, as `torch.optim.Adam`.
+
+    Args:
+        learning_rate: A float or a schedule.
+        beta_1: Decay of the mean of the gradients, in [0, 1).
+        decay: Coupled weight decay; PyTorch's number as it is.
+        decay_on: As of `CoupledSGD`.
+    """
+
+    def __init__(
+        self,
+        learning_rate=1e-3,
+        beta_1=0.9,
+        decay=0.0,
+        decay_on="all",
+        epsilon=1e-8,  # PyTorch's; Keras has 1e-7
+        name="coupled_adam",
+        **kwargs,
+    ):
+        super().__init__(
+            learning_rate=learning_rate,
+            beta_1=beta_1,
+            decay=decay,
+            decay_on=decay_on,
+            epsilon=epsilon,
+            name=name,
+            **kwargs,
+        )
+
+    def update_step(self, gradient, variable, learning_rate):
+        gradient = self.decayed(gradient, variable)
+        super().update_step(gradient, variable, learning_rate)
+
+
+def optimizer_of(recipe, learning_rate):
+    """Returns a recipe's optimizer.
+
+    Args:
+        recipe: A `Recipe`.
+        learning_rate: A float or a schedule; the recipe's own is a function
+            of the steps of the run.
+    """
+    decay = {"decay": recipe.weight_decay, "decay_on": recipe.decay_on}
+    if recipe.optimizer == "adam":
+        return CoupledAdam(learning_rate, recipe.momentum, **decay)
+    return CoupledSGD(learning_rate, recipe.momentum, recipe.nesterov, **decay)
 
 
 @keras.saving.register_keras_serializable(package="keras_resnet_cifar")

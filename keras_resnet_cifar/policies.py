@@ -3,7 +3,11 @@
 import keras
 from keras import layers
 
-from keras_resnet_cifar.augmentation import RandomCutout, RandomPadCrop
+from keras_resnet_cifar.augmentation import (
+    RandomCutout,
+    RandomPadCrop,
+    RandomResizedCrop,
+)
 from keras_resnet_cifar.errors import InputError
 
 RAND_AUGMENT_MAGNITUDE = 0.3  # of 1: KerasCV's scale, and 3 of Keras's 10
@@ -18,13 +22,31 @@ def image_layers(recipe, mean, seed):
         seed: Integer; each layer draws from a stream of its own.
     """
     chain = []
-    if recipe.padding or recipe.flip:
+    if recipe.random_resized_crop:
+        side = recipe.random_resized_crop
+        chain.append(RandomResizedCrop(side, flip=recipe.flip, seed=seed))
+    elif recipe.padding or recipe.flip:
         crop = (recipe.padding, recipe.padding_mode, recipe.flip)
         chain.append(RandomPadCrop(*crop, seed=seed))
     if recipe.cutout:
         fill = [255 * value for value in mean]
         chain.append(RandomCutout(recipe.cutout, fill, seed=seed + 1))
     return chain
+
+
+def check_crop(recipe, model):
+    """Raises `InputError` if a net cannot take a recipe's resized crops.
+
+    A net that resizes its images itself takes any; see `training_clone`.
+    """
+    side = recipe.random_resized_crop
+    resizes = any(isinstance(x, layers.Resizing) for x in model.layers)
+    if side and not resizes and model.input_shape[1:3] != (side, side):
+        raise InputError(
+            f"random_resized_crop={side}, but {model.name} takes images "
+            f"{model.input_shape[1:3]}: give it that side, or fine-tune a net "
+            "of build_finetuned"
+        )
 
 
 def mixing_layers(recipe, seed):

@@ -1,17 +1,11 @@
 """Predicts image files: reads them as the model wants them."""
 
-import os
-import warnings
-
 import numpy as np
 
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation import check_classifier, logits_of
+from keras_resnet_cifar.image_folders import open_image
 from keras_resnet_cifar.metrics import softmax
-
-# Pillow reads many more, some with the help of other programs (EPS starts
-# Ghostscript): these are common, and decoded by libraries alone.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 def read_image(path, size):
@@ -25,24 +19,9 @@ def read_image(path, size):
         InputError: The file is missing or no image, or claims a size that
             would exhaust memory.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise ValueError("it is no file")  # opening a pipe would wait
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise ValueError(f"its pixels are {image.mode}, not 8 bit")
-                image = ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow raises many kinds for damaged files
-        told = getattr(error, "strerror", None) or str(error)
-        told = " ".join(told.split())
-        raise InputError(
-            f"cannot read {path} as an image: {told}; give one of "
-            f"{', '.join(FORMATS)}"
-        ) from error
+    image = open_image(path)
     if image.size != size[::-1]:
         image = image.resize(size[::-1], Image.Resampling.BICUBIC)
     return np.asarray(image)

@@ -258,7 +258,8 @@ def write_history(directory, rows):
     """
     told = [name for name in rows[-1] if name not in _TIMING]
     _write_csv(directory.history, told, rows)
-    _write_csv(directory.timing, ["epoch", *_TIMING], rows)
+    if set(_TIMING) <= set(rows[-1]):
+        _write_csv(directory.timing, ["epoch", *_TIMING], rows)
 
 
 def _write_csv(path, columns, rows):

@@ -133,7 +133,7 @@ def train(
     say = print if verbose else (lambda line: None)
     say(_where_images_are(feed))
     directory = RunDirectory(Path(output_dir)) if output_dir else None
-    config = _config(model, data, recipe, seed, precision)
+    config = run_config(model, data, recipe, seed, precision)
     if resume:
         if directory is None:
             raise InputError("resume=True needs the output_dir of a run")
@@ -226,6 +226,7 @@ def _as_used(recipe, model, data):
             "returns"
         )
     check_classifier(model, data.num_classes, data.train.images.shape[1:])
+    policies.check_crop(recipe, model)
     if recipe.validation and data.validation is None:
         raise InputError(
             f"{recipe.name} holds out {recipe.validation} images for "
@@ -258,13 +259,14 @@ def _check_tensorboard(output_dir):
         ) from error
 
 
-def _config(model, data, recipe, seed, precision):
+def run_config(model, data, recipe, seed, precision):
     """Everything needed to repeat the run, as JSON."""
     return {
         "arch": model.name,
         "parameters": sum(math.prod(w.shape) for w in model.trainable_weights),
         "dataset": {
             "name": data.name,
+            "class_names": data.class_names,
             "train": len(data.train),
             "validation": len(data.validation or ()),
             "test": len(data.test),

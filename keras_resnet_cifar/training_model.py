@@ -18,6 +18,9 @@ _FLOAT32 = (
     keras.layers.Normalization,
     keras.layers.LayerNormalization,
     keras.layers.Rescaling,
+    keras.layers.Resizing,
+    keras.layers.Cropping2D,
+    keras.layers.Concatenate,
     keras.layers.GlobalAveragePooling2D,
     keras.layers.Dense,
 )
@@ -27,7 +30,9 @@ def training_clone(model, policy):
     """A copy of `model` that computes under `policy` with fused BatchNorm.
 
     Its variables have the order and shapes of `model`'s, so that weights go
-    back and forth with `get_weights` and `set_weights`.
+    back and forth with `get_weights` and `set_weights`. Where the model resizes
+    its images, the copy takes them of any size: augmentation may have resized
+    them already.
     """
 
     def clone(layer):
@@ -38,8 +43,12 @@ def training_clone(model, policy):
         cls = FusedBatchNormalization if fused else type(layer)
         return cls.from_config(config)
 
+    resizes = any(isinstance(x, keras.layers.Resizing) for x in model.layers)
     network = keras.models.clone_model(
-        model, clone_function=clone, recursive=True
+        model,
+        input_tensors=keras.Input((None, None, 3)) if resizes else None,
+        clone_function=clone,
+        recursive=True,
     )
     network.set_weights(model.get_weights())
     return network

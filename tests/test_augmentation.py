@@ -4,8 +4,13 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from PIL import Image
 
-from keras_resnet_cifar.augmentation import RandomCutout, RandomPadCrop
+from keras_resnet_cifar.augmentation import (
+    RandomCutout,
+    RandomPadCrop,
+    RandomResizedCrop,
+)
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.policies import (
     host_transform,
@@ -97,7 +102,7 @@ def test_cutout_blanks_one_square_an_image_centred_anywhere():
 
 def test_without_training_images_pass():
     x = images(4)
-    for layer in (RandomPadCrop(), RandomCutout()):
+    for layer in (RandomPadCrop(), RandomResizedCrop(16), RandomCutout()):
         np.testing.assert_array_equal(ops.convert_to_numpy(layer(x)), x)
 
 
@@ -112,7 +117,7 @@ def test_crop_and_flip_together():
 
 def test_a_seed_gives_the_same_draws_and_the_next_call_others():
     x = images(8)
-    for make in (RandomPadCrop, RandomCutout):
+    for make in (RandomPadCrop, RandomResizedCrop, RandomCutout):
         first, second = make(seed=3), make(seed=3)
         drawn = run(first, x)
         np.testing.assert_array_equal(drawn, run(second, x))
@@ -121,7 +126,11 @@ def test_a_seed_gives_the_same_draws_and_the_next_call_others():
 
 @pytest.mark.parametrize(
     "layer",
-    [RandomPadCrop(3, "reflect", True, seed=1), RandomCutout(7, 9.0, seed=1)],
+    [
+        RandomPadCrop(3, "reflect", True, seed=1),
+        RandomResizedCrop(48, (0.2, 0.9), (0.5, 2.0), True, seed=1),
+        RandomCutout(7, 9.0, seed=1),
+    ],
 )
 def test_layers_survive_their_config(layer):
     again = keras.layers.deserialize(keras.layers.serialize(layer))
@@ -172,3 +181,77 @@ def test_rand_augment_runs_on_the_host_and_keeps_the_range():
     assert out.dtype == np.uint8
     assert (out != x).any(axis=(1, 2, 3)).mean() > 0.5
     assert host_transform(get_recipe("paper"), seed=0) is None
+
+
+SIDES = (40, 56)  # height and width
+
+
+def test_resized_crop_is_pillows():
+    # Boxes that grow and that shrink, at the border and inside.
+    boxes = [(0, 0, 40, 56), (3, 7, 11, 9), (20, 41, 20, 15), (0, 5, 40, 4)]
+    x = np.random.default_rng(0).uniform(0, 255, (4, *SIDES, 1))
+    layer = RandomResizedCrop(24)
+    rows, columns = layer.interpolation(
+        ops.unstack(ops.transpose(ops.cast(boxes, "float32"))),
+        *SIDES,
+    )
+    out = ops.convert_to_numpy(
+        ops.einsum("nij,njwc,nkw->nikc", rows, x.astype("float32"), columns)
+    )
+    for image, crop, (top, left, tall, wide) in zip(x, out, boxes, strict=True):
+        plane = image[top : top + tall, left : left + wide, 0].astype("float32")
+        plane = Image.fromarray(plane).resize((24, 24), Image.BILINEAR)
+        np.testing.assert_allclose(crop[..., 0], plane, atol=1e-3)
+
+
+def test_resized_crops_have_the_area_and_ratio_that_are_asked():
+    layer = RandomResizedCrop(24, seed=0)
+    top, left, tall, wide = (
+        ops.convert_to_numpy(side) for side in layer.draw(5000, 200, 200)
+    )
+    assert min(top.min(), left.min()) == 0
+    assert (top + tall).max() == (left + wide).max() == 200
+    # Whole pixels: half a pixel of the shortest side, 200 * sqrt(.08 * .75).
+    area, ratio = tall * wide / 200**2, wide / tall
+    assert 0.078 < area.min() < 0.1 < 0.97 < area.max() <= 1
+    assert 0.74 < ratio.min() < 0.76 < 1.32 < ratio.max() < 1.35
+    assert 0.45 < area.mean() < 0.54  # large and narrow ones do not fit
+    assert abs(np.log(ratio).mean()) < 0.01
+    for first, side in ((top, tall), (left, wide)):
+        place = first / np.maximum(200 - side, 1)
+        assert abs(place[side < 150].mean() - 0.5) < 0.02  # 3.5 deviations
+
+
+def test_where_no_box_fits_it_is_the_largest_central_one():
+    layer = RandomResizedCrop(24, scale=(1.0, 1.0), seed=0)
+    box = [int(side[0]) for side in layer.draw(3, 90, 300)]
+    assert box == [0, 90, 90, 120]  # as wide as 4/3 allows
+
+
+def test_resized_crops_flip_half_of_the_images():
+    recipe = get_recipe("paper", random_resized_crop=16)
+    (layer,) = image_layers(recipe, MEAN, seed=0)
+    ramp = np.broadcast_to(np.arange(32.0)[None, :, None], (32, 32, 3))
+    out = run(layer, np.stack([ramp.astype("float32")] * 1000))
+    assert out.shape == (1000, 16, 16, 3)
+    flipped = out[:, 0, 0, 0] > out[:, 0, -1, 0]
+    assert 430 < flipped.sum() < 570  # 4.5 standard deviations
+    # One draw an image: all widths and places differ.
+    assert len(np.unique(out[:, 0, 0, 0])) > 300
+
+
+def test_resized_crop_in_a_compiled_step_of_jax():
+    if keras.backend.backend() != "jax":
+        pytest.skip("about jax.jit")
+    import jax
+
+    layer = RandomResizedCrop(16, seed=0)
+    x = images(4).astype("float32")
+    layer(x, training=True)
+
+    def step(state, x):
+        out, state = layer.stateless_call([], state, x, training=True)
+        return out
+
+    state = [v.value for v in layer.non_trainable_variables]
+    assert jax.jit(step)(state, x).shape == (4, 16, 16, 3)

@@ -1,10 +1,16 @@
-"""SGD by PyTorch's definition, step by step, at a changing rate."""
+"""SGD and Adam by PyTorch's definition, at a changing rate."""
 
 import keras
 import numpy as np
 import pytest
 
-from keras_resnet_cifar.optimizers import CoupledSGD, TabulatedRate
+from keras_resnet_cifar.optimizers import (
+    CoupledAdam,
+    CoupledSGD,
+    TabulatedRate,
+    optimizer_of,
+)
+from keras_resnet_cifar.recipes import get_recipe
 
 RATES = [0.1, 0.1, 0.05, 0.3, 0.01]
 
@@ -60,3 +66,38 @@ def test_it_survives_its_config():
     assert again.get_config() == optimizer.get_config()
     with pytest.raises(ValueError, match="decay_on"):
         CoupledSGD(decay_on="biases")
+
+
+@pytest.mark.parametrize("decay", [0.0, 5e-2])
+def test_adam_is_pytorchs(decay):
+    torch = pytest.importorskip("torch", reason="the reference is PyTorch's")
+    generator = np.random.default_rng(0)
+    start = generator.normal(size=(4, 3)).astype("float32")
+    gradients = generator.normal(size=(5, 4, 3)).astype("float32")
+    variable = keras.Variable(start, name="kernel")
+    optimizer = optimizer_of(
+        get_recipe("paper", optimizer="adam", weight_decay=decay),
+        TabulatedRate(RATES),
+    )
+    expected = torch.tensor(start, requires_grad=True)
+    reference = torch.optim.Adam([expected], weight_decay=decay)
+    for rate, gradient in zip(RATES, gradients, strict=True):
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)], [variable])
+        reference.param_groups[0]["lr"] = rate
+        expected.grad = torch.tensor(gradient)
+        reference.step()
+    # Keras takes 1 - 0.999 ** t in float32: 3e-5 of a step of at most 0.3.
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(variable),
+        expected.detach().numpy(),
+        rtol=0,
+        atol=2e-5,
+    )
+
+
+@pytest.mark.parametrize("cls", [CoupledSGD, CoupledAdam])
+def test_optimizers_survive_their_config(cls):
+    optimizer = cls(0.5, decay=1e-3, decay_on="kernels")
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert type(again) is cls
+    assert again.get_config() == optimizer.get_config()

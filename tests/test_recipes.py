@@ -37,6 +37,7 @@ def test_every_system_of_the_literature_and_of_the_reports_is_there():
         "coursework-standard",
         "coursework-bottleneck",
         "coursework-cifar100",
+        "coursework-finetune",
     }
     assert DEFAULT in RECIPES
 
@@ -61,6 +62,8 @@ def test_fields_can_be_replaced():
         ("paper", {"label_smoothing": 1}, "below 1"),
         ("paper", {"precision": "float8"}, "mixed_bfloat16"),
         ("paper", {"padding_mode": "mirror"}, "reflect"),
+        ("paper", {"optimizer": "adamw"}, "adam"),
+        ("paper", {"random_resized_crop": 5000}, "at most 1024"),
         ("paper", {"decay_on": "biases"}, "kernels"),
         ("paper", {"schedule": ("cosinus", {})}, "cosine"),
         ("paper", {"epochs": "many"}, "number"),

@@ -1,0 +1,7 @@
+"""The same as `python -m keras_resnet_cifar finetune ...`."""
+
+import sys
+
+from keras_resnet_cifar.cli import main
+
+sys.exit(main(["finetune", *sys.argv[1:]]))
