@@ -1,7 +1,8 @@
 """The command line: its options, and what an error becomes.
 
-The commands themselves are in `commands.py`. No heavy module is imported here,
-so that help, and errors that need no Keras, come at once.
+What the commands do is in `commands.py`, `training_commands.py` and
+`benchmark_command.py`. No heavy module is imported here, so that help, and
+errors that need no Keras, come at once.
 """
 
 import argparse
@@ -11,7 +12,12 @@ import signal
 import sys
 from pathlib import Path
 
-from keras_resnet_cifar import architectures, commands
+from keras_resnet_cifar import (
+    architectures,
+    benchmark_command,
+    commands,
+    training_commands,
+)
 from keras_resnet_cifar.backbones import BACKBONES, FREEZE
 from keras_resnet_cifar.backups import DEFAULT_INTERVAL
 from keras_resnet_cifar.contenders import CONTENDERS
@@ -433,12 +439,12 @@ def _number(text):
 
 
 _COMMANDS = {
-    "train": (commands.train, _train_options),
-    "finetune": (commands.finetune, _finetune_options),
+    "train": (training_commands.train, _train_options),
+    "finetune": (training_commands.finetune, _finetune_options),
     "evaluate": (commands.evaluate, _evaluate_options),
     "predict": (commands.predict, _predict_options),
     "convert": (commands.convert, _convert_options),
     "export": (commands.export, _export_options),
-    "benchmark": (commands.benchmark, _benchmark_options),
+    "benchmark": (benchmark_command.benchmark, _benchmark_options),
     "list": (commands.list_tables, _list_options),
 }
