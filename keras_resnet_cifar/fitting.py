@@ -29,12 +29,12 @@ def fit(trained, data, feed, state, epochs, callbacks):
             **validation,
         )
 
+    feed.start = state.step
     if state.step == feed.steps:
         _finish_epoch(trained, state.epoch, callbacks, validation)
     elif state.step:
-        feed.start = state.step
         run(state.epoch, state.epoch + 1)
-        feed.start = 0
+    feed.start = 0
     if not trained.stop_training:
         run(state.epoch, epochs)
 
@@ -48,16 +48,17 @@ def _finish_epoch(trained, epoch, callbacks, validation):
     chain.on_train_begin()
     chain.on_epoch_begin(epoch)
     logs = {k: float(v) for k, v in trained.get_metrics_result().items()}
-    images, targets = validation["validation_data"]
-    found = trained.evaluate(
-        images,
-        targets,
-        batch_size=validation["validation_batch_size"],
-        verbose=0,
-        callbacks=chain,
-        return_dict=True,
-    )
-    logs |= {f"val_{name}": value for name, value in found.items()}
+    if validation:
+        images, targets = validation["validation_data"]
+        found = trained.evaluate(
+            images,
+            targets,
+            batch_size=validation["validation_batch_size"],
+            verbose=0,
+            callbacks=chain,
+            return_dict=True,
+        )
+        logs |= {f"val_{name}": value for name, value in found.items()}
     chain.on_epoch_end(epoch, logs)
     chain.on_train_end(logs)
 

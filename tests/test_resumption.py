@@ -116,6 +116,21 @@ def test_a_fault_in_a_callback_does_not_lose_the_epoch(
     assert supervisor.differences(whole, tmp_path / "parts") == []
 
 
+def test_a_fault_after_the_last_step_without_validation(tiny_data, tmp_path):
+    data = dataclasses.replace(tiny_data, validation=None)
+    options = {"epochs": 2, "steps": 16}
+    whole = train_small(data, tmp_path / "whole", **options).directory
+    with pytest.raises(Fault):
+        train_small(
+            data,
+            tmp_path / "parts",
+            callbacks=[At("on_train_batch_end", fault)],
+            **options,
+        )
+    parts = train_small(data, tmp_path / "parts", resume=True, **options)
+    assert supervisor.differences(whole, parts.directory) == []
+
+
 def test_a_backup_in_the_middle_of_an_epoch(
     run_of, whole, tmp_path, monkeypatch
 ):
