@@ -1,6 +1,6 @@
 """`fit` beside PyTorch and the machine's limit: one machine, one run, in turns.
 
-Machines are noisy, shared ones most. So the contenders are timed A B C A B C,
+Machines are noisy, shared ones most. So the contenders are timed A B C, B C A,
 and what counts is the ratio of two in the same round: its median, and its least
 and most. Images a second of two runs do not compare.
 

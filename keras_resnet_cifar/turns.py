@@ -174,7 +174,9 @@ class Worker:
 
 
 def take_turns(workers, rounds, before=lambda: None, tell=lambda text: None):
-    """Gives each worker a turn in each round: A B C, A B C, ...
+    """Gives each worker a turn in each round: A B C, B C A, C A B, ...
+
+    Who comes first changes, for the first turn after a rest may be slow.
 
     Args:
         workers: A list of `Worker`s.
@@ -188,7 +190,8 @@ def take_turns(workers, rounds, before=lambda: None, tell=lambda text: None):
     found = {worker.name: [] for worker in workers}
     for number in range(rounds):
         before()
-        for worker in workers:
+        first = number % len(workers)
+        for worker in [*workers[first:], *workers[:first]]:
             found[worker.name].append(worker.go())
         speeds = ", ".join(f"{k} {v[-1]:,.0f}" for k, v in found.items())
         tell(f"round {number + 1} of {rounds}: {speeds}")
