@@ -193,7 +193,7 @@ def _source(model_or_run, scratch):
     """Returns the `.keras` file to export, and the config of its run if any."""
     if isinstance(model_or_run, str | Path):
         return _file(Path(model_or_run))
-    from keras_resnet_cifar.callbacks import save_model
+    from keras_resnet_cifar.checkpoints import save_model
     from keras_resnet_cifar.evaluation import check_classifier
 
     config = getattr(model_or_run, "config", None)
