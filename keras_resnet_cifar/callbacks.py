@@ -71,17 +71,23 @@ class EpochRecord(keras.callbacks.Callback):
         logs["seconds"] = round(now - self._begin, 3)
         if not np.isfinite(logs["loss"]):
             step = int(self.model.steps_finite) - epoch * steps + 1
+            kept = f"of epoch {epoch}" if epoch else "the net as it began"
             raise Diverged(
                 f"the loss is {logs['loss']} from step {step} of epoch "
                 f"{epoch + 1}: try a lower learning rate or --precision "
-                "float32; last.keras is of an epoch before"
+                f"float32; last.keras is {kept}"
             )
 
 
-class StopOnNaN(keras.callbacks.TerminateOnNaN):
-    """As Keras's, without holding back the next step for it."""
+class StopOnNaN(keras.callbacks.Callback):
+    """Ends the epoch once the loss is not finite; `EpochRecord` tells it."""
 
-    async_safe = True
+    async_safe = True  # it does not hold back the next step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not np.isfinite(logs["loss"]):
+            # Not `self.model`, which would wait for the step in flight.
+            self._model.stop_training = True
 
 
 class HistoryRows(keras.callbacks.Callback):

@@ -43,12 +43,14 @@ class Checkpoints(keras.callbacks.Callback):
         self.steps = steps
         self.interval = interval
         self.every = every
+        self._last = []  # weights of the newest whole epoch
         self._best = []
         self._best_is_new = False
+        self._files_are_old = False
         self._metrics = []  # of the epoch that a resumed run goes on with
-        self._validated = None  # the backup of an epoch before its validation
+        self._unvalidated = None  # backup of an epoch before its validation
         self._saved = None  # position of the newest backup
-        self._clock = time.monotonic()
+        self._saved_at = self._written_at = time.monotonic()
 
     def begin(self, backup):
         """Writes a new run's first files, or goes on from a backup.
@@ -67,69 +69,85 @@ class Checkpoints(keras.callbacks.Callback):
         if self._best:  # best.keras may be of an epoch after the backup
             self._best_is_new = True
             self._write_best()
+        epoch = self.state.epoch
+        missing = not self.directory.checkpoint(epoch).exists()
+        if self._keeps(epoch) and not self.state.step and missing:
+            publish(self.model, self.published)
+            self._write_checkpoint(epoch)
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.state.step:  # `fit` has just reset the metrics
             _assign(self.model.metrics_variables, self._metrics)
 
     def on_train_batch_begin(self, batch, logs=None):
-        if batch and self._is_late():
+        if batch and self._is_late(self._saved_at):
             self._save()
 
     def on_test_begin(self, logs=None):
-        self._validated = self._backup(step=self.steps)
+        self._unvalidated = self._backup(step=self.steps)
 
     def on_epoch_end(self, epoch, logs=None):
         epoch += 1
-        self._validated = None
+        self._unvalidated = None
         self.state.step = 0
+        publish(self.model, self.published)
+        self._last = [np.array(w) for w in self.published.get_weights()]
+        self._files_are_old = True
         if self._is_best(epoch, logs):
-            publish(self.model, self.published)
-            self._best = [np.array(w) for w in self.published.get_weights()]
+            self._best = self._last
             self._best_is_new = True
-        keeps = self.every and epoch % self.every == 0
-        due = (
-            self._is_late()
+        if self._keeps(epoch):
+            self._write_checkpoint(epoch)
+        if (
+            self._is_late(self._written_at)
             or (self.interval.epochs and epoch % self.interval.epochs == 0)
             or epoch == self.params["epochs"]
             or self.model.stop_training
-        )
-        if keeps or due:
-            publish(self.model, self.published)
-        if keeps:
-            path = self.directory.checkpoint(epoch)
-            path.parent.mkdir(exist_ok=True)
-            save_model(self.published, path)
-        if due:
-            save_model(self.published, self.directory.last)
-            self._write_best()
-            write_history(self.directory, self.state.rows)
+        ):
+            self.write_files()
             self._save()
 
     def rescue(self):
         """Saves what is not, after a stop or a fault between two steps."""
-        if self._validated is not None:
-            save_backup(self.directory, self._validated)
+        self.write_files()
+        if self._unvalidated is not None:
+            save_backup(self.directory, self._unvalidated)
         elif self._position() != self._saved:
-            if self.state.rows:
-                write_history(self.directory, self.state.rows)
-                self._write_best()
             self._save()
+
+    def write_files(self):
+        """Writes last.keras, best.keras and the history of whole epochs."""
+        if not self._files_are_old:
+            return
+        self.published.set_weights(self._last)
+        save_model(self.published, self.directory.last)
+        self._write_best()
+        write_history(self.directory, self.state.rows)
+        self._files_are_old = False
+        self._written_at = time.monotonic()
+
+    def _keeps(self, epoch):
+        return self.every and epoch and epoch % self.every == 0
+
+    def _write_checkpoint(self, epoch):
+        path = self.directory.checkpoint(epoch)
+        path.parent.mkdir(exist_ok=True)
+        save_model(self.published, path)
 
     def _position(self):
         """Steps done since the run began."""
         return int(_array(self.model.steps_done))
 
-    def _is_late(self):
+    def _is_late(self, since):
         seconds = self.interval.seconds
-        return seconds and time.monotonic() - self._clock >= seconds
+        return seconds and time.monotonic() - since >= seconds
 
     def _save(self):
         if not np.isfinite(float(self.model.get_metrics_result()["loss"])):
             return  # the run is lost from here on; the backup is not
         save_backup(self.directory, self._backup())
         self._saved = self._position()
-        self._clock = time.monotonic()
+        self._saved_at = time.monotonic()
 
     def _backup(self, step=None):
         state = copy.deepcopy(self.state)

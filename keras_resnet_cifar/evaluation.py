@@ -11,13 +11,14 @@ from keras_resnet_cifar.metrics import most_confident_mistakes, score
 from keras_resnet_cifar.plots import plot_confusion, plot_mistakes
 
 
-def logits_of(model, images, batch_size=None):
+def logits_of(model, images, batch_size=None, callbacks=()):
     """Returns the model's logits as float32 `[N, classes]`.
 
     Args:
         model: From raw images to logits, as of `build_resnet`.
         images: uint8 or float `[N, H, W, 3]`, 0 to 255.
         batch_size: Images a step; by default one that divides N.
+        callbacks: Keras callbacks of `predict`.
     """
     batch_size = batch_size or even_batch_size(len(images))
     if keras.backend.backend() == "jax" and steps_per_execution() > 1:
@@ -28,13 +29,18 @@ def logits_of(model, images, batch_size=None):
     held = model.jit_compile
     model.jit_compile = jit_compile()
     try:
-        logits = model.predict(images, batch_size=batch_size, verbose=0)
+        logits = model.predict(
+            images,
+            batch_size=batch_size,
+            verbose=0,
+            callbacks=list(callbacks),
+        )
     finally:
         model.jit_compile = held
     return np.asarray(logits, "float32")
 
 
-def evaluate(model, split, class_names, batch_size=None):
+def evaluate(model, split, class_names, batch_size=None, callbacks=()):
     """Returns the `Evaluation` of a model on a split.
 
     Raises:
@@ -42,7 +48,7 @@ def evaluate(model, split, class_names, batch_size=None):
             are not finite.
     """
     check_classifier(model, len(class_names), split.images.shape[1:])
-    logits = logits_of(model, split.images, batch_size)
+    logits = logits_of(model, split.images, batch_size, callbacks)
     return score(logits, split.labels, class_names)
 
 

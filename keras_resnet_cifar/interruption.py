@@ -48,7 +48,7 @@ class StopOnSignal(keras.callbacks.Callback):
         for other in _SIGNALS:
             signal.signal(other, signal.SIG_DFL)
         # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nfinishing the step and saving; again to exit at once\n")
+        os.write(2, b"\nstopping after this step; again to exit at once\n")
 
     def check(self):
         """Raises `Stopped` if a signal has come."""
@@ -59,6 +59,9 @@ class StopOnSignal(keras.callbacks.Callback):
         self.check()
 
     def on_test_batch_begin(self, batch, logs=None):
+        self.check()
+
+    def on_predict_batch_begin(self, batch, logs=None):
         self.check()
 
     def on_epoch_end(self, epoch, logs=None):

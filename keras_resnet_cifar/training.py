@@ -167,9 +167,9 @@ def train(
             if not early.is_over():
                 chain += [*callbacks, stop]
                 fit(trained, data, feed, state, recipe.epochs, chain)
-            stop.check()
             publish(trained, model)
-            metrics = _final_metrics(model, data, state, directory)
+            metrics = _final_metrics(model, data, state, directory, [stop])
+            stop.check()
         if directory is not None:
             write_json(directory.metrics, metrics)
             plot_curves(state.rows, directory.curves)
@@ -197,6 +197,8 @@ def _saving(keeper, trained, recipe):
         try:
             yield stop
         except Diverged:
+            if keeper is not None:
+                keeper.write_files()
             raise
         except BaseException as error:
             if keeper is not None and not trained.in_step:
@@ -235,8 +237,9 @@ def _as_used(recipe, model, data):
         )
     if recipe.patience and data.validation is None:
         raise InputError(
-            f"patience={recipe.patience} needs a validation split: "
-            "load_dataset(..., validation=5000), or train without it"
+            f"patience={recipe.patience} needs a validation split: give "
+            "--validation, load_dataset(..., validation=...) in Python, or "
+            "train without patience"
         )
     return replace(
         recipe,
@@ -296,18 +299,20 @@ def _callbacks(recipe, feed, state, early, keeper):
     ]
 
 
-def _final_metrics(model, data, state, directory):
+def _final_metrics(model, data, state, directory, callbacks):
     """Test metrics of the last epoch, and of the best by validation."""
-    metrics = {"last": _tested(model, data, state.epoch)}
+    metrics = {"last": _tested(model, data, state.epoch, callbacks)}
     best = state.best
     if directory is not None and best.get("val_accuracy") is not None:
         chosen = load_model(directory.best)
-        metrics["best"] = _tested(chosen, data, best["epoch"]) | {
+        metrics["best"] = _tested(chosen, data, best["epoch"], callbacks) | {
             "val_accuracy": best["val_accuracy"]
         }
     return metrics
 
 
-def _tested(model, data, epoch):
-    evaluation = evaluate(model, data.test, data.class_names)
+def _tested(model, data, epoch, callbacks):
+    evaluation = evaluate(
+        model, data.test, data.class_names, callbacks=callbacks
+    )
     return {"epoch": epoch, "test": evaluation.to_json()}
