@@ -141,7 +141,8 @@ def trained_by_pytorch(net, data, nesterov):
     net.train()
     for step in range(STEPS):
         epoch, index = divmod(step, len(feed))
-        picked = feed.order(epoch)[index * BATCH : (index + 1) * BATCH]
+        feed.begin(epoch)
+        picked = feed.order[index]
         images = references.normalized(
             data.train.images[picked], info.mean, info.std
         )
