@@ -162,7 +162,6 @@ def _finetune_options(parser):
     )
     parser.add_argument(
         "--weights",
-        default="imagenet",
         metavar="imagenet|hub|none|FILE",
         help="hub takes KerasHub's (extra hub); a FILE is PyTorch's, or "
         "keras.applications' without the top (default: imagenet; a .keras "

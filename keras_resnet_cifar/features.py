@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_resnet_cifar.checkpoints import save_model
-from keras_resnet_cifar.errors import Diverged
+from keras_resnet_cifar.errors import Diverged, InputError, reason
 from keras_resnet_cifar.evaluation import evaluate, load_model, logits_of
 from keras_resnet_cifar.feed import one_hot
 from keras_resnet_cifar.files import sealed, write_json
@@ -78,13 +78,19 @@ def train_head(model, data, recipe, directory, seed=0, verbose=True):
 def finished_head(model, directory):
     """Returns the `Run` that `train_head` left, its weights in `model`."""
     model.set_weights(load_model(directory.last).get_weights())
-    with open(directory.history, newline="", encoding="utf-8") as file:
-        rows = [
-            {name: float(value) for name, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
-    metrics = json.loads(directory.metrics.read_text(encoding="utf-8"))
     config = directory.read_config()
+    try:
+        with open(directory.history, newline="", encoding="utf-8") as file:
+            rows = [
+                {name: float(value) for name, value in row.items()}
+                for row in csv.DictReader(file)
+            ]
+        metrics = json.loads(directory.metrics.read_text(encoding="utf-8"))
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(
+            f"cannot read the finished head in {directory.path} "
+            f"({reason(error)}): restore its files, or start a new run"
+        ) from error
     return Run(model, rows, metrics, config, directory.path)
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import zipfile
@@ -54,6 +55,11 @@ def atomic_write(path, keep=None):
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def is_temporary(path):
+    """Whether a path is one that `atomic_write` gave and a kill left behind."""
+    return re.fullmatch(r"\.[0-9a-f]{8}-.+", path.name) is not None
 
 
 def move_into_place(temporary, path, keep=None):

@@ -6,7 +6,7 @@ from keras_resnet_cifar.backups import load_backup
 from keras_resnet_cifar.checkpoints import training_variables
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.recipes import get_recipe
-from keras_resnet_cifar.runs import check_same, other_versions
+from keras_resnet_cifar.runs import check_same, identity, other_versions
 from keras_resnet_cifar.schedules import rates_of
 
 
@@ -48,6 +48,11 @@ def read_backup(directory, trained, held, recipe, steps, say):
         [v.shape for v in training_variables(trained)],
         [v.shape for v in trained.metrics_variables],
     )
+    if backup.state.run != identity(held):
+        raise InputError(
+            f"the backup in {directory.path} is of another run: restore its "
+            "own, or start a new run"
+        )
     place = f"epoch {backup.state.epoch + 1}, step {backup.state.step + 1}"
     if fault:
         say(f"{fault}: going on from the one before, at {place}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
@@ -16,7 +17,12 @@ except ImportError:
     fcntl = None
 
 from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.files import make_folder, unsealed, write_text
+from keras_resnet_cifar.files import (
+    is_temporary,
+    make_folder,
+    unsealed,
+    write_text,
+)
 
 _PACKAGES = (
     "keras_resnet_cifar",
@@ -130,7 +136,11 @@ class RunDirectory:
             )
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: name a new --output-dir")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        begun = {self.last.name, self.backup.name}  # a kill came before config
+        if self.path.is_dir() and any(
+            path.name not in begun and not is_temporary(path)
+            for path in self.path.iterdir()
+        ):
             raise InputError(
                 f"{self.path} is not empty: name a new --output-dir"
             )
@@ -139,6 +149,12 @@ class RunDirectory:
         """Makes the folder; raises `InputError` if it is in use."""
         self.check_unused()
         make_folder(self.path)
+
+    def sweep(self):
+        """Removes what a killed process was still writing."""
+        for path in [*self.path.iterdir(), *self.path.glob("checkpoints/*")]:
+            if is_temporary(path):
+                path.unlink(missing_ok=True)
 
     def read_config(self):
         """Returns the config of the run.
@@ -178,12 +194,14 @@ class State:
         step: Steps done of the epoch in progress.
         rows: The history, a dict an epoch.
         best: Best validation accuracy so far, and its epoch.
+        run: The `identity` of the run.
     """
 
     epoch: int = 0
     step: int = 0
     rows: list = field(default_factory=list)
     best: dict = field(default_factory=dict)
+    run: str = ""
 
 
 def find_run(path):
@@ -227,6 +245,14 @@ def check_same(config, resumed):
             f"cannot resume with another config: {told}; leave these options "
             "out, or start a new run in another --output-dir"
         )
+
+
+def identity(config):
+    """A hash of all that must agree between a run and its resumption."""
+    held = _flat({key: config[key] for key in _BINDING})
+    held.pop("recipe.epochs")
+    text = json.dumps(held, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def other_versions(config, resumed):

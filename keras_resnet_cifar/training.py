@@ -28,7 +28,12 @@ from keras_resnet_cifar.model_card import model_card
 from keras_resnet_cifar.plots import plot_curves
 from keras_resnet_cifar.recipes import checked_seed, get_recipe
 from keras_resnet_cifar.resumption import read_backup, read_held
-from keras_resnet_cifar.runs import RunDirectory, State, versions
+from keras_resnet_cifar.runs import (
+    RunDirectory,
+    State,
+    identity,
+    versions,
+)
 from keras_resnet_cifar.schedules import rates_of
 
 
@@ -119,8 +124,6 @@ def train(
     seed = checked_seed(seed)
     interval = Interval.parse(backup_every)
     precision = resolve_precision(recipe.precision)
-    if deterministic:
-        make_deterministic(seed)
     feed = ShuffledBatches(
         data.train,
         data.num_classes,
@@ -138,12 +141,17 @@ def train(
         if directory is None:
             raise InputError("resume=True needs the output_dir of a run")
         held = read_held(directory, config, say)
+        deterministic = deterministic or held.get("deterministic", False)
     elif directory is not None:
         directory.create()
+    if deterministic:
+        make_deterministic(seed)
+    config["deterministic"] = deterministic
     with directory.locked() if directory else contextlib.nullcontext():
         trained = compiled(model, data, recipe, precision, seed, feed)
-        backup = Backup(State())
+        backup = Backup(State(run=identity(config)))
         if resume:
+            directory.sweep()
             backup = read_backup(
                 directory, trained, held, recipe, feed.steps, say
             )

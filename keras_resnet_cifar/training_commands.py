@@ -37,6 +37,7 @@ class _Plan:
         seed: Of everything.
         directory: The run directory.
         arch: Name of the net to build; `None` to resume `directory`.
+        deterministic: Whether the backend is asked for the same bits.
     """
 
     recipe: Recipe
@@ -44,6 +45,7 @@ class _Plan:
     seed: int
     directory: Path
     arch: str | None = None
+    deterministic: bool = False
 
 
 def train(args):
@@ -55,7 +57,7 @@ def train(args):
     from keras_resnet_cifar.hardware import JAX_DETERMINISTIC
     from keras_resnet_cifar.training import train as run_training
 
-    if args.deterministic:  # JAX looks when it first computes
+    if plan.deterministic:  # JAX looks when it first computes
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} {JAX_DETERMINISTIC}"
     data = load_dataset(**plan.request)
@@ -76,7 +78,7 @@ def train(args):
             seed=plan.seed,
             resume=plan.arch is None,
             backup_every=args.backup_every,
-            deterministic=args.deterministic,
+            deterministic=plan.deterministic,
             tensorboard=args.tensorboard,
             verbose=not args.quiet,
         )
@@ -99,7 +101,13 @@ def _model(plan, data):
     from keras_resnet_cifar.models import build_resnet
 
     if plan.arch is None:
-        return load_model(RunDirectory(plan.directory).last)
+        last = RunDirectory(plan.directory).last
+        if not last.is_file():
+            raise InputError(
+                f"{last} is missing, which holds the structure of the net: "
+                "restore it (a copy of best.keras does), or start a new run"
+            )
+        return load_model(last)
     keras.utils.set_random_seed(plan.seed)
     return build_resnet(
         plan.arch,
@@ -126,7 +134,14 @@ def _new_plan(args):
     RunDirectory(directory).check_unused()
     seed = checked_seed(args.seed or 0)
     request = {"name": name, "validation": recipe.validation, "seed": seed}
-    return _Plan(recipe, request | data_options(args), seed, directory, arch)
+    return _Plan(
+        recipe,
+        request | data_options(args),
+        seed,
+        directory,
+        arch,
+        args.deterministic,
+    )
 
 
 def _resumed_plan(args):
@@ -158,7 +173,14 @@ def _resumed_plan(args):
             )
     recipe = get_recipe(recipe, epochs=args.epochs)
     request = config["request"] | data_options(args)
-    return _Plan(recipe, request, config["seed"], args.resume)
+    deterministic = args.deterministic or config.get("deterministic", False)
+    return _Plan(
+        recipe,
+        request,
+        config["seed"],
+        args.resume,
+        deterministic=deterministic,
+    )
 
 
 def finetune(args):
@@ -181,7 +203,7 @@ def finetune(args):
         model = finetuning.build_finetuned(
             args.backbone,
             data.num_classes,
-            weights=args.weights,
+            weights=args.weights or "imagenet",
             image_size=args.image_size,
             input_shape=data.train.images.shape[1:],
             train_norm=plan["train_norm"],
@@ -249,7 +271,10 @@ def _resumed_finetuning(args):
     plan = directory.read_plan()
     options = ("backbone", "recipe", "dataset", "output_dir", "seed", "freeze")
     options += ("head_epochs", "head_learning_rate", *_changes(args))
-    given = [name for name in options if getattr(args, name) is not None]
+    options += ("image_size", "weights", "cache_features", "train_norm")
+    given = [
+        name for name in options if getattr(args, name) not in (None, False)
+    ]
     if given:
         raise InputError(
             f"--resume goes on as the run began: leave --"

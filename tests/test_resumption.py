@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 
 import keras
@@ -17,6 +18,7 @@ from keras_resnet_cifar.data import Split
 from keras_resnet_cifar.errors import Diverged, InputError, Stopped
 from keras_resnet_cifar.feed import ShuffledBatches
 from keras_resnet_cifar.models import build_resnet
+from keras_resnet_cifar.runs import RunDirectory
 from keras_resnet_cifar.training import train
 
 SMALL = {"epochs": 3, "batch_size": 16, "precision": "float32", "ema": 0.9}
@@ -45,7 +47,7 @@ class At(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self.second = epoch == 1
 
-    def _run(self, index, logs=None):
+    def _run(self, index=None, logs=None):
         if self.second and self.action:
             action, self.action = self.action, None
             action()
@@ -80,7 +82,7 @@ def whole(tiny_data, tmp_path_factory):
     return folder
 
 
-MOMENTS = ("on_train_batch_end", "on_test_batch_end", "on_epoch_end")
+MOMENTS = ("on_train_batch_end", "on_test_begin", "on_epoch_end")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_a_fault_in_a_callback_does_not_lose_the_epoch(
         run_of("parts", callbacks=[At(moment, fault)])
     with np.load(tmp_path / "parts" / "backup.npz") as backup:
         state = str(backup["state"])
-    step = {"on_train_batch_end": 6, "on_test_batch_end": 16}.get(moment, 0)
+    step = {"on_train_batch_end": 6, "on_test_begin": 16}.get(moment, 0)
     assert f'"epoch": {1 if step else 2}, "step": {step}' in state
     run_of("parts", resume=True)
     assert supervisor.differences(whole, tmp_path / "parts") == []
@@ -213,6 +215,48 @@ def test_what_diverged_is_not_saved(run_of, tmp_path):
         for name in backup.files:
             if name.startswith(("variables", "metrics")):
                 assert np.isfinite(backup[name]).all()
+
+
+def test_a_run_keeps_the_files_of_whole_epochs(run_of, tmp_path):
+    started = At("on_test_begin", send(signal.SIGTERM))
+    with pytest.raises(Stopped):  # in the second epoch, well within a minute
+        run_of("run", callbacks=[started])
+    run = RunDirectory(tmp_path / "run")
+    assert len(run.history.read_text().splitlines()) == 2
+    best, last = (supervisor.weights(path) for path in (run.best, run.last))
+    assert all(map(np.array_equal, best, last))  # of the first epoch
+
+
+def test_a_signal_in_the_last_evaluation(run_of, whole, tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        run_of("parts", callbacks=[Stop()])
+    assert not (tmp_path / "parts" / "metrics.json").exists()
+    run_of("parts", resume=True)
+    assert supervisor.differences(whole, tmp_path / "parts") == []
+
+
+def test_what_a_kill_leaves_is_in_nobodys_way(run_of, whole, tmp_path):
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for name in (".0123abcd-backup.npz", "last.keras", "backup.npz"):
+        (parts / name).write_text("half")  # killed before it was a run
+    run_of("parts")
+    assert supervisor.differences(whole, parts) == []
+    (parts / ".0123abcd-best.keras").write_text("half")
+    run_of("parts", resume=True)
+    assert not list(parts.glob(".*"))
+
+
+def test_a_backup_of_another_run(run_of, tmp_path):
+    run_of("one", epochs=1)
+    other = run_of("other", epochs=1, learning_rate=0.1).directory
+    shutil.copy(other / "backup.npz", tmp_path / "one" / "backup.npz")
+    with pytest.raises(InputError, match="is of another run"):
+        run_of("one", epochs=1, resume=True)
 
 
 def test_out_of_memory_is_one_line(run_of, tmp_path):
