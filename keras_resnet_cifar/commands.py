@@ -14,8 +14,9 @@ from keras_resnet_cifar.datasets import DATASETS, check_known
 from keras_resnet_cifar.errors import InputError, unknown
 from keras_resnet_cifar.export import export_model
 from keras_resnet_cifar.image_folders import class_names
+from keras_resnet_cifar.phases import newest_run
 from keras_resnet_cifar.recipes import RECIPES
-from keras_resnet_cifar.runs import RunDirectory, find_run
+from keras_resnet_cifar.runs import find_run
 from keras_resnet_cifar.torch_files import check_suffix
 from keras_resnet_cifar.torch_schemes import get_scheme
 
@@ -66,17 +67,17 @@ def _checkpoints(path, which):
         raise InputError(
             f"no run or model at {path}: name a run directory or a .keras file"
         )
-    run = RunDirectory(path)
-    found = {
+    run = newest_run(path)
+    wanted = {
         "last": [run.last],
         "best": [run.best],
         "all": [*run.checkpoints(), run.best, run.last],
     }[which]
-    missing = [file for file in found if not file.is_file()]
-    if missing:
+    found = [file for file in wanted if file.is_file()]
+    if not found:
         raise InputError(
-            f"{path} has no {missing[0].name}: name a finished run, or a "
-            ".keras file"
+            f"{path} has no {wanted[0].name}: name a run that has finished an "
+            "epoch, or a .keras file"
         )
     return found
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from keras_resnet_cifar.errors import ExportFailed, InputError, unknown
 from keras_resnet_cifar.files import move_folder, staged_folder
-from keras_resnet_cifar.runs import RunDirectory, find_run
+from keras_resnet_cifar.phases import newest_run
+from keras_resnet_cifar.runs import find_run
 from keras_resnet_cifar.verification import (
     TOLERANCE,
     Verification,
@@ -205,7 +206,7 @@ def _source(model_or_run, scratch):
 
 def _file(path):
     if path.is_dir():
-        run = RunDirectory(path)
+        run = newest_run(path)
         path = run.last
         if not path.is_file():
             raise InputError(

@@ -91,3 +91,9 @@ class PhasedDirectory:
 def _plain(plan):
     """A plan as JSON gives it back."""
     return json.loads(json.dumps(plan | {"recipe": asdict(plan["recipe"])}))
+
+
+def newest_run(path):
+    """Returns the `RunDirectory` that a folder is, or its newest phase's."""
+    phased = PhasedDirectory(path)
+    return phased.newest() if phased.begun() else RunDirectory(path)

@@ -25,7 +25,7 @@ from keras_resnet_cifar.finetuning import (
 )
 from keras_resnet_cifar.models import leaf_layers
 from keras_resnet_cifar.normalization import IMAGENET, preprocess_input
-from keras_resnet_cifar.phases import PhasedDirectory
+from keras_resnet_cifar.phases import PHASES, PhasedDirectory, newest_run
 from keras_resnet_cifar.recipes import get_recipe
 
 # Small steps: nothing here has to learn much.
@@ -599,3 +599,11 @@ def test_a_damaged_plan(tmp_path, capsys):
     (tmp_path / "finetune.json").write_text('{"recipe": {"name": 3')
     assert run_cli("finetune", "--resume", tmp_path) == 2
     assert "finetune.json" in capsys.readouterr().err
+
+
+def test_the_folder_of_both_phases_means_the_newest(tmp_path):
+    assert newest_run(tmp_path).path == tmp_path
+    for name in PHASES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        assert newest_run(tmp_path).path == tmp_path / name
