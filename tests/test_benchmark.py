@@ -132,7 +132,8 @@ def test_the_whole_command(fake_command, tmp_path, capsys):
     assert re.search(r"^torch-eager .* fit / this: \d", text, re.MULTILINE)
     assert "torch-compile left out: no compiler here" in text
     turns = (tmp_path / "log").read_text().split()
-    assert turns == ["fit", "torch-eager", "evaluate"] * 2
+    names = ["fit", "torch-eager", "evaluate"]
+    assert turns == names + names[1:] + names[:1]
 
     found = json.loads(output.read_text())
     assert [row["name"] for row in found["contenders"]] == turns[:3]
