@@ -136,7 +136,8 @@ class RunDirectory:
             )
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: name a new --output-dir")
-        begun = {self.last.name, self.backup.name}  # a kill came before config
+        # A kill may have come before the config, which makes it a run.
+        begun = {self.last.name, self.backup.name, self.previous.name}
         if self.path.is_dir() and any(
             path.name not in begun and not is_temporary(path)
             for path in self.path.iterdir()
