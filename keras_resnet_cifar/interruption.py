@@ -25,6 +25,7 @@ class StopOnSignal(keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
         self.number = None
+        self._taken = []
 
     @contextlib.contextmanager
     def listening(self):
@@ -34,19 +35,19 @@ class StopOnSignal(keras.callbacks.Callback):
             return
         before = {number: signal.getsignal(number) for number in _SIGNALS}
         # A signal that the parent has us ignore, as nohup may, stays ignored.
-        taken = [n for n in _SIGNALS if before[n] is not signal.SIG_IGN]
-        for number in taken:
+        self._taken = [n for n in _SIGNALS if before[n] is not signal.SIG_IGN]
+        for number in self._taken:
             signal.signal(number, self._request)
         try:
             yield
         finally:
-            for number in taken:
+            for number in self._taken:
                 signal.signal(number, before[number])
 
     def _request(self, number, frame):
         self.number = number
-        for other in _SIGNALS:
-            signal.signal(other, signal.SIG_DFL)
+        for taken in self._taken:
+            signal.signal(taken, signal.SIG_DFL)
         # Not print: the signal may have come in the middle of one.
         os.write(2, b"\nstopping after this step; again to exit at once\n")
 

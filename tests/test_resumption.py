@@ -82,6 +82,14 @@ def whole(tiny_data, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def listening_to_sigint():
+    """Where the tests run in the background, the shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 MOMENTS = ("on_train_batch_end", "on_test_begin", "on_epoch_end")
 
 
@@ -91,7 +99,7 @@ MOMENTS = ("on_train_batch_end", "on_test_begin", "on_epoch_end")
     + [("on_train_batch_end", signal.SIGINT)],
 )
 def test_a_signal_saves_the_step_in_flight(
-    moment, number, run_of, whole, tmp_path
+    moment, number, run_of, whole, tmp_path, listening_to_sigint
 ):
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(Stopped) as stopped:
@@ -215,6 +223,16 @@ def test_what_diverged_is_not_saved(run_of, tmp_path):
         for name in backup.files:
             if name.startswith(("variables", "metrics")):
                 assert np.isfinite(backup[name]).all()
+
+
+def test_an_ignored_signal_stays_ignored(run_of, listening_to_sigint):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop = At("on_train_batch_end", send(signal.SIGINT))
+    assert len(run_of("run", epochs=2, callbacks=[stop]).history) == 2
+    with pytest.raises(Stopped):
+        terminate = At("on_train_batch_end", send(signal.SIGTERM))
+        run_of("other", callbacks=[terminate])
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_a_run_keeps_the_files_of_whole_epochs(run_of, tmp_path):
