@@ -61,8 +61,7 @@ class RandomPadCrop(keras.layers.Layer):
         # compiles on every backend, and padding and flip come with it.
         rows = self._selection(rows + offsets[0], height)
         columns = self._selection(columns + offsets[1], width)
-        images = ops.einsum("nij,njwc->niwc", rows, images)
-        return ops.einsum("nij,nhjc->nhic", columns, images)
+        return _resampled(images, rows, columns)
 
     def _selection(self, positions, size):
         """0/1 matrices `[N, size, size]`: output pixel i takes input j."""
@@ -133,8 +132,7 @@ class RandomResizedCrop(keras.layers.Layer):
             mirrored = random.randint((count, 1, 1), 0, 2, seed=self.generator)
             columns = ops.where(mirrored == 1, ops.flip(columns, 1), columns)
         # Separable, so two matrix products; that compiles on every backend.
-        images = ops.einsum("nij,njwc->niwc", rows, images)
-        return ops.einsum("nij,nhjc->nhic", columns, images)
+        return _resampled(images, rows, columns)
 
     def draw(self, count, height, width):
         """Returns boxes (top, left, height, width), each whole `[count]`."""
@@ -253,3 +251,9 @@ class RandomCutout(keras.layers.Layer):
             "fill": self.fill,
             "seed": self.seed,
         }
+
+
+def _resampled(images, rows, columns):
+    """Images by a matrix `[N, out, in]` each for their rows and columns."""
+    images = ops.einsum("nij,njwc->niwc", rows, images)
+    return ops.einsum("nij,nhjc->nhic", columns, images)

@@ -53,3 +53,20 @@ def told(test):
 
 def files_in(directory):
     return sorted(path.name for path in directory.iterdir())
+
+
+def described(data):
+    """A dataset's name, sizes and origin, for people."""
+    return (
+        f"{data.name} ({len(data.train):,} train, "
+        f"{len(data.validation or ()):,} validation, {len(data.test):,} test "
+        f"images; {'verified' if data.verified else 'NOT verified'}; "
+        f"{data.source})"
+    )
+
+
+def print_results(run):
+    """Prints what a finished run reached, and what it wrote."""
+    for name, found in run.metrics.items():
+        print(f"{name} (epoch {found['epoch']}): {told(found['test'])}")
+    print(f"wrote {run.directory}: {', '.join(files_in(run.directory))}")

@@ -9,9 +9,9 @@ from keras_resnet_cifar.backbones import BACKBONES
 from keras_resnet_cifar.backups import Interval
 from keras_resnet_cifar.command_tools import (
     data_options,
-    files_in,
+    described,
     import_keras,
-    told,
+    print_results,
 )
 from keras_resnet_cifar.datasets import DATASETS, check_known
 from keras_resnet_cifar.errors import InputError, Stopped, unknown
@@ -63,10 +63,7 @@ def train(args):
     data = load_dataset(**plan.request)
     model = _model(plan, data)
     print(
-        f"{model.name} on {data.name} ({len(data.train):,} train, "
-        f"{len(data.validation or ()):,} validation, {len(data.test):,} test "
-        f"images; {'verified' if data.verified else 'NOT verified'}; "
-        f"{data.source})\nrecipe {plan.recipe.name}, "
+        f"{model.name} on {described(data)}\nrecipe {plan.recipe.name}, "
         f"{plan.recipe.epochs} epochs, run directory {plan.directory}"
     )
     try:
@@ -88,9 +85,7 @@ def train(args):
             f"{plan.directory}",
         )
         raise
-    for name, found in run.metrics.items():
-        print(f"{name} (epoch {found['epoch']}): {told(found['test'])}")
-    print(f"wrote {run.directory}: {', '.join(files_in(run.directory))}")
+    print_results(run)
 
 
 def _model(plan, data):
@@ -209,10 +204,7 @@ def finetune(args):
             train_norm=plan["train_norm"],
         )
     print(
-        f"{model.name} on {data.name} ({len(data.train):,} train, "
-        f"{len(data.validation or ()):,} validation, {len(data.test):,} test "
-        f"images; {'verified' if data.verified else 'NOT verified'}; "
-        f"{data.source})\nrecipe {plan['recipe'].name}, "
+        f"{model.name} on {described(data)}\nrecipe {plan['recipe'].name}, "
         f"{plan['head_epochs']} + {plan['recipe'].epochs} epochs, run "
         f"directory {directory.path}"
     )
@@ -232,9 +224,7 @@ def finetune(args):
                 f"{directory.path}",
             )
         raise
-    for name, found in run.metrics.items():
-        print(f"{name} (epoch {found['epoch']}): {told(found['test'])}")
-    print(f"wrote {run.directory}: {', '.join(files_in(run.directory))}")
+    print_results(run)
 
 
 def _new_finetuning(args):
