@@ -1,5 +1,6 @@
 """What the machine at hand runs best: precision, compiler, fused steps."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -130,4 +131,7 @@ def cache_compilations():
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = home / "keras_resnet_cifar" / "jax"
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", 2**30)
+    if importlib.util.find_spec("filelock"):  # without it, JAX keeps nothing
+        jax.config.update("jax_compilation_cache_max_size", 2**30)
+    # The initializers too: some sixty small ones, seconds in all.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
