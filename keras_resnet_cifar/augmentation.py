@@ -43,9 +43,8 @@ class RandomPadCrop(keras.layers.Layer):
         self.generator = random.SeedGenerator(seed)
 
     def call(self, images, training=None):
-        images = ops.cast(images, self.compute_dtype)
         if not training:
-            return images
+            return ops.cast(images, self.compute_dtype)
         count, height, width = ops.shape(images)[0], *images.shape[1:3]
         offsets = random.randint(
             (2, count, 1),
@@ -57,19 +56,17 @@ class RandomPadCrop(keras.layers.Layer):
         if self.flip:
             mirrored = random.randint((count, 1), 0, 2, seed=self.generator)
             columns = ops.where(mirrored == 1, width - 1 - columns, columns)
-        # A crop is a matrix product with 0/1 matrices, rows then columns; that
-        # compiles on every backend, and padding and flip come with it.
-        rows = self._selection(rows + offsets[0], height)
-        columns = self._selection(columns + offsets[1], width)
-        return _resampled(images, rows, columns)
-
-    def _selection(self, positions, size):
-        """0/1 matrices `[N, size, size]`: output pixel i takes input j."""
+        rows, columns = rows + offsets[0], columns + offsets[1]
         if self.mode == "reflect":
-            positions = ops.abs(positions)
-            positions = (size - 1) - ops.abs(size - 1 - positions)
-        # A position outside matches no column: a row of zeros, zero padding.
-        return ops.one_hot(positions, size, dtype=self.compute_dtype)
+            rows = _reflected(rows, height)
+            columns = _reflected(columns, width)
+        else:
+            border = (self.padding, self.padding)
+            images = ops.pad(images, ((0, 0), border, border, (0, 0)))
+            rows, columns = rows + self.padding, columns + self.padding
+        # An index a pixel, of what may still be bytes: of the formulations in
+        # tests/crop_formulations.py the one that is fast on every backend.
+        return ops.cast(_picked(images, rows, columns), self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -251,6 +248,19 @@ class RandomCutout(keras.layers.Layer):
             "fill": self.fill,
             "seed": self.seed,
         }
+
+
+def _reflected(positions, size):
+    """Positions outside of 0 to size - 1, mirrored at the border pixels."""
+    return (size - 1) - ops.abs(size - 1 - ops.abs(positions))
+
+
+def _picked(images, rows, columns):
+    """Pixels of images at rows `[N, h]` and columns `[N, w]` of each."""
+    height, width, channels = images.shape[1:]
+    start = ops.arange(ops.shape(images)[0])[:, None, None] * (height * width)
+    places = start + rows[:, :, None] * width + columns[:, None, :]
+    return ops.take(ops.reshape(images, (-1, channels)), places, axis=0)
 
 
 def _resampled(images, rows, columns):

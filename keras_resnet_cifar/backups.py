@@ -53,7 +53,7 @@ class Backup:
     Attributes:
         state: The `State`.
         variables: Arrays of all that changes in training: weights, averages,
-            random state, optimizer.
+            counters, optimizer.
         metrics: Arrays of the metrics of the epoch in progress.
         best: Weights of best.keras, if there is one.
     """

@@ -191,9 +191,11 @@ def save_model(model, path):
 
 
 def training_variables(model):
-    """Variables that a resumed run needs: weights, random state, optimizer."""
-    data = model.source.variables if model.source else []
-    held = {id(variable) for variable in [*model.metrics_variables, *data]}
+    """Variables that a resumed run needs: weights, counters, optimizer."""
+    spared = [*model.metrics_variables, *model.random_states()]
+    if model.source:
+        spared += model.source.variables
+    held = {id(variable) for variable in spared}
     return [
         variable
         for variable in [*model.variables, *model.optimizer.variables]

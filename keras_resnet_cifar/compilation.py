@@ -6,6 +6,7 @@ from keras_resnet_cifar import policies
 from keras_resnet_cifar.datasets import DATASETS
 from keras_resnet_cifar.feed import ResidentSplit
 from keras_resnet_cifar.hardware import jit_compile, steps_per_execution
+from keras_resnet_cifar.operations import step_operations
 from keras_resnet_cifar.optimizers import TabulatedRate, optimizer_of
 from keras_resnet_cifar.schedules import rates_of
 from keras_resnet_cifar.training_model import TrainingModel, training_clone
@@ -31,7 +32,9 @@ def compiled(model, data, recipe, precision, seed, feed):
         loss=keras.losses.CategoricalCrossentropy(from_logits=True),
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
         jit_compile=jit_compile(),
-        steps_per_execution=steps_per_execution(),
+        steps_per_execution=steps_per_execution(
+            step_operations(model, recipe.batch_size)
+        ),
     )
     trained.optimizer.build(trained.trainable_variables)
     _build_metrics(trained, data.num_classes)

@@ -35,8 +35,9 @@ class ShuffledBatches(keras.utils.PyDataset):
         num_classes: Width of the labels.
         batch_size: Images a batch.
         seed: Integer.
-        transform: Optional function of a batch of images, applied on the host
-            (for policies that no backend compiles).
+        transform: Optional function `(images, epoch, step)` of a batch of
+            images, applied on the host (for policies that no backend
+            compiles).
         resident_bytes: Largest split that is kept on the device.
     """
 
@@ -70,6 +71,7 @@ class ShuffledBatches(keras.utils.PyDataset):
 
     def begin(self, epoch):
         """Draws the order of an epoch (0-based)."""
+        self.epoch = epoch
         order = np.random.default_rng([self.seed, epoch]).permutation(
             len(self.split)
         )
@@ -86,7 +88,7 @@ class ShuffledBatches(keras.utils.PyDataset):
         picked = self.order[step]
         images = self.split.images[picked]
         if self.transform is not None:
-            images = self.transform(images)
+            images = self.transform(images, self.epoch, step)
         return images, self._targets[picked]
 
 

@@ -8,6 +8,12 @@ import keras
 
 from keras_resnet_cifar.errors import InputError
 
+_MOST_STEPS = 64
+_CPU_OPERATIONS = {  # of about a second on two cores
+    "tensorflow": 250e9,
+    "jax": 50e9,
+}
+
 JAX_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
@@ -25,25 +31,12 @@ def resolve_precision(precision):
 
 def _multiplies_bfloat16():
     backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        return jax.default_backend() in ("gpu", "tpu")
-    if backend == "torch":
+    if backend == "torch" and has_accelerator():
         import torch
 
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return _has_accelerator() or _cpu_multiplies_bfloat16()
-
-
-def _has_accelerator():
-    """Whether TensorFlow sees a GPU or TPU."""
-    import tensorflow as tf
-
-    devices = {
-        device.device_type for device in tf.config.list_logical_devices()
-    }
-    return bool(devices & {"GPU", "TPU"})
+        return torch.cuda.is_bf16_supported()
+    on_cpu = backend == "tensorflow" and _cpu_multiplies_bfloat16()
+    return has_accelerator() or on_cpu
 
 
 def _cpu_multiplies_bfloat16(cpuinfo=Path("/proc/cpuinfo")):
@@ -62,21 +55,44 @@ def jit_compile():
     model.
     """
     backend = keras.backend.backend()
-    return backend == "jax" or (backend == "tensorflow" and _has_accelerator())
+    return backend == "jax" or (backend == "tensorflow" and has_accelerator())
 
 
-def steps_per_execution():
-    """How many steps one compiled call runs.
-
-    TensorFlow loops inside the graph, which saves the dispatch of each step.
-    Under JAX `fused_steps.py` does so on an accelerator. On a CPU it would cost
-    more than it saves: XLA's convolutions lose their threads inside of a loop
-    (jax-ml/jax#12868). PyTorch runs step by step.
-    """
+def has_accelerator():
+    """Whether Keras's backend runs on a GPU or TPU."""
     backend = keras.backend.backend()
-    if backend == "tensorflow":
-        return 8
-    return 64 if backend == "jax" and _multiplies_bfloat16() else 1
+    if backend == "jax":
+        import jax
+
+        return jax.default_backend() in ("gpu", "tpu")
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.is_available()
+    import tensorflow as tf
+
+    devices = {
+        device.device_type for device in tf.config.list_logical_devices()
+    }
+    return bool(devices & {"GPU", "TPU"})
+
+
+def steps_per_execution(operations):
+    """How many steps one compiled call runs: it saves the dispatch of each.
+
+    TensorFlow loops inside the graph, `fused_steps.py` does so under JAX.
+    PyTorch runs step by step. On a CPU a call takes a second or so at most,
+    for a signal or a backup waits until it ends.
+
+    Args:
+        operations: Floating-point operations of a step.
+    """
+    most = _CPU_OPERATIONS.get(keras.backend.backend())
+    if most is None:
+        return 1
+    if has_accelerator():
+        return _MOST_STEPS
+    return int(min(max(most // max(operations, 1), 1), _MOST_STEPS))
 
 
 def is_out_of_memory(error):
@@ -109,7 +125,7 @@ def make_deterministic(seed):
         torch.use_deterministic_algorithms(True)
     else:
         flags = os.environ.get("XLA_FLAGS", "")
-        if _multiplies_bfloat16() and JAX_DETERMINISTIC not in flags:
+        if has_accelerator() and JAX_DETERMINISTIC not in flags:
             raise InputError(
                 "deterministic under JAX on a GPU must be asked for before JAX "
                 f"starts: set XLA_FLAGS={JAX_DETERMINISTIC}"

@@ -1,6 +1,7 @@
 """Augmentation of a recipe, and which library draws each policy."""
 
 import keras
+import numpy as np
 from keras import layers
 
 from keras_resnet_cifar.augmentation import (
@@ -60,18 +61,21 @@ def mixing_layers(recipe, seed):
 
 
 def host_transform(recipe, seed):
-    """RandAugment as a function on uint8 batches, or `None`.
+    """RandAugment as a function `(images, epoch, step)`, or `None`.
 
     It runs on the host ahead of the step, for no backend compiles it; inside
     the step it would make JAX run the whole step eagerly. Under TensorFlow it
-    is KerasCV's, twice as fast per image as Keras's own. Both draw from the
-    global random state as well: this policy alone does not repeat by its seed.
+    is KerasCV's, twice as fast per image as Keras's own. Both keep states of
+    their own and draw from the global one as well. So each batch has a new
+    layer, and sets the global seeds of Python, NumPy and the backend.
     """
     if not recipe.rand_augment:
         return None
-    layer = rand_augment(recipe.rand_augment, seed)
 
-    def transform(images):
+    def transform(images, epoch, step):
+        drawn = np.random.default_rng([seed, epoch, step]).integers(2**31)
+        keras.utils.set_random_seed(int(drawn))
+        layer = rand_augment(recipe.rand_augment, int(drawn))
         out = layer(images.astype("float32"), training=True)
         return keras.ops.convert_to_numpy(out).astype("uint8")
 
@@ -85,7 +89,7 @@ def rand_augment(operations, seed):
             value_range=(0, 255),
             num_ops=operations,
             factor=RAND_AUGMENT_MAGNITUDE,
-            seed=seed + 4,
+            seed=seed,
         )
     try:
         from keras_cv.layers import RandAugment
@@ -97,5 +101,5 @@ def rand_augment(operations, seed):
         value_range=(0, 255),
         augmentations_per_image=operations,
         magnitude=RAND_AUGMENT_MAGNITUDE,
-        seed=seed + 4,
+        seed=seed,
     )

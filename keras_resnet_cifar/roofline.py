@@ -6,9 +6,7 @@ of the two times, as if the other were hidden behind it, is the limit.
 
 What is assumed:
 
-- The operations are those of the convolutions and the head, two a multiply-add:
-  once forward, and twice backward, for the gradients of the weights and of the
-  inputs (which the first convolution does not need).
+- The operations are those of the convolutions and the head (`operations.py`).
 - The rate is that of the largest square matrix product, in the precision of the
   step. Convolutions of 16 channels do not reach it on any hardware; the limit
   is generous.
@@ -27,6 +25,7 @@ import time
 import keras
 
 from keras_resnet_cifar.models import leaf_layers
+from keras_resnet_cifar.operations import step_operations
 
 _CROSSINGS = 5  # of memory, by each convolution's output
 _PARAMETER_CROSSINGS = 6  # value, momentum, gradient: read and written
@@ -38,33 +37,15 @@ _DTYPES = {
 }
 
 
-def forward_operations(model):
-    """Floating-point operations of one image's way through a model.
-
-    Returns:
-        `{name of a Conv2D or Dense layer: operations}`, in the layers' order;
-        a multiply-add counts as two, biases as nothing.
-    """
-    found = {}
-    for layer in leaf_layers(model):
-        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
-            places = math.prod(layer.output.shape[1:-1])
-            found[layer.name] = 2 * places * math.prod(layer.kernel.shape)
-    return found
-
-
 def step_costs(model, batch_size, precision):
     """Returns (operations, bytes) of one train step; see the module."""
-    forward = forward_operations(model)
-    first = next(iter(forward.values()))
-    operations = batch_size * (3 * sum(forward.values()) - first)
     outputs = sum(
         math.prod(layer.output.shape[1:])
         for layer in leaf_layers(model)
         if isinstance(layer, keras.layers.Conv2D)
     )
     parameters = sum(math.prod(w.shape) for w in model.trainable_weights)
-    return operations, (
+    return step_operations(model, batch_size), (
         batch_size * outputs * _CROSSINGS * _BYTES[precision]
         + parameters * _PARAMETER_CROSSINGS * 4
     )

@@ -11,7 +11,10 @@ from keras_resnet_cifar.batch_normalization import (
 )
 
 if keras.backend.backend() == "jax":
+    from keras_resnet_cifar import convolution
     from keras_resnet_cifar.fused_steps import fuse
+
+_MOST_DRAWS = 64  # of one layer in one step; the layers here draw 3 to 8 times
 
 # These stay float32 under any policy: pixels, the head, and the logits.
 _FLOAT32 = (
@@ -39,9 +42,7 @@ def training_clone(model, policy):
         config = layer.get_config()
         if not isinstance(layer, (*_FLOAT32, keras.layers.InputLayer)):
             config["dtype"] = policy
-        fused = is_replaceable(layer)
-        cls = FusedBatchNormalization if fused else type(layer)
-        return cls.from_config(config)
+        return _faster_class(layer).from_config(config)
 
     resizes = any(isinstance(x, keras.layers.Resizing) for x in model.layers)
     network = keras.models.clone_model(
@@ -54,13 +55,24 @@ def training_clone(model, policy):
     return network
 
 
+def _faster_class(layer):
+    """The class of `layer`, or one that computes the same in less time."""
+    if is_replaceable(layer):
+        return FusedBatchNormalization
+    on_jax = keras.backend.backend() == "jax"
+    if on_jax and convolution.is_replaceable(layer):
+        return convolution.CanonicalConv2D
+    return type(layer)
+
+
 class TrainingModel(keras.Model):
     """A net with what only training needs around it.
 
     Args:
         network: The net to train, images `[N, H, W, C]` to logits.
         source: Optional `ResidentSplit`; `fit` then feeds step numbers.
-        image_layers: Layers on images, applied in each train step.
+        image_layers: Layers on images, applied in each train step; they have
+            an integer `seed` and draw from a `SeedGenerator` `generator`.
         mixing_layers: Layers on `{"images", "labels"}`, likewise.
         label_smoothing: Share of the target spread over all classes, in
             training only, so that losses of splits compare.
@@ -126,7 +138,11 @@ class TrainingModel(keras.Model):
         return self.network(images, training=training)
 
     def augment(self, images, targets):
-        """Augments a batch: images 0 to 255, targets `[N, classes]`."""
+        """Augments a batch: images 0 to 255, targets `[N, classes]`.
+
+        What it draws is a function of the layer's seed and of `steps_done`.
+        """
+        self._reseed()
         for layer in self.image_layers:
             images = layer(images, training=True)
         for layer in self.mixing_layers:
@@ -136,6 +152,18 @@ class TrainingModel(keras.Model):
             share = self.label_smoothing
             targets = (1 - share) * targets + share / targets.shape[-1]
         return images, targets
+
+    def _reseed(self):
+        for layer in (*self.image_layers, *self.mixing_layers):
+            state = layer.generator.state
+            draw = ops.cast(self.steps_done * _MOST_DRAWS, state.dtype)
+            seed = ops.cast(layer.seed, state.dtype)
+            state.assign(ops.stack([seed, draw]))
+
+    def random_states(self):
+        """Variables that `augment` sets from the step: a backup needs none."""
+        layers = (*self.image_layers, *self.mixing_layers)
+        return [layer.generator.state for layer in layers]
 
     def _augmented(self, data):
         if self.source is not None:

@@ -6,12 +6,15 @@ import pytest
 from keras import ops
 from PIL import Image
 
+from keras_resnet_cifar import compilation
 from keras_resnet_cifar.augmentation import (
     RandomCutout,
     RandomPadCrop,
     RandomResizedCrop,
 )
 from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.feed import ShuffledBatches
+from keras_resnet_cifar.models import build_resnet
 from keras_resnet_cifar.policies import (
     host_transform,
     image_layers,
@@ -176,11 +179,23 @@ def test_mixing_mixes_labels_in_the_proportion_of_the_pixels(changes):
 def test_rand_augment_runs_on_the_host_and_keeps_the_range():
     transform = host_transform(get_recipe("randaugment"), seed=0)
     x = images(16)
-    out = transform(x)
+    out = transform(x, 0, 0)
     assert out.shape == x.shape
     assert out.dtype == np.uint8
     assert (out != x).any(axis=(1, 2, 3)).mean() > 0.5
     assert host_transform(get_recipe("paper"), seed=0) is None
+
+
+def test_rand_augment_is_a_function_of_seed_epoch_and_step():
+    recipe, x = get_recipe("randaugment"), images(8)
+    drawn = [
+        host_transform(recipe, seed)(x, epoch, step)
+        for seed, epoch, step in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    ]
+    transform = host_transform(recipe, 0)
+    transform(x, 5, 5)
+    np.testing.assert_array_equal(transform(x, 0, 0), drawn[0])
+    assert all((other != drawn[0]).any() for other in drawn[1:])
 
 
 SIDES = (40, 56)  # height and width
@@ -242,7 +257,7 @@ def test_resized_crops_flip_half_of_the_images():
 
 def test_resized_crop_in_a_compiled_step_of_jax():
     if keras.backend.backend() != "jax":
-        pytest.skip("about jax.jit")
+        pytest.skip("jax.jit needs JAX: KERAS_BACKEND=jax")
     import jax
 
     layer = RandomResizedCrop(16, seed=0)
@@ -255,3 +270,22 @@ def test_resized_crop_in_a_compiled_step_of_jax():
 
     state = [v.value for v in layer.non_trainable_variables]
     assert jax.jit(step)(state, x).shape == (4, 16, 16, 3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"cutmix": 1.0}])
+def test_what_is_drawn_is_a_function_of_seed_and_step(changes, tiny_data):
+    """So a backup keeps no random state."""
+    recipe = get_recipe("strong", batch_size=60, **changes)
+    steps = {}
+    for seed in (0, 1):
+        feed = ShuffledBatches(tiny_data.train, 10, 60, seed)
+        model = compilation.compiled(
+            build_resnet("resnet8"), tiny_data, recipe, "float32", seed, feed
+        )
+        for step in (0, 1, 0):
+            model.steps_done.assign(step)
+            batch = model.augment(*model.source(np.array([0], "int32")))
+            found = np.concatenate([np.ravel(part) for part in batch])
+            known = steps.setdefault((seed, step), found)
+            np.testing.assert_array_equal(found, known)
+    assert len({values.tobytes() for values in steps.values()}) == 4

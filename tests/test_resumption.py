@@ -58,7 +58,7 @@ def train_small(data, folder, seed=0, steps=6, **kwargs):
     keras.utils.set_random_seed(seed)
     model = build_resnet(**TINY, normalization="shapes")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compilation, "steps_per_execution", lambda: steps)
+        patch.setattr(compilation, "steps_per_execution", lambda _: steps)
         return train(
             model, data, output_dir=folder, verbose=False, **(SMALL | kwargs)
         )
