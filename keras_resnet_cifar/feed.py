@@ -78,6 +78,25 @@ class ShuffledBatches(keras.utils.PyDataset):
         order = order[: self.steps * self.batch_size].astype("int32")
         self.order = order.reshape(self.steps, self.batch_size)
 
+    def source(self):
+        """What `fit` iterates over in an epoch: this, or what equals it.
+
+        TensorFlow counts the steps of resident images by itself; Keras would
+        call Python for each. Without autotuning: its thread sleeps on when an
+        iterator ends (TensorFlow 2.21), and after a pause, as for validation,
+        the next epoch began late by up to as long.
+        """
+        if not self.resident or keras.backend.backend() != "tensorflow":
+            return self
+        import tensorflow as tf
+
+        steps = tf.data.Dataset.range(
+            self.start, self.steps, output_type="int32"
+        )
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return tf.data.Dataset.zip((steps.batch(1),)).with_options(options)
+
     def __len__(self):
         return self.steps - self.start
 

@@ -20,7 +20,7 @@ def fit(trained, data, feed, state, epochs, callbacks):
 
     def run(first, last):
         trained.fit(
-            feed,
+            feed.source(),
             initial_epoch=first,
             epochs=last,
             shuffle=False,  # the feed shuffles
