@@ -121,6 +121,14 @@ def _train_options(parser):
         help="go on with the run in this folder from its newest backup",
     )
     parser.add_argument(
+        "--tensorboard", action="store_true", help="write its logs as well"
+    )
+    _run_options(parser)
+
+
+def _run_options(parser):
+    """Those of all that trains."""
+    parser.add_argument(
         "--backup-every",
         default=DEFAULT_INTERVAL,
         metavar="N|TIME",
@@ -133,14 +141,7 @@ def _train_options(parser):
         help="the same bits each time on a GPU as well; slower",
     )
     parser.add_argument("--seed", type=int, help="of everything (default: 0)")
-    parser.add_argument(
-        "--tensorboard", action="store_true", help="write its logs as well"
-    )
     parser.add_argument("--quiet", action="store_true", help="no line an epoch")
-    _recipe_options(parser)
-
-
-def _recipe_options(parser):
     group = parser.add_argument_group(
         "fields of the recipe to replace (the list command shows them)"
     )
@@ -218,9 +219,7 @@ def _finetune_options(parser):
         action="store_true",
         help="compute a frozen backbone's features once, without augmentation",
     )
-    parser.add_argument("--seed", type=int, help="of everything (default: 0)")
-    parser.add_argument("--quiet", action="store_true", help="no line an epoch")
-    _recipe_options(parser)
+    _run_options(parser)
 
 
 def _evaluate_options(parser):

@@ -9,6 +9,7 @@ import keras
 from keras import layers
 
 from keras_resnet_cifar.backbones import FREEZE
+from keras_resnet_cifar.backups import DEFAULT_INTERVAL
 from keras_resnet_cifar.errors import InputError, unknown
 from keras_resnet_cifar.features import finished_head, train_head
 from keras_resnet_cifar.models import check_head, head, leaf_layers
@@ -158,6 +159,8 @@ def finetune(
     cache_features=False,
     seed=0,
     resume=False,
+    backup_every=DEFAULT_INTERVAL,
+    deterministic=False,
     verbose=True,
     **changes,
 ):
@@ -181,6 +184,7 @@ def finetune(
             first phase, and with `freeze="all"` the second.
         seed: Of shuffling and augmentation.
         resume: Go on with the run in `output_dir`.
+        backup_every, deterministic: As of `train`.
         verbose: Print a line an epoch.
         **changes: Fields of the recipe to replace; `learning_rate` is that of
             the second phase.
@@ -203,6 +207,7 @@ def finetune(
         "train_norm": train_norm,
         "cache_features": cache_features,
         "seed": checked_seed(seed),
+        "deterministic": deterministic,
     }
     freeze_backbone(model, freeze, train_norm)  # refuses before it writes
     directory = output_dir and PhasedDirectory(Path(output_dir))
@@ -214,7 +219,14 @@ def finetune(
             continue
         freeze_backbone(model, phase.freeze, train_norm)
         run = _run(
-            phase, model, data, plan, directory, phase.name in begun, verbose
+            phase,
+            model,
+            data,
+            plan,
+            directory,
+            phase.name in begun,
+            backup_every,
+            verbose,
         )
     return run
 
@@ -249,7 +261,7 @@ def _begun(directory, plan):
     return directory.begun()
 
 
-def _run(phase, model, data, plan, directory, begun, verbose):
+def _run(phase, model, data, plan, directory, begun, backup_every, verbose):
     """Runs a phase, or goes on with it; returns its `Run`."""
 
     def keep_plan(logs=None):
@@ -266,6 +278,8 @@ def _run(phase, model, data, plan, directory, begun, verbose):
             folder and folder.path,
             seed=seed,
             resume=begun,
+            backup_every=backup_every,
+            deterministic=plan["deterministic"],
             callbacks=[
                 keras.callbacks.LambdaCallback(on_train_begin=keep_plan)
             ],

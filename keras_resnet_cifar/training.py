@@ -147,7 +147,8 @@ def train(
     if deterministic:
         make_deterministic(seed)
     config["deterministic"] = deterministic
-    with directory.locked() if directory else contextlib.nullcontext():
+    locked = directory.locked() if directory else contextlib.nullcontext()
+    with locked, _out_of_memory_told(recipe):
         trained = compiled(model, data, recipe, precision, seed, feed)
         backup = Backup(State(run=identity(config)))
         if resume:
@@ -165,7 +166,7 @@ def train(
                 keeper.begin(backup)
                 write_json(directory.config, sealed(config))  # now it is a run
         early = cb.StopEarly(state, recipe.patience)
-        with _saving(keeper, trained, recipe) as stop:
+        with _saving(keeper, trained) as stop:
             chain = _callbacks(recipe, feed, state, early, keeper)
             if tensorboard:
                 logs = directory.path / "tensorboard"
@@ -198,7 +199,7 @@ def _all_or_nothing(directory, resume):
 
 
 @contextlib.contextmanager
-def _saving(keeper, trained, recipe):
+def _saving(keeper, trained):
     """Gives a `StopOnSignal`; on a stop or a fault saves what there is."""
     stop = StopOnSignal()
     with stop.listening() if keeper else contextlib.nullcontext():
@@ -208,17 +209,26 @@ def _saving(keeper, trained, recipe):
             if keeper is not None:
                 keeper.write_files()
             raise
-        except BaseException as error:
+        except BaseException:
             if keeper is not None and not trained.in_step:
                 with contextlib.suppress(InputError):  # the first one counts
                     keeper.rescue()
-            if is_out_of_memory(error):
-                raise InputError(
-                    f"out of memory with batch_size={recipe.batch_size}: try "
-                    f"--batch-size {max(recipe.batch_size // 2, 1)}, "
-                    "--precision mixed_bfloat16 or a smaller net"
-                ) from error
             raise
+
+
+@contextlib.contextmanager
+def _out_of_memory_told(recipe):
+    """Turns any backend's word for it into a line with the remedy."""
+    try:
+        yield
+    except BaseException as error:
+        if is_out_of_memory(error):
+            raise InputError(
+                f"out of memory with batch_size={recipe.batch_size}: try "
+                f"--batch-size {max(recipe.batch_size // 2, 1)}, "
+                "--precision mixed_bfloat16 or a smaller net"
+            ) from error
+        raise
 
 
 def _where_images_are(feed):

@@ -54,12 +54,9 @@ def train(args):
     Interval.parse(args.backup_every)
     import_keras()
     from keras_resnet_cifar.data import load_dataset
-    from keras_resnet_cifar.hardware import JAX_DETERMINISTIC
     from keras_resnet_cifar.training import train as run_training
 
-    if plan.deterministic:  # JAX looks when it first computes
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} {JAX_DETERMINISTIC}"
+    _prepare(plan.deterministic)
     data = load_dataset(**plan.request)
     model = _model(plan, data)
     print(
@@ -86,6 +83,15 @@ def train(args):
         )
         raise
     print_results(run)
+
+
+def _prepare(deterministic):
+    """Has JAX repeat itself on a GPU: it looks when it first computes."""
+    from keras_resnet_cifar.hardware import JAX_DETERMINISTIC
+
+    if deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} {JAX_DETERMINISTIC}"
 
 
 def _model(plan, data):
@@ -183,6 +189,7 @@ def finetune(args):
     plan, request, directory = (
         _resumed_finetuning(args) if args.resume else _new_finetuning(args)
     )
+    Interval.parse(args.backup_every)
     import_keras()
     import keras
 
@@ -190,6 +197,7 @@ def finetune(args):
     from keras_resnet_cifar.data import load_dataset
     from keras_resnet_cifar.evaluation import load_model
 
+    _prepare(plan["deterministic"])
     data = load_dataset(**request)
     if args.resume:
         model = load_model(directory.newest().last)
@@ -214,6 +222,7 @@ def finetune(args):
             data,
             output_dir=directory.path,
             resume=bool(args.resume),
+            backup_every=args.backup_every,
             verbose=not args.quiet,
             **plan,
         )
@@ -250,6 +259,7 @@ def _new_finetuning(args):
         "train_norm": args.train_norm or args.weights == "none",
         "cache_features": args.cache_features,
         "seed": seed,
+        "deterministic": args.deterministic,
     }
     request = {"name": name, "validation": recipe.validation, "seed": seed}
     return plan, request | data_options(args), directory
@@ -262,6 +272,7 @@ def _resumed_finetuning(args):
     options = ("backbone", "recipe", "dataset", "output_dir", "seed", "freeze")
     options += ("head_epochs", "head_learning_rate", *_changes(args))
     options += ("image_size", "weights", "cache_features", "train_norm")
+    options += ("deterministic",)
     given = [
         name for name in options if getattr(args, name) not in (None, False)
     ]

@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import keras
@@ -138,6 +139,23 @@ def test_ctrl_c_and_resume(data_options, tmp_path):
     steps = 4 * np.arange(1, 41) - 1  # the last of each epoch
     expected = np.interp(steps, [0, 32, 160], [0, 0.4, 0])
     np.testing.assert_allclose(rates, expected, atol=1e-6)
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path):
+    directory = tmp_path / "run"
+    slow = ["--arch", "resnet110", "--batch-size", "512", "--quiet"]
+    process = script("train", *slow, "--output-dir", directory)
+    while not (directory / "config.json").exists():
+        assert process.poll() is None, finish(process)
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    for line in process.stderr:
+        if "again to exit at once" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == -signal.SIGTERM
+    assert "Traceback" not in err
 
 
 BAD_TRAIN = {

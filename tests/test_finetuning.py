@@ -466,6 +466,25 @@ def test_two_phases_and_a_resumption_that_ends_as_if_never_stopped(
         run("stopped")
 
 
+def test_each_phase_is_backed_up_and_repeated_as_asked(
+    own_net, tiny_data, tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(
+        finetuning, "train", lambda *_, **options: asked.append(options)
+    )
+    finetune(
+        build_finetuned(own_net, 10),
+        tiny_data,
+        output_dir=tmp_path / "run",
+        backup_every="30s",
+        deterministic=True,
+        **GENTLE,
+    )
+    assert [options["backup_every"] for options in asked] == ["30s", "30s"]
+    assert all(options["deterministic"] for options in asked)
+
+
 def interrupted(*args, **kwargs):
     raise Interrupt
 
@@ -548,7 +567,7 @@ def test_the_command_and_its_resumption(own_net, tiny_cifar, tmp_path, capsys):
     data = ["--dataset", "cifar10", "--data-dir", tiny_cifar]
     command = ["finetune", "--backbone", own_net, *data, "--allow-unverified"]
     options = ["--head-epochs", 1, "--epochs", 1, "--freeze", "stage1"]
-    options += ["--output-dir", out, "--quiet"]
+    options += ["--output-dir", out, "--quiet", "--backup-every", "1"]
     assert run_cli(*command, *options) == 0
     told = capsys.readouterr().out
     assert "finetuned-own on cifar10" in told

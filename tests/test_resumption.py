@@ -11,7 +11,7 @@ import pytest
 import supervisor
 from conftest import TINY
 
-from keras_resnet_cifar import compilation
+from keras_resnet_cifar import compilation, training
 from keras_resnet_cifar.backups import Interval
 from keras_resnet_cifar.checkpoints import Checkpoints
 from keras_resnet_cifar.data import Split
@@ -277,12 +277,16 @@ def test_a_backup_of_another_run(run_of, tmp_path):
         run_of("one", epochs=1, resume=True)
 
 
-def test_out_of_memory_is_one_line(run_of, tmp_path):
-    def exhaust():
-        raise MemoryError
+def exhaust(*_):
+    raise MemoryError
 
+
+def test_out_of_memory_is_one_line(run_of, monkeypatch):
     with pytest.raises(InputError, match="try --batch-size 8"):
         run_of("run", callbacks=[At("on_train_batch_end", exhaust)])
+    monkeypatch.setattr(training, "compiled", exhaust)
+    with pytest.raises(InputError, match="try --batch-size 8"):
+        run_of("other")
 
 
 @pytest.mark.parametrize(
