@@ -206,7 +206,7 @@ def _environment(caches, processes):
         "CUDA_CACHE_PATH": "cuda",
     }
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folders.pop("JAX_COMPILATION_CACHE_DIR")  # JAX keeps none unasked
+        folders.pop("JAX_COMPILATION_CACHE_DIR")  # it is in XDG_CACHE_HOME
     return {
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",

@@ -106,6 +106,7 @@ def fit(setting, turns):
     """`train` as users call it: feed, augmentation, metrics, callbacks."""
     import keras
 
+    from keras_resnet_cifar.hardware import cache_compilations
     from keras_resnet_cifar.training import train
 
     per_turn = setting.epochs_per_turn
@@ -131,6 +132,7 @@ def fit(setting, turns):
                 turns.end(setting.images)
 
     turns.memory = _keras_device_memory
+    cache_compilations()  # as the command does
     train(
         setting.model(),
         setting.data(),

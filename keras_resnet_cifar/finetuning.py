@@ -209,6 +209,8 @@ def finetune(
         "seed": checked_seed(seed),
         "deterministic": deterministic,
     }
+    if head_learning_rate is not None:  # without a first phase too
+        get_recipe(recipe, learning_rate=head_learning_rate)
     freeze_backbone(model, freeze, train_norm)  # refuses before it writes
     directory = output_dir and PhasedDirectory(Path(output_dir))
     begun = _begun(directory, plan) if resume else []

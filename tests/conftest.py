@@ -10,8 +10,17 @@ import pytest
 from keras_resnet_cifar import shapes
 from keras_resnet_cifar.data import DATA_VARIABLE, Dataset, Split
 from keras_resnet_cifar.datasets import DATASETS
+from keras_resnet_cifar.errors import InputError
 
 TINY = {"depth": 8, "widths": (4, 8, 16)}  # compiles in a second or two
+
+
+def refusal(action, *arguments):
+    """The one line with which something is refused."""
+    with pytest.raises(InputError) as caught:
+        action(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import refusal
 from fuzz import small_model
 from test_training import quietly
 
@@ -87,13 +88,6 @@ def read_only(folder):
 @pytest.fixture(scope="module")
 def model():
     return small_model()
-
-
-def refusal(action, *arguments):
-    with pytest.raises(InputError) as caught:
-        action(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def contents(folder):

@@ -20,11 +20,11 @@ import zlib
 import keras
 import numpy as np
 import pytest
+from conftest import refusal
 from fuzz import KINDS, fuzz, write_archive, write_layout
 from PIL import Image
 
 from keras_resnet_cifar import files, readers
-from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation import load_model
 from keras_resnet_cifar.prediction import read_image
 from keras_resnet_cifar.runs import RunDirectory
@@ -49,14 +49,6 @@ def evil(tmp_path, monkeypatch):
     yield tmp_path
     assert "evil" not in sys.modules
     assert not (tmp_path / "ran").exists()
-
-
-def refusal(read, *arguments):
-    """The one line with which a file is refused."""
-    with pytest.raises(InputError) as caught:
-        read(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def read_cifar10(folder):
