@@ -11,10 +11,6 @@ from keras_resnet_cifar.datasets import DATASETS
 from keras_resnet_cifar.errors import Diverged, InputError
 from keras_resnet_cifar.evaluation import evaluate, load_model, logits_of
 from keras_resnet_cifar.feed import ShuffledBatches, even_batch_size
-from keras_resnet_cifar.hardware import (
-    _cpu_multiplies_bfloat16,
-    resolve_precision,
-)
 from keras_resnet_cifar.recipes import get_recipe
 from keras_resnet_cifar.runs import RunDirectory
 from keras_resnet_cifar.training import train
@@ -336,15 +332,6 @@ def test_mixed_precision_trains_and_saves_float32(
     assert np.isfinite(run.history[-1]["loss"])
     model = keras.saving.load_model(tmp_path / "run" / "last.keras")
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
-
-
-def test_auto_precision_asks_the_processor(tmp_path):
-    assert resolve_precision("float32") == "float32"
-    assert resolve_precision("auto") in ("float32", "mixed_bfloat16")
-    for flags, multiplies in (("avx512_bf16", True), ("avx2", False)):
-        (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags} sse\n")
-        assert _cpu_multiplies_bfloat16(tmp_path / "cpuinfo") is multiplies
-    assert not _cpu_multiplies_bfloat16(tmp_path / "none")
 
 
 def test_batches_are_a_function_of_seed_and_epoch(tiny_data):
