@@ -156,9 +156,9 @@ class TrainingModel(keras.Model):
     def _reseed(self):
         for layer in (*self.image_layers, *self.mixing_layers):
             state = layer.generator.state
-            draw = ops.cast(self.steps_done * _MOST_DRAWS, state.dtype)
+            step = ops.cast(self.steps_done, state.dtype)
             seed = ops.cast(layer.seed, state.dtype)
-            state.assign(ops.stack([seed, draw]))
+            state.assign(ops.stack([seed, step * _MOST_DRAWS]))
 
     def random_states(self):
         """Variables that `augment` sets from the step: a backup needs none."""
