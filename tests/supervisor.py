@@ -3,7 +3,7 @@
     python tests/supervisor.py --kills 20
 
 trains `shapes` twice: once undisturbed, once killed at random moments (SIGKILL,
-in the middle of writing too) and resumed until it ends. Every array of the
+each second time while a file is written) and resumed until it ends. Every array of the
 backup, every weight of the models, history.csv and metrics.json must be the
 same to the bit.
 """
@@ -58,6 +58,8 @@ def disturbed(folder, kills, longest, seed, *options):
         if done < kills:
             _await_backup(folder, process)
             time.sleep(moments.uniform(0, longest))
+            if done % 2:
+                _await_writing(folder, process)
             process.kill()
         _, errors = process.communicate()
         if process.returncode == 0:
@@ -65,7 +67,18 @@ def disturbed(folder, kills, longest, seed, *options):
         if process.returncode != -9:
             raise RuntimeError(f"exit {process.returncode}: {errors[-2000:]}")
         done += 1
-        writing += bool(list(folder.glob(".*-*")))
+        writing += _is_writing(folder)
+
+
+def _is_writing(folder):
+    """Whether there is a temporary file."""
+    return any(folder.glob(".*-*"))
+
+
+def _await_writing(folder, process):
+    """Waits until something is being written."""
+    while process.poll() is None and not _is_writing(folder):
+        time.sleep(0.0005)
 
 
 def _await_backup(folder, process):
