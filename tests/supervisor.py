@@ -3,9 +3,9 @@
     python tests/supervisor.py --kills 20
 
 trains `shapes` twice: once undisturbed, once killed at random moments (SIGKILL,
-each second time while a file is written) and resumed until it ends. Every array of the
-backup, every weight of the models, history.csv and metrics.json must be the
-same to the bit.
+each second time while a file is written) and resumed until it ends. Every array
+of the backup, every weight of the models, history.csv and metrics.json must be
+the same to the bit.
 """
 
 import argparse
