@@ -10,7 +10,7 @@ _TEMPLATE = """\
 | output | logits, float32 `[N, {classes}]` |
 | data | {dataset}: {train:,} train, {validation:,} validation, {test:,} test \
 images, {verified} |
-| recipe | {recipe}, {epochs} epochs of batch {batch_size}, seed {seed}, \
+| recipe | {recipe}, epochs: {epochs}, batch {batch_size}, seed {seed}, \
 {precision} |
 | recipe's source | {source} |
 | recipe's expected result | {expected} |

@@ -148,13 +148,14 @@ def _looking_at(data, split):
 
 def told(run, target, split):
     """Returns a run as one line."""
+    epochs = f"{run['epochs']} epoch{'s' if run['epochs'] > 1 else ''}"
     if run["seconds"] is None:
         return (
             f"{run['run']}: {target:.2%} on the {split} split not reached in "
-            f"{run['epochs']} epochs, {run['accuracy']:.2%} at most"
+            f"{epochs}, {run['accuracy']:.2%} at most"
         )
     return (
         f"{run['run']}: {run['seconds']:.1f} s to {run['accuracy']:.2%} on the "
-        f"{split} split, in {run['epochs']} epochs; {run['first_step']:.1f} s "
-        "of them to the end of the first step"
+        f"{split} split, in {epochs}; {run['first_step']:.1f} s of them to the "
+        "end of the first step"
     )

@@ -61,7 +61,7 @@ def train(args):
     model = _model(plan, data)
     print(
         f"{model.name} on {described(data)}\nrecipe {plan.recipe.name}, "
-        f"{plan.recipe.epochs} epochs, run directory {plan.directory}"
+        f"epochs: {plan.recipe.epochs}, run directory {plan.directory}"
     )
     try:
         run = run_training(
@@ -213,7 +213,7 @@ def finetune(args):
         )
     print(
         f"{model.name} on {described(data)}\nrecipe {plan['recipe'].name}, "
-        f"{plan['head_epochs']} + {plan['recipe'].epochs} epochs, run "
+        f"epochs: {plan['head_epochs']} + {plan['recipe'].epochs}, run "
         f"directory {directory.path}"
     )
     try:

@@ -153,8 +153,12 @@ class TrainingModel(keras.Model):
             targets = (1 - share) * targets + share / targets.shape[-1]
         return images, targets
 
+    @property
+    def _random_layers(self):
+        return (*self.image_layers, *self.mixing_layers)
+
     def _reseed(self):
-        for layer in (*self.image_layers, *self.mixing_layers):
+        for layer in self._random_layers:
             state = layer.generator.state
             step = ops.cast(self.steps_done, state.dtype)
             seed = ops.cast(layer.seed, state.dtype)
@@ -162,8 +166,7 @@ class TrainingModel(keras.Model):
 
     def random_states(self):
         """Variables that `augment` sets from the step: a backup needs none."""
-        layers = (*self.image_layers, *self.mixing_layers)
-        return [layer.generator.state for layer in layers]
+        return [layer.generator.state for layer in self._random_layers]
 
     def _augmented(self, data):
         if self.source is not None:

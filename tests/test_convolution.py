@@ -8,7 +8,7 @@ from keras_resnet_cifar.models import build_resnet
 from keras_resnet_cifar.training_model import training_clone
 
 if keras.backend.backend() != "jax":
-    pytest.skip("JAX alone", allow_module_level=True)
+    pytest.skip("JAX alone: KERAS_BACKEND=jax", allow_module_level=True)
 
 import jax
 

@@ -104,7 +104,9 @@ def test_files_that_are_no_model(tmp_path):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX alone")
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="JAX alone: KERAS_BACKEND=jax"
+)
 def test_all_batches_in_one_call(tiny_model, tiny_data, monkeypatch):
     model, images = tiny_model(), tiny_data.test.images[:50]
     expected = logits_of(model, images)
