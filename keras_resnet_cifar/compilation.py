@@ -33,7 +33,7 @@ def compiled(model, data, recipe, precision, seed, feed):
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
         jit_compile=jit_compile(),
         steps_per_execution=steps_per_execution(
-            step_operations(model, recipe.batch_size)
+            step_operations(model, recipe.batch_size), feed.steps
         ),
     )
     trained.optimizer.build(trained.trainable_variables)

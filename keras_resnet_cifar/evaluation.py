@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.feed import even_batch_size
+from keras_resnet_cifar.feed import RESIDENT_BYTES, even_batch_size
 from keras_resnet_cifar.files import check_zip, make_folder, write_json
 from keras_resnet_cifar.hardware import has_accelerator, jit_compile
 from keras_resnet_cifar.metrics import most_confident_mistakes, score
@@ -21,7 +21,8 @@ def logits_of(model, images, batch_size=None, callbacks=()):
         callbacks: Keras callbacks of `predict`.
     """
     batch_size = batch_size or even_batch_size(len(images))
-    if keras.backend.backend() == "jax" and has_accelerator():
+    on_device = has_accelerator() and images.nbytes <= RESIDENT_BYTES
+    if keras.backend.backend() == "jax" and on_device:
         from keras_resnet_cifar import fused_steps
 
         logits = fused_steps.predict(model, images, batch_size)

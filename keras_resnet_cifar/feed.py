@@ -1,7 +1,7 @@
 """Batches of the train split: shuffled by seed and epoch, nothing else.
 
-Where the images fit into the memory of the device they live there once, and an
-epoch ships its order; else the host picks each batch.
+Where the images are few enough (`RESIDENT_BYTES`) they live on the device once,
+and an epoch ships its order; else the host picks each batch.
 """
 
 import keras

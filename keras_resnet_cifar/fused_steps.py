@@ -4,6 +4,7 @@ TensorFlow loops over `steps_per_execution` inside the graph. Keras (up to 3.15)
 loops in Python under JAX, so that each step is dispatched by itself.
 """
 
+import functools
 import itertools
 
 import jax
@@ -11,48 +12,66 @@ import numpy as np
 from jax import lax
 from jax import numpy as jnp
 
+_MOST_BYTES = 1 << 28  # of the batches of a call: they lie side by side
+
 
 def fuse(step, count):
-    """Returns a Keras train or test function of up to `count` steps a call.
+    """Returns a Keras train or test function of up to `count` steps.
+
+    They are one call, or several where the batches are large or of different
+    shapes, as a split's last one may be. How many steps a call has is compiled
+    in: XLA for GPUs asks the host at each turn of a loop whose end it does not
+    know. So a shorter last group is another compilation.
 
     Args:
         step: `(state, batch) -> (logs, state)`, as `Model.train_step`.
-        count: Most steps a call. A shorter last group is run by the same
-            compiled code: how many steps there are is an argument of it.
+        count: Most steps.
 
     Returns:
         `(state, iterator) -> (logs, state)`. The state is donated; the logs
         are those of the last step, which hold the means so far.
     """
 
-    @jax.jit(donate_argnums=0)
-    def run(state, batches, number):
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run(state, batches):
+        def body(state, batch):
+            logs, state = step(state, batch)
+            return state, logs
+
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
-
-        def body(index, carry):
-            _, state = carry
-            batch = jax.tree.map(lambda leaves: leaves[index], stacked)
-            return step(state, batch)
-
-        logs, _ = jax.eval_shape(step, state, batches[0])
-        logs = jax.tree.map(jnp.zeros_like, logs)
-        return lax.fori_loop(0, number, body, (logs, state))
+        state, logs = lax.scan(body, state, stacked)
+        return jax.tree.map(lambda leaf: leaf[-1], logs), state
 
     def function(state, iterator):
-        batches = list(itertools.islice(iterator, count))
-        if not batches:
+        logs = None
+        for batches in _groups(itertools.islice(iterator, count)):
+            logs, state = run(state, batches)
+        if logs is None:
             raise StopIteration
-        number = len(batches)
-        return run(state, batches + batches[:1] * (count - number), number)
+        return logs, state
 
     return function
+
+
+def _groups(batches):
+    """Yields lists of batches of one shape, none of too many bytes."""
+    for _, alike in itertools.groupby(batches, _shapes):
+        first = next(alike)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(first))
+        alike = itertools.chain([first], alike)
+        while group := list(itertools.islice(alike, 1 + _MOST_BYTES // size)):
+            yield group
+
+
+def _shapes(batch):
+    return [leaf.shape for leaf in jax.tree.leaves(batch)]
 
 
 def predict(model, images, batch_size):
     """Returns the outputs of a model for all images, in one call.
 
     Args:
-        model: A Keras model.
+        model: A Keras model. What is compiled for it stays with it.
         images: `[N, H, W, C]`; a copy goes to the device, whole.
         batch_size: Images a step.
 
@@ -63,7 +82,17 @@ def predict(model, images, batch_size):
     padding = -count % batch_size
     batches = np.concatenate([images, images[:1].repeat(padding, axis=0)])
     batches = batches.reshape(-1, batch_size, *images.shape[1:])
+    if not hasattr(model, "fused_predict_function"):
+        model.fused_predict_function = _predict_function(model)
+    variables = [
+        [variable.value for variable in held]
+        for held in (model.trainable_variables, model.non_trainable_variables)
+    ]
+    outputs = np.asarray(model.fused_predict_function(*variables, batches))
+    return outputs.reshape(-1, *outputs.shape[2:])[:count]
 
+
+def _predict_function(model):
     @jax.jit
     def run(trainable, other, batches):
         def outputs(batch):
@@ -71,9 +100,4 @@ def predict(model, images, batch_size):
 
         return lax.map(outputs, batches)
 
-    variables = [
-        [variable.value for variable in held]
-        for held in (model.trainable_variables, model.non_trainable_variables)
-    ]
-    outputs = np.asarray(run(*variables, batches))
-    return outputs.reshape(-1, *outputs.shape[2:])[:count]
+    return run

@@ -13,6 +13,7 @@ _CPU_OPERATIONS = {  # of about a second on two cores
     "tensorflow": 250e9,
     "jax": 50e9,
 }
+_ACCELERATED_OPERATIONS = 10e12  # of a second at most on one of 10 TFLOP/s
 
 JAX_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
@@ -77,22 +78,26 @@ def has_accelerator():
     return bool(devices & {"GPU", "TPU"})
 
 
-def steps_per_execution(operations):
+def steps_per_execution(operations, steps):
     """How many steps one compiled call runs: it saves the dispatch of each.
 
     TensorFlow loops inside the graph, `fused_steps.py` does so under JAX.
-    PyTorch runs step by step. On a CPU a call takes a second or so at most,
-    for a signal or a backup waits until it ends.
+    PyTorch runs step by step. A call takes a second or so at most, for a signal
+    or a backup waits until it ends. If it can be, the number divides those of
+    an epoch: JAX compiles a shorter last call by itself.
 
     Args:
         operations: Floating-point operations of a step.
+        steps: Steps of an epoch.
     """
-    most = _CPU_OPERATIONS.get(keras.backend.backend())
-    if most is None:
+    second = _CPU_OPERATIONS.get(keras.backend.backend())
+    if second is None:
         return 1
     if has_accelerator():
-        return _MOST_STEPS
-    return int(min(max(most // max(operations, 1), 1), _MOST_STEPS))
+        second = _ACCELERATED_OPERATIONS
+    most = int(min(max(second // max(operations, 1), 1), _MOST_STEPS))
+    divisors = [n for n in range(-(-most // 2), most) if steps % n == 0]
+    return most if steps % most == 0 else max(divisors, default=most)
 
 
 def is_out_of_memory(error):

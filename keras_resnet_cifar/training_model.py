@@ -161,8 +161,8 @@ class TrainingModel(keras.Model):
         for layer in self._random_layers:
             state = layer.generator.state
             step = ops.cast(self.steps_done, state.dtype)
-            seed = ops.cast(layer.seed, state.dtype)
-            state.assign(ops.stack([seed, step * _MOST_DRAWS]))
+            # The seed is not compiled in: it is what the state begins with.
+            state.assign(ops.stack([state[0], step * _MOST_DRAWS]))
 
     def random_states(self):
         """Variables that `augment` sets from the step: a backup needs none."""

@@ -40,7 +40,7 @@ def fit_function(count, side, batch, widths):
     split = Split(images, np.arange(len(images)) % 10)
     recipe = get_recipe("onecycle", batch_size=batch, precision="float32")
     feed = ShuffledBatches(split, 10, batch, seed=0)
-    compilation.steps_per_execution = lambda operations: count
+    compilation.steps_per_execution = lambda *_: count
     data = load_dataset("shapes")
     trained = compilation.compiled(model, data, recipe, "float32", 0, feed)
     return lambda: trained.fit(feed.source(), shuffle=False, verbose=0)

@@ -111,6 +111,11 @@ def test_all_batches_in_one_call(tiny_model, tiny_data, monkeypatch):
     model, images = tiny_model(), tiny_data.test.images[:50]
     expected = logits_of(model, images)
     monkeypatch.setattr(evaluation, "has_accelerator", lambda: True)
-    np.testing.assert_allclose(
-        logits_of(model, images, batch_size=16), expected, rtol=1e-5, atol=1e-5
-    )
+    for scale in (1, 2):  # of the weights: they are no part of what is compiled
+        head = model.layers[-1]
+        head.set_weights([scale * weight for weight in head.get_weights()])
+        logits = logits_of(model, images, batch_size=16)
+        np.testing.assert_allclose(
+            logits, scale * expected, rtol=1e-5, atol=1e-5
+        )
+    assert model.fused_predict_function._cache_size() == 1

@@ -29,13 +29,25 @@ def test_a_call_on_a_cpu_lasts_a_second_at_most(monkeypatch):
     monkeypatch.setattr(hardware, "has_accelerator", lambda: False)
     tiny, resnet20, resnet1202 = 1e6, 31e9, 1.9e12
     expected = {"tensorflow": (64, 8, 1), "jax": (64, 1, 1)}
-    counts = tuple(map(steps_per_execution, (tiny, resnet20, resnet1202)))
+    counts = tuple(
+        steps_per_execution(cost, 64) for cost in (tiny, resnet20, resnet1202)
+    )
     assert counts == expected.get(backend, (1, 1, 1))
-    assert steps_per_execution(float("inf")) == 1  # of unknown images
+    assert steps_per_execution(float("inf"), 64) == 1  # of unknown images
     assert all(isinstance(count, int) for count in counts)
     monkeypatch.setattr(hardware, "has_accelerator", lambda: True)
-    most = 1 if backend == "torch" else 64
-    assert steps_per_execution(resnet1202) == most
+    on_torch = backend == "torch"
+    assert steps_per_execution(resnet20, 64) == (1 if on_torch else 64)
+    assert steps_per_execution(resnet1202, 64) == (1 if on_torch else 4)
+
+
+@pytest.mark.parametrize(
+    ("steps", "count"), [(390, 39), (128, 64), (391, 64), (33, 33), (7, 64)]
+)
+def test_calls_divide_an_epoch_if_they_can(steps, count):
+    if keras.backend.backend() == "torch":
+        pytest.skip("PyTorch runs step by step")
+    assert steps_per_execution(1e6, steps) == count
 
 
 COMPILING = """

@@ -18,6 +18,7 @@ from keras_resnet_cifar.data import Split
 from keras_resnet_cifar.errors import Diverged, InputError, Stopped
 from keras_resnet_cifar.feed import ShuffledBatches
 from keras_resnet_cifar.models import build_resnet
+from keras_resnet_cifar.recipes import get_recipe
 from keras_resnet_cifar.runs import RunDirectory
 from keras_resnet_cifar.training import train
 
@@ -58,7 +59,7 @@ def train_small(data, folder, seed=0, steps=6, **kwargs):
     keras.utils.set_random_seed(seed)
     model = build_resnet(**TINY, normalization="shapes")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compilation, "steps_per_execution", lambda _: steps)
+        patch.setattr(compilation, "steps_per_execution", lambda *_: steps)
         return train(
             model, data, output_dir=folder, verbose=False, **(SMALL | kwargs)
         )
@@ -190,6 +191,46 @@ def test_fused_steps_equal_single_ones(tiny_data, tmp_path):
     a, b = (np.load(run / "backup.npz") for run in runs)
     for name in set(a.files) - {"state"}:  # random state and momentum as well
         np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="JAX alone: KERAS_BACKEND=jax"
+)
+def test_a_seed_is_not_compiled_in(tiny_data):
+    import jax
+
+    def lowered(seed):
+        model = build_resnet(**TINY, normalization="shapes")
+        recipe = get_recipe("strong", batch_size=16, epochs=1)
+        feed = ShuffledBatches(tiny_data.train, 10, 16, seed)
+        trained = compilation.compiled(
+            model, tiny_data, recipe, "float32", seed, feed
+        )
+        state = tuple(
+            [variable.value for variable in held]
+            for held in (
+                trained.trainable_variables,
+                trained.non_trainable_variables,
+                trained.optimizer.variables,
+                trained.metrics_variables,
+            )
+        )
+        return jax.jit(trained.train_step).lower(state, feed[0]).as_text()
+
+    assert lowered(seed=1) == lowered(seed=2)
+
+
+def test_a_last_batch_of_validation_may_be_shorter(tiny_data, tmp_path):
+    images = np.resize(tiny_data.train.images, (521, 32, 32, 3))  # a prime
+    labels = np.resize(tiny_data.train.labels, 521)
+    data = dataclasses.replace(tiny_data, validation=Split(images, labels))
+    once, fused = (
+        train_small(data, tmp_path / f"{steps}", steps=steps, epochs=1)
+        for steps in (1, 6)
+    )
+    for name in ("val_loss", "val_accuracy"):
+        expected = once.history[0][name]
+        np.testing.assert_allclose(fused.history[0][name], expected, rtol=1e-4)
 
 
 def test_more_epochs_where_the_schedule_permits(run_of, tmp_path):
