@@ -74,6 +74,7 @@ def benchmark(
         steps = _QUICK_STEPS
     _check(arch, precision, names, batch_size, rounds, steps)
     setting = Setting(arch, batch_size, precision, turns=rounds + 1)
+    _check_epochs(dataclasses.replace(setting, steps=steps or _STEPS))
     load = os.getloadavg()
     tell("measuring the machine")
     facts = _machine_facts(setting)
@@ -83,12 +84,16 @@ def benchmark(
         setting,
         precision=facts["precision"],
         steps=steps or (_ACCELERATED_STEPS if accelerated else _STEPS),
+        accelerated=accelerated,
     )
     with tempfile.TemporaryDirectory() as caches, _Crew() as crew:
         environment = _environment(Path(caches), len(names))
         for name in names:
             tell(f"starting {name}")
             crew.hire(name, setting, environment, not quick or name == "fit")
+        if not crew.workers:
+            why = "; ".join(f"{k}: {v}" for k, v in crew.left_out.items())
+            raise InputError(f"nothing to time ({why}): name other contenders")
         others = []
         speeds = take_turns(
             crew.workers, rounds, lambda: others.append(share_in_use()), tell
@@ -118,12 +123,24 @@ def _check(arch, precision, names, batch_size, rounds, steps):
     for name in names or ():
         if name not in CONTENDERS:
             raise unknown("contender", name, CONTENDERS)
+        if names.count(name) > 1:
+            raise InputError(f"contender {name} twice: name it once")
     numbers = {"batch_size": batch_size, "rounds": rounds, "steps": steps}
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise InputError(f"{name}={value}: must be at least 1")
         if value is not None and value > _MOST:
             raise InputError(f"{name}={value}: must be at most {_MOST:,}")
+
+
+def _check_epochs(setting):
+    """Raises `InputError` if a recipe cannot have as many epochs."""
+    if setting.epochs > _MOST:
+        raise InputError(
+            f"{setting.turns - 1} rounds of {setting.steps} steps of "
+            f"{setting.batch_size} images are too many: give fewer rounds or "
+            "steps"
+        )
 
 
 def default_names(accelerated, dataloader=False, quick=False):

@@ -1,12 +1,18 @@
 """The command that measures: `benchmark`."""
 
+import signal
 import sys
 
 from keras_resnet_cifar import architectures
-from keras_resnet_cifar.command_tools import data_options, import_keras
+from keras_resnet_cifar.command_tools import data_options
 from keras_resnet_cifar.datasets import check_known
 from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.files import check_replaceable, write_json
 from keras_resnet_cifar.recipes import DEFAULT, get_recipe
+from keras_resnet_cifar.starting import import_keras
+
+_OF_TURNS = ("steps", "rounds", "contenders", "dataloader", "quick")
+_OF_DATA = ("recipe", "epochs", "dataset", "data_dir", "source", "split")
 
 
 def benchmark(args):
@@ -15,18 +21,17 @@ def benchmark(args):
     from keras_resnet_cifar.benchmark import benchmark as measure
 
     _check_benchmark(args)
+    signal.signal(signal.SIGTERM, _leave)
     if args.time_to is not None:
         return _time_to(args)
     if args.show:
         found = benchmark_table.read(args.show)
     else:
         found = measure(
-            args.arch or "resnet20",
-            args.batch_size or 128,
-            args.precision or "auto",
-            args.steps,
-            args.rounds,
-            args.contenders and args.contenders.split(","),
+            **_given(args, "arch", "batch_size", "precision"),
+            steps=args.steps,
+            rounds=args.rounds,
+            names=_names(args.contenders),
             dataloader=args.dataloader,
             quick=args.quick,
             tell=lambda text: print(text, file=sys.stderr, flush=True),
@@ -38,28 +43,49 @@ def benchmark(args):
 
 def _check_benchmark(args):
     """Raises `InputError` for options that go with others only."""
-    kinds = {
-        "with": "steps rounds contenders dataloader quick show markdown",
-        "without": "recipe epochs dataset data_dir source",
-    }
-    word = "without" if args.time_to is None else "with"
-    for name in kinds[word].split():
-        if getattr(args, name):
+    of_data = (*_OF_DATA, "allow_unverified")
+    if args.time_to is not None:
+        _refuse(args, (*_OF_TURNS, "show", "markdown"), "with --time-to")
+    else:
+        _refuse(args, of_data, "without --time-to")
+    if args.show:
+        setting = ("arch", "batch_size", "precision")
+        _refuse(args, (*setting, *_OF_TURNS), "with --show")
+    if args.output:
+        check_replaceable(args.output)
+        if not args.output.parent.is_dir():
             raise InputError(
-                f"--{name.replace('_', '-')} does not go {word} --time-to: "
-                "leave it out"
+                f"cannot write {args.output}: there is no folder "
+                f"{args.output.parent}; make it first"
             )
-    if args.output and not args.output.parent.is_dir():
+
+
+def _refuse(args, names, where):
+    for name in _given(args, *names):
         raise InputError(
-            f"cannot write {args.output}: there is no folder "
-            f"{args.output.parent}; make it first"
+            f"--{name.replace('_', '-')} does not go {where}: leave it out"
         )
+
+
+def _given(args, *names):
+    """The options of these names that were given, as a dict."""
+    held = {name: getattr(args, name) for name in names}
+    return {k: v for k, v in held.items() if v is not None and v is not False}
+
+
+def _names(contenders):
+    return None if contenders is None else contenders.split(",")
+
+
+def _leave(number, frame):
+    """Ends the workers and removes their caches on the way."""
+    sys.exit(128 + number)
 
 
 def _time_to(args):
     """The part of `benchmark` that trains on the real data."""
     recipe = get_recipe(
-        args.recipe or DEFAULT,
+        DEFAULT if args.recipe is None else args.recipe,
         batch_size=args.batch_size,
         precision=args.precision,
         epochs=args.epochs,
@@ -67,23 +93,22 @@ def _time_to(args):
     arch = architectures.parse(args.arch or recipe.arch).name
     name = args.dataset or recipe.dataset
     check_known(name, args.source)
+    split = args.split or "validation"
     import_keras()
     from keras_resnet_cifar.data import load_dataset
     from keras_resnet_cifar.time_to import check_target, time_to
 
-    check_target(args.time_to, args.split)
+    check_target(args.time_to, split)
     held_out = recipe.validation or 5000
     data = load_dataset(
         name,
-        validation=held_out if args.split == "validation" else 0,
+        validation=held_out if split == "validation" else 0,
         **data_options(args),
     )
-    found = time_to(args.time_to, data, arch, recipe, args.split)
+    found = time_to(args.time_to, data, arch, recipe, split)
     _write_found(found, args.output)
 
 
 def _write_found(found, path):
-    from keras_resnet_cifar.files import write_json
-
     if path:
         write_json(path, found)

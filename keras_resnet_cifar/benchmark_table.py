@@ -5,6 +5,14 @@ import json
 from keras_resnet_cifar.errors import InputError, reason
 
 _MIB = 2**20
+_DAMAGE = (  # what comes of JSON of another shape
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 _HEAD = (
     "contender",
     "images/s",
@@ -24,8 +32,10 @@ def read(path):
     """
     try:
         found = json.loads(path.read_text())
+        if not found["contenders"]:
+            raise ValueError("no contender in it")
         text_of(found)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *_DAMAGE) as error:
         raise InputError(
             f"{path} holds no benchmark ({reason(error)}): name a file that "
             "--output wrote"

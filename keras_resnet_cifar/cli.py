@@ -393,7 +393,6 @@ def _benchmark_options(parser):
     group.add_argument("--epochs", type=int, help="(default: the recipe's)")
     group.add_argument(
         "--split",
-        default="validation",
         help="looked at after each epoch: validation or test (default: "
         "validation, 5,000 images unless the recipe says another number)",
     )

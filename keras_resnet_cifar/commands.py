@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from keras_resnet_cifar import architectures
-from keras_resnet_cifar.command_tools import data_options, import_keras, told
+from keras_resnet_cifar.command_tools import data_options, told
 from keras_resnet_cifar.datasets import DATASETS, check_known
 from keras_resnet_cifar.errors import InputError, unknown
 from keras_resnet_cifar.export import export_model
@@ -17,6 +17,7 @@ from keras_resnet_cifar.image_folders import class_names
 from keras_resnet_cifar.phases import newest_run
 from keras_resnet_cifar.recipes import RECIPES
 from keras_resnet_cifar.runs import find_run
+from keras_resnet_cifar.starting import import_keras
 from keras_resnet_cifar.torch_files import check_suffix
 from keras_resnet_cifar.torch_schemes import get_scheme
 

@@ -17,6 +17,7 @@ from keras_resnet_cifar import architectures
 from keras_resnet_cifar.datasets import DATASETS
 from keras_resnet_cifar.errors import InputError, reason
 from keras_resnet_cifar.recipes import get_recipe
+from keras_resnet_cifar.starting import import_keras
 from keras_resnet_cifar.turns import LeftOut, serve
 
 _INFO = DATASETS["cifar10"]
@@ -33,6 +34,7 @@ class Setting:
         precision: A Keras dtype policy, or `"auto"` for `machine` to resolve.
         steps: Steps a turn.
         turns: How many turns there will be, with the warm-up.
+        accelerated: Whether Keras's backend has a GPU or TPU.
     """
 
     arch: str = "resnet20"
@@ -40,6 +42,7 @@ class Setting:
     precision: str = "auto"
     steps: int = 50
     turns: int = 6
+    accelerated: bool = False
 
     @property
     def epochs_per_turn(self):
@@ -60,13 +63,17 @@ class Setting:
         """Images a turn."""
         return self.turn_steps * self.batch_size
 
+    @property
+    def epochs(self):
+        return (self.turns + 2) * self.epochs_per_turn  # never the last
+
     def recipe(self):
         """The recipe of all training contenders: crops, flips, SGD."""
         return get_recipe(
             "onecycle",
             batch_size=self.batch_size,
             precision=self.precision,
-            epochs=(self.turns + 2) * self.epochs_per_turn,  # never the last
+            epochs=self.epochs,
         )
 
     def noise(self):
@@ -104,9 +111,9 @@ class Setting:
 
 def fit(setting, turns):
     """`train` as users call it: feed, augmentation, metrics, callbacks."""
+    import_keras()
     import keras
 
-    from keras_resnet_cifar.hardware import cache_compilations
     from keras_resnet_cifar.training import train
 
     per_turn = setting.epochs_per_turn
@@ -132,7 +139,6 @@ def fit(setting, turns):
                 turns.end(setting.images)
 
     turns.memory = _keras_device_memory
-    cache_compilations()  # as the command does
     train(
         setting.model(),
         setting.data(),
@@ -144,6 +150,7 @@ def fit(setting, turns):
 
 def step(setting, turns):
     """The compiled train step alone, on one batch that is already there."""
+    import_keras()
     from keras_resnet_cifar.compilation import compiled
     from keras_resnet_cifar.feed import ShuffledBatches, one_hot
 
@@ -190,7 +197,7 @@ def _bare_jax_steps(model, batch):
     import keras
 
     one = jax.jit(
-        lambda state: keras.Model.train_step(model, state, batch)[1],
+        lambda state, batch: keras.Model.train_step(model, state, batch)[1],
         donate_argnums=0,
     )
     state = tuple(
@@ -206,7 +213,7 @@ def _bare_jax_steps(model, batch):
     def run(steps):
         nonlocal state
         for _ in range(steps):
-            state = one(state)
+            state = one(state, batch)
         jax.block_until_ready(state)
 
     return run
@@ -214,6 +221,7 @@ def _bare_jax_steps(model, batch):
 
 def evaluate(setting, turns):
     """`evaluate` as users call it, on the model of stock layers."""
+    import_keras()
     from keras_resnet_cifar.evaluation import evaluate as evaluation_of
 
     model, data = setting.model(), setting.data()
@@ -306,9 +314,11 @@ def torch_evaluate(setting, turns):
 
 def _torch_loop(setting, turns, compiler=None):
     try:
-        import torch  # noqa: F401
+        import torch
     except ImportError:
         raise LeftOut("PyTorch is not installed") from None
+    if torch.cuda.is_available() != setting.accelerated:
+        raise LeftOut("PyTorch's device is not of the kind of Keras's")
     from keras_resnet_cifar.torch_loop import TorchLoop
 
     if setting.precision not in ("float32", "mixed_bfloat16"):
@@ -341,6 +351,7 @@ def _torch_device_memory():
 
 def machine(setting, turns):
     """What is here, and the least time that a train step can take on it."""
+    import_keras()
     from keras_resnet_cifar import roofline
     from keras_resnet_cifar.hardware import resolve_precision
     from keras_resnet_cifar.runs import versions

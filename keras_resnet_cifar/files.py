@@ -42,6 +42,7 @@ def atomic_write(path, keep=None):
         InputError: The system refused (no folder, not allowed, disk full).
     """
     path = pathlib.Path(path)
+    check_replaceable(path)
     temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
@@ -55,6 +56,17 @@ def atomic_write(path, keep=None):
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def check_replaceable(path):
+    """Raises `InputError` if a path is taken by what is no file.
+
+    A device or a pipe would be replaced as well, where the user may do so.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"cannot write {path}: there is a folder or a device; name a file"
+        )
 
 
 def is_temporary(path):

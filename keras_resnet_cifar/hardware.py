@@ -1,7 +1,9 @@
 """What the machine at hand runs best: precision, compiler, fused steps."""
 
+import contextlib
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 import keras
@@ -156,3 +158,28 @@ def cache_compilations():
         jax.config.update("jax_compilation_cache_max_size", 2**30)
     # The initializers too: some sixty small ones, seconds in all.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@contextlib.contextmanager
+def fresh_compilations():
+    """Has JAX use nothing, for the time of the context, that it has kept.
+
+    What it compiles in there it keeps until the end of the context.
+    """
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    def keep_in(folder):
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()  # it looks at the setting once
+
+    held = jax.config.jax_compilation_cache_dir
+    with tempfile.TemporaryDirectory() as folder:
+        keep_in(folder)
+        try:
+            yield
+        finally:
+            keep_in(held)

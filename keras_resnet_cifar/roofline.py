@@ -75,12 +75,8 @@ def measured_rates(precision, accelerated):
     size, count = (8192, 1 << 28) if accelerated else (2048, 1 << 26)
     dtype = _DTYPES[precision]
     found = [_rates(*_keras_operations(size, count, dtype), size, count)]
-    try:
-        import torch
-    except ImportError:
-        pass
-    else:
-        operations = _torch_operations(torch, size, count, dtype)
+    if _torch_measures(dtype, accelerated):
+        operations = _torch_operations(size, count, dtype)
         found.append(_rates(*operations, size, count))
     return tuple(max(rates) for rates in zip(*found, strict=True))
 
@@ -115,7 +111,19 @@ def _keras_operations(size, count, dtype):
     return multiply, read
 
 
-def _torch_operations(torch, size, count, dtype):
+def _torch_measures(dtype, accelerated):
+    """Whether PyTorch is there, on the same kind of device, and not slow."""
+    try:
+        import torch
+    except ImportError:
+        return False
+    slow = dtype == "float16" and not accelerated  # minutes a product
+    return torch.cuda.is_available() == accelerated and not slow
+
+
+def _torch_operations(size, count, dtype):
+    import torch
+
     torch.set_float32_matmul_precision("high")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     matrix = torch.ones(size, size, dtype=getattr(torch, dtype), device=device)

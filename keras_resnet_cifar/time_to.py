@@ -6,6 +6,7 @@ import time
 import keras
 
 from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.hardware import fresh_compilations
 from keras_resnet_cifar.models import build_resnet
 from keras_resnet_cifar.training import train
 
@@ -21,7 +22,8 @@ class StopAt(keras.callbacks.Callback):
     Attributes:
         seconds: From its making to the end of that epoch; `None` if it was
             not reached.
-        first_step: From its making to the end of the first step.
+        first_step: From its making to the end of the first call of the
+            compiled step, which may be several steps.
         epochs: How many have run.
         best: The highest accuracy so far.
     """
@@ -63,10 +65,11 @@ def time_to(
 ):
     """Trains twice, a new net each time, until an accuracy is reached.
 
-    The first run is cold: it compiles. The second is warm as far as the
-    backend keeps what the first has compiled in this process; `first_step` is
-    what is left of it. No files are written. An epoch's validation is in the
-    time, loading the data and the imports are not.
+    The first run is cold: it compiles all, whatever has been kept before.
+    The second is warm as far as the backend keeps what the first has compiled;
+    `first_step` is what is left of it. No files are written. Building the net
+    and each epoch's validation are in the time, loading the data and the
+    imports are not.
 
     Args:
         target: Accuracy, above 0 and up to 1.
@@ -92,36 +95,39 @@ def time_to(
     check_target(target, split)
     data = _looking_at(data, split)
     found = []
-    for index, run in enumerate(("cold", "warm")):
-        keras.utils.set_random_seed(seed + index)
-        model = build_resnet(
-            arch,
-            num_classes=data.num_classes,
-            input_shape=data.train.images.shape[1:],
-            normalization=data.name,
-        )
-        stop = StopAt(target)
-        train(
-            model,
-            data,
-            recipe,
-            seed=seed + index,
-            callbacks=[stop],
-            verbose=False,
-            **changes,
-        )
-        found.append(
-            {
-                "run": run,
-                "seconds": stop.seconds,
-                "first_step": stop.first_step,
-                "epochs": stop.epochs,
-                "accuracy": stop.best,
-                "seed": seed + index,
-            }
-        )
-        tell(told(found[-1], target, split))
+    with fresh_compilations():
+        for index, name in enumerate(("cold", "warm")):
+            run = _run(target, data, arch, recipe, seed + index, changes)
+            found.append({"run": name, **run})
+            tell(told(found[-1], target, split))
     return found
+
+
+def _run(target, data, arch, recipe, seed, changes):
+    stop = StopAt(target)
+    keras.utils.set_random_seed(seed)
+    model = build_resnet(
+        arch,
+        num_classes=data.num_classes,
+        input_shape=data.train.images.shape[1:],
+        normalization=data.name,
+    )
+    train(
+        model,
+        data,
+        recipe,
+        seed=seed,
+        callbacks=[stop],
+        verbose=False,
+        **changes,
+    )
+    return {
+        "seconds": stop.seconds,
+        "first_step": stop.first_step,
+        "epochs": stop.epochs,
+        "accuracy": stop.best,
+        "seed": seed,
+    }
 
 
 def check_target(target, split):

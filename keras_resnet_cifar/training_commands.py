@@ -10,7 +10,6 @@ from keras_resnet_cifar.backups import Interval
 from keras_resnet_cifar.command_tools import (
     data_options,
     described,
-    import_keras,
     print_results,
 )
 from keras_resnet_cifar.datasets import DATASETS, check_known
@@ -25,6 +24,7 @@ from keras_resnet_cifar.recipes import (
     get_recipe,
 )
 from keras_resnet_cifar.runs import RunDirectory
+from keras_resnet_cifar.starting import import_keras
 
 
 @dataclasses.dataclass(frozen=True)

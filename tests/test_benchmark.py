@@ -1,5 +1,6 @@
 """The benchmark takes turns, divides and tells; no test looks at a time."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -157,6 +158,30 @@ def test_the_whole_command(fake_command, tmp_path, capsys):
     assert {line.count("|") for line in table} == {8}
 
 
+def test_nothing_to_time_is_told(fake_command):
+    with pytest.raises(InputError, match=r"nothing .*no compiler here"):
+        benchmark.benchmark(names=["torch-compile"], rounds=1, quick=True)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"contenders": []},
+        {"left_out": []},
+        {"load_average": []},
+        {"limit": {}},
+        {"busy": True},
+    ],
+    ids=lambda spoil: next(iter(spoil)),
+)
+def test_what_holds_no_benchmark(spoil, fake_command, tmp_path):
+    found = benchmark.benchmark(names=["fit"], rounds=1, quick=True)
+    found = {**found, "others": [], **spoil}
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    with pytest.raises(InputError, match=r"found\.json holds no benchmark"):
+        benchmark_table.read(tmp_path / "found.json")
+
+
 def test_a_busy_machine_is_told(fake_command, monkeypatch):
     monkeypatch.setattr(benchmark, "share_in_use", lambda: 0.5)
     found = benchmark.benchmark(names=["fit"], rounds=1, quick=True)
@@ -179,9 +204,18 @@ BAD = [
     (["--rounds", "0"], "rounds=0"),
     (["--steps", "0"], "steps=0"),
     (["--batch-size", "-1"], "batch_size=-1"),
+    (["--batch-size", "0"], "batch_size=0"),
+    (["--rounds", "9999", "--steps", "9999"], "give fewer rounds or steps"),
     (["--contenders", "fit,torch-eagr"], "torch-eager"),
+    (["--contenders", ""], "torch-eager"),
+    (["--contenders", "fit,step,fit"], "contender fit twice"),
+    (["--show", "none.json", "--arch", "resnet20"], "not go with --show"),
     (["--show", "none.json"], "none.json"),
     (["--output", "none/found.json"], "no folder none"),
+    (["--output", "."], "cannot write .: there is a folder"),
+    (["--output", "/dev/null"], "or a device; name a file"),
+    (["--split", "test"], "--split does not go without --time-to"),
+    (["--epochs", "0"], "--epochs does not go without --time-to"),
     (["--recipe", "cosine"], "--recipe does not go without --time-to"),
     (["--time-to", "0.9", "--quick"], "--quick does not go with --time-to"),
     (["--time-to", "94"], "0.94"),
@@ -260,6 +294,15 @@ def test_a_contender_in_a_process_of_its_own():
         worker.close()
 
 
+def test_another_kind_of_device_is_no_opponent():
+    torch = pytest.importorskip("torch", reason="it is PyTorch that is timed")
+    other = dataclasses.replace(
+        SMALL, accelerated=not torch.cuda.is_available()
+    )
+    with pytest.raises(LeftOut, match="device"):
+        contenders.CONTENDERS["torch-eager"].run(other, RecordedTurns())
+
+
 def test_what_has_no_counterpart_is_left_out():
     pytest.importorskip("torch", reason="it is PyTorch that is timed")
     setting = contenders.Setting("resnet20-preact", precision="float32")
@@ -297,11 +340,11 @@ def test_operations_of_resnet20():
 
 @pytest.mark.parametrize(
     ("bandwidth", "speed", "bound"),
-    [(1e9, 50.0, "arithmetic"), (1e6, 0.5, "memory")],
+    [(1e9, 50.0, "arithmetic"), (1e6, 5.0, "memory")],
 )
 def test_the_longer_time_is_the_limit(bandwidth, speed, bound):
     found = roofline.limit(2e9, 2e7, 1e9, bandwidth, batch_size=100)
-    assert found == (pytest.approx(speed if bound != "memory" else 5.0), bound)
+    assert found == (pytest.approx(speed), bound)
 
 
 # --- Seconds to an accuracy
