@@ -93,20 +93,19 @@ def _about(found):
     told = ("keras", "tensorflow", "jax", "torch")
     programs = [f"{name} {versions[name]}" for name in told if name in versions]
     device = found["accelerator"]
-    load = found["load_average"][0]
+    others = max(found["others"])
     lines = [
         f"{setting['arch']}, batch {setting['batch_size']}, "
         f"{setting['precision']}, Keras on {found['backend']} "
         f"({', '.join(programs)}); {f'{device}; ' if device else ''}"
-        f"{host['processor']}, {host['cores']} cores, {host['system']}; load "
-        f"average {load:.2f} before the run",
+        f"{host['processor']}, {host['cores']} cores, {host['system']}; "
+        f"others used up to {others:.0%} of the cores",
     ]
     if found["busy"]:
         lines.append(
-            f"BUSY: others used up to {max(found['others']):.0%} of the cores. "
-            "The ratios are not sound either: PyTorch's threads wait for each "
-            "other at each operation and suffer most. Repeat it when it is "
-            "quiet."
+            "BUSY: the ratios are not sound either, for PyTorch's threads wait "
+            "for each other at each operation and suffer most. Repeat it when "
+            "it is quiet."
         )
     return lines
 
