@@ -59,6 +59,7 @@ class EpochRecord(keras.callbacks.Callback):
         self._trained = None
 
     def on_test_begin(self, logs=None):
+        int(self.model.steps_done)  # JAX has dispatched the steps: it waits
         self._trained = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import types
 
 import keras
 import numpy as np
 import pytest
 
+from keras_resnet_cifar import callbacks
 from keras_resnet_cifar.datasets import DATASETS
 from keras_resnet_cifar.errors import Diverged, InputError
 from keras_resnet_cifar.evaluation import evaluate, load_model, logits_of
@@ -120,6 +122,22 @@ def test_a_run_leaves_everything_that_describes_it(
     card = directory.card.read_text()
     assert f"{metrics['last']['test']['top1']:.2%}" in card
     assert "was not used to choose" in card
+
+
+def test_the_clock_of_an_epoch_waits_for_its_last_step(monkeypatch):
+    """Under JAX the steps are dispatched long before they are done."""
+    done = []
+
+    class Steps:
+        def __int__(self):
+            return done.append("last step") or 1
+
+    record = callbacks.EpochRecord(feed=None, rates=None)
+    record.set_model(types.SimpleNamespace(steps_done=Steps()))
+    clock = types.SimpleNamespace(perf_counter=lambda: done.append("clock"))
+    monkeypatch.setattr(callbacks, "time", clock)
+    record.on_test_begin()
+    assert done == ["last step", "clock"]
 
 
 def test_training_learns(tiny_model, tiny_data):
