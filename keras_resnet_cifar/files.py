@@ -63,7 +63,8 @@ def check_replaceable(path):
 
     A device or a pipe would be replaced as well, where the user may do so.
     """
-    if path.exists() and not path.is_file():
+    # By `os.path`: where the folder may not be searched, writing will tell it.
+    if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(
             f"cannot write {path}: there is a folder or a device; name a file"
         )
