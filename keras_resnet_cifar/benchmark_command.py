@@ -12,7 +12,15 @@ from keras_resnet_cifar.recipes import DEFAULT, get_recipe
 from keras_resnet_cifar.starting import import_keras
 
 _OF_TURNS = ("steps", "rounds", "contenders", "dataloader", "quick")
-_OF_DATA = ("recipe", "epochs", "dataset", "data_dir", "source", "split")
+_OF_DATA = (
+    "recipe",
+    "epochs",
+    "split",
+    "dataset",
+    "data_dir",
+    "source",
+    "allow_unverified",
+)
 
 
 def benchmark(args):
@@ -43,11 +51,10 @@ def benchmark(args):
 
 def _check_benchmark(args):
     """Raises `InputError` for options that go with others only."""
-    of_data = (*_OF_DATA, "allow_unverified")
     if args.time_to is not None:
         _refuse(args, (*_OF_TURNS, "show", "markdown"), "with --time-to")
     else:
-        _refuse(args, of_data, "without --time-to")
+        _refuse(args, _OF_DATA, "without --time-to")
     if args.show:
         setting = ("arch", "batch_size", "precision")
         _refuse(args, (*setting, *_OF_TURNS), "with --show")

@@ -21,8 +21,8 @@ def logits_of(model, images, batch_size=None, callbacks=()):
         callbacks: Keras callbacks of `predict`.
     """
     batch_size = batch_size or even_batch_size(len(images))
-    on_device = has_accelerator() and images.nbytes <= RESIDENT_BYTES
-    if keras.backend.backend() == "jax" and on_device:
+    on_jax = keras.backend.backend() == "jax"
+    if on_jax and has_accelerator() and images.nbytes <= RESIDENT_BYTES:
         from keras_resnet_cifar import fused_steps
 
         logits = fused_steps.predict(model, images, batch_size)

@@ -98,8 +98,8 @@ def steps_per_execution(operations, steps):
     if has_accelerator():
         second = _ACCELERATED_OPERATIONS
     most = int(min(max(second // max(operations, 1), 1), _MOST_STEPS))
-    divisors = [n for n in range(-(-most // 2), most) if steps % n == 0]
-    return most if steps % most == 0 else max(divisors, default=most)
+    divisors = [n for n in range(-(-most // 2), most + 1) if steps % n == 0]
+    return max(divisors, default=most)
 
 
 def is_out_of_memory(error):
