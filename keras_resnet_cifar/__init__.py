@@ -13,21 +13,21 @@ nothing and the command line answers at once.
 import importlib
 
 _HOMES = {
-    "architectures": ("list_architectures",),
-    "augmentation": ("RandomCutout", "RandomPadCrop", "RandomResizedCrop"),
-    "backbones": ("BACKBONES",),
-    "data": ("Dataset", "Split", "load_dataset"),
+    "models.architectures": ("list_architectures",),
+    "data.augmentation": ("RandomCutout", "RandomPadCrop", "RandomResizedCrop"),
+    "finetuning.backbones": ("BACKBONES",),
+    "data.load": ("Dataset", "Split", "load_dataset"),
     "errors": ("ExportFailed", "InputError"),
-    "evaluation": ("evaluate", "logits_of"),
-    "export": ("Export", "export_model", "export_saved_model"),
-    "finetuning": ("build_finetuned", "finetune", "freeze_backbone"),
-    "metrics": ("Evaluation",),
-    "models": ("build_resnet",),
-    "normalization": ("input_normalization",),
-    "optimizers": ("CoupledAdam", "CoupledSGD"),
-    "recipes": ("RECIPES", "Recipe", "get_recipe"),
-    "torch_checkpoints": ("load_torch_checkpoint", "save_torch_checkpoint"),
-    "training": ("Run", "train"),
+    "evaluation.evaluate": ("evaluate", "logits_of"),
+    "export.export": ("Export", "export_model", "export_saved_model"),
+    "finetuning.finetune": ("build_finetuned", "finetune", "freeze_backbone"),
+    "evaluation.metrics": ("Evaluation",),
+    "models.resnet": ("build_resnet",),
+    "models.normalization": ("input_normalization",),
+    "training.optimizers": ("CoupledAdam", "CoupledSGD"),
+    "training.recipes": ("RECIPES", "Recipe", "get_recipe"),
+    "pytorch.checkpoints": ("load_torch_checkpoint", "save_torch_checkpoint"),
+    "training.train": ("Run", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

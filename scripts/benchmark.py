@@ -1,7 +1,10 @@
-"""The same as `python -m keras_resnet_cifar benchmark ...`."""
+"""Time training beside PyTorch: see docs/performance.md."""
 
 import sys
+from pathlib import Path
 
-from keras_resnet_cifar.cli import main
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-sys.exit(main(["benchmark", *sys.argv[1:]]))
+from benchmarks.command import main
+
+sys.exit(main())

@@ -2,6 +2,6 @@
 
 import sys
 
-from keras_resnet_cifar.cli import main
+from keras_resnet_cifar.cli.main import main
 
 sys.exit(main(["export", *sys.argv[1:]]))

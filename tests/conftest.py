@@ -4,23 +4,13 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import helpers
 import numpy as np
 import pytest
 
-from keras_resnet_cifar import shapes
-from keras_resnet_cifar.data import DATA_VARIABLE, Dataset, Split
-from keras_resnet_cifar.datasets import DATASETS
-from keras_resnet_cifar.errors import InputError
-
-TINY = {"depth": 8, "widths": (4, 8, 16)}  # compiles in a second or two
-
-
-def refusal(action, *arguments):
-    """The one line with which something is refused."""
-    with pytest.raises(InputError) as caught:
-        action(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+from keras_resnet_cifar.data import shapes
+from keras_resnet_cifar.data.datasets import DATASETS
+from keras_resnet_cifar.data.load import DATA_VARIABLE, Dataset, Split
 
 
 @pytest.fixture
@@ -28,11 +18,13 @@ def tiny_model():
     """Builds a small net with given seed: `tiny_model(seed=0, **shape)`."""
     import keras
 
-    from keras_resnet_cifar.models import build_resnet
+    from keras_resnet_cifar.models.resnet import build_resnet
 
     def build(seed=0, **shape):
         keras.utils.set_random_seed(seed)
-        return build_resnet(**(TINY | {"normalization": "shapes"} | shape))
+        return build_resnet(
+            **(helpers.TINY | {"normalization": "shapes"} | shape)
+        )
 
     return build
 

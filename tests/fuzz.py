@@ -34,18 +34,20 @@ import numpy as np
 from PIL import Image
 from test_data import make, write, write_tfds
 
-from keras_resnet_cifar import backups, readers, runs
-from keras_resnet_cifar.data import fingerprint, load_dataset
-from keras_resnet_cifar.datasets import DATASETS
+from keras_resnet_cifar.data import readers
+from keras_resnet_cifar.data.datasets import DATASETS
+from keras_resnet_cifar.data.load import fingerprint, load_dataset
 from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.evaluation import load_model
+from keras_resnet_cifar.evaluation.predict import read_image
 from keras_resnet_cifar.files import sealed, write_json
-from keras_resnet_cifar.models import build_resnet
-from keras_resnet_cifar.prediction import read_image
-from keras_resnet_cifar.torch_checkpoints import (
+from keras_resnet_cifar.models.resnet import build_resnet
+from keras_resnet_cifar.models.saving import load_model
+from keras_resnet_cifar.pytorch.checkpoints import (
     load_torch_checkpoint,
     save_torch_checkpoint,
 )
+from keras_resnet_cifar.training import backups
+from keras_resnet_cifar.training import run_directory as runs
 
 SECONDS = 60  # a case that takes longer hangs
 EDGE = 1024  # bytes: heads and tails of files hold what steers a reader

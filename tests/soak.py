@@ -14,9 +14,9 @@ import time
 
 import keras
 
-from keras_resnet_cifar.data import load_dataset
-from keras_resnet_cifar.models import build_resnet
-from keras_resnet_cifar.training import train
+from keras_resnet_cifar.data.load import load_dataset
+from keras_resnet_cifar.models.resnet import build_resnet
+from keras_resnet_cifar.training.train import train
 
 BATCH = 4
 

@@ -11,24 +11,21 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import refusal
 from fuzz import small_model
+from helpers import refusal
 from test_training import quietly
 
-from keras_resnet_cifar import (
-    backups,
-    benchmark,
-    benchmark_table,
-    cli,
-    files,
-    plots,
-    runs,
-)
-from keras_resnet_cifar.checkpoints import save_model
+from benchmarks import table as benchmark_table
+from benchmarks import throughput as benchmark
+from keras_resnet_cifar import files
+from keras_resnet_cifar.cli import main as cli
 from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.evaluation import load_model
-from keras_resnet_cifar.torch_checkpoints import save_torch_checkpoint
-from keras_resnet_cifar.torch_files import write_tensors
+from keras_resnet_cifar.evaluation import plots
+from keras_resnet_cifar.models.saving import load_model, save_model
+from keras_resnet_cifar.pytorch.checkpoints import save_torch_checkpoint
+from keras_resnet_cifar.pytorch.files import write_tensors
+from keras_resnet_cifar.training import backups
+from keras_resnet_cifar.training import run_directory as runs
 
 NOBODY = 65534
 TENSORS = {"a": np.ones((100, 100), "float32")}
@@ -305,7 +302,7 @@ def test_every_write_of_a_run_in_turn(tiny_model, tiny_data, tmp_path, disk):
 
 PRINTER = """
 import sys
-from keras_resnet_cifar import cli
+from keras_resnet_cifar.cli import main as cli
 sys.stdout = open(1, "w", buffering=int(sys.argv[1]), closefd=False)
 sys.exit(cli.main(["list"]))
 """

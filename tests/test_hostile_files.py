@@ -20,14 +20,15 @@ import zlib
 import keras
 import numpy as np
 import pytest
-from conftest import refusal
 from fuzz import KINDS, fuzz, write_archive, write_layout
+from helpers import refusal
 from PIL import Image
 
-from keras_resnet_cifar import files, readers
-from keras_resnet_cifar.evaluation import load_model
-from keras_resnet_cifar.prediction import read_image
-from keras_resnet_cifar.runs import RunDirectory
+from keras_resnet_cifar import files
+from keras_resnet_cifar.data import readers
+from keras_resnet_cifar.evaluation.predict import read_image
+from keras_resnet_cifar.models.saving import load_model
+from keras_resnet_cifar.training.run_directory import RunDirectory
 
 
 @pytest.mark.parametrize("name", KINDS)

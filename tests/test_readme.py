@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_resnet_cifar.recipes import RECIPES
+from keras_resnet_cifar.training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

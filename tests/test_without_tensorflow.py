@@ -21,7 +21,7 @@ class Hiding:
         if name.split(".")[0] not in BLOCKED:
             return self.finder.find_spec(name, path, target)
 sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
-from keras_resnet_cifar.cli import main
+from keras_resnet_cifar.cli.main import main
 folder, out = sys.argv[1:]
 data = ["--data-dir", folder, "--allow-unverified"]
 assert not main(["train", "--arch", "resnet8", "--dataset", "cifar10", *data,

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from keras_resnet_cifar.torch_nets import Net
+from benchmarks.torch_nets import Net
 
 __all__ = ["Net", "normalized", "randomized"]
 

@@ -1,0 +1,292 @@
+"""Recipes: one frozen dataclass each, with its source and expected result."""
+
+import numbers
+from dataclasses import dataclass, fields, replace
+
+from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.training.schedules import SHAPES
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a net is trained; everything but the net, the data and the seed.
+
+    Rates, decay and momentum are PyTorch's numbers: the decay is coupled.
+    Expected results are accuracies on the test split at the last epoch.
+    """
+
+    name: str
+    source: str
+    expected: str
+    arch: str = "resnet20"  # what the source trains; --arch replaces it
+    dataset: str = "cifar10"  # likewise
+    epochs: int = 200
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    optimizer: str = "sgd"  # or "adam", whose beta_1 the momentum is
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    decay_on: str = "all"  # or "kernels", sparing biases and BatchNorm
+    schedule: tuple = ("cosine", {})  # a shape of schedules.py
+    warmup_steps: int = 0  # at warmup_factor of the rate, then back in full
+    warmup_factor: float = 0.1
+    padding: int = 4  # pad, then crop per image; 0 switches it off
+    padding_mode: str = "zero"
+    random_resized_crop: int = 0  # its side in pixels; padding then has no say
+    flip: bool = True
+    cutout: int = 0  # side of the blanked square in pixels
+    mixup: float = 0.0  # alpha of the Beta distribution
+    cutmix: float = 0.0  # upper end of the Beta distribution's alpha
+    rand_augment: int = 0  # operations an image, RandAugment's N
+    label_smoothing: float = 0.0
+    ema: float = 0.0  # momentum of averaged weights and BatchNorm statistics
+    precision: str = "float32"
+    validation: float = 0  # images held out of the train split, or a share
+    checkpoint_every: int = 0  # epochs between kept checkpoints; 0 keeps none
+    patience: int = 0  # epochs without better validation before it stops
+    normalization: str | None = None  # None: the data set's statistics
+
+
+_HE = "He et al. 2015, arXiv:1512.03385, section 4.2"
+_PAPER = Recipe(
+    name="paper",
+    source=f"{_HE}: 64k steps of 128, rate / 10 at 32k and 48k",
+    expected="CIFAR-10: resnet20 91.25, 32 92.49, 44 92.83, 56 93.03, "
+    "1202 92.07 %",
+    epochs=182,  # 64k steps of 351 an epoch of 45,000 images
+    schedule=("multistep", {"milestones": (0.5, 0.75), "gamma": 0.1}),
+    validation=5000,
+)
+_COSINE = Recipe(
+    name="cosine",
+    source="chenyaofo/pytorch-cifar-models, kuangliu/pytorch-cifar",
+    expected="CIFAR-10: resnet20-projection 92.56, 56 94.21, resnet18 "
+    "95.3 to 95.7 %; CIFAR-100: 20 68.8, 56 72.4 %",
+    arch="resnet20-projection",
+    nesterov=True,
+    weight_decay=5e-4,
+)
+_ONECYCLE = Recipe(
+    name="onecycle",
+    source="Smith and Topin 2017, arXiv:1708.07120, in the linear form of "
+    "davidcpage/cifar10-fast",
+    expected="CIFAR-10 in 12 epochs: resnet20 88.5 %",
+    epochs=12,
+    learning_rate=0.4,
+    nesterov=True,
+    weight_decay=5e-4,
+    decay_on="kernels",
+    schedule=("one_cycle", {"warmup": 0.2}),
+    padding_mode="reflect",
+    label_smoothing=0.1,
+    precision="auto",
+)
+_STRONG = replace(
+    _COSINE,
+    name="strong",
+    source="the cosine recipe with cutout (arXiv:1708.04552), mixup "
+    "(arXiv:1710.09412), label smoothing and averaged weights",
+    expected="CIFAR-10: 20-size 94.45, 56-size 95.0, resnet18 96.0 %; "
+    "CIFAR-100: resnet18 78.0 % (best published of the kind)",
+    epochs=300,
+    cutout=16,
+    mixup=0.2,
+    label_smoothing=0.1,
+    ema=0.999,
+)
+_COURSEWORK = replace(
+    _PAPER,
+    name="coursework-standard",
+    source="J. Park's course report, n = 5: the paper's settings, "
+    "checkpoints every 5 epochs, validated one by one",
+    expected="CIFAR-10: 74.36 % after 30 epochs, 79.05 % after 90",
+    arch="resnet32-projection",
+    epochs=30,
+    checkpoint_every=5,
+)
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        _ONECYCLE,
+        _PAPER,
+        replace(
+            _PAPER,
+            name="paper-110",
+            source=f"{_HE}: 400 steps at 0.01, then back to 0.1",
+            expected="CIFAR-10: resnet110 93.39 % (+- 0.16)",
+            arch="resnet110",
+            warmup_steps=400,
+        ),
+        _COSINE,
+        _STRONG,
+        replace(
+            _STRONG,
+            name="randaugment",
+            source="the strong recipe with RandAugment (arXiv:1909.13719) "
+            "and CutMix (arXiv:1905.04899) for cutout and mixup",
+            expected="not measured yet",
+            arch="resnet18",
+            cutout=0,
+            mixup=0.0,
+            cutmix=1.0,
+            rand_augment=2,
+        ),
+        replace(
+            _COSINE,
+            name="coursework-resnet20",
+            source="S. Kim's course report on kuangliu/pytorch-cifar, cut "
+            "down to ResNet-20",
+            expected="CIFAR-10: 92.07 %",
+            nesterov=False,
+            weight_decay=1e-4,
+        ),
+        _COURSEWORK,
+        replace(
+            _COURSEWORK,
+            name="coursework-bottleneck",
+            expected="CIFAR-10: 71.26 % after 25 epochs, 80.65 % after 90",
+            arch="resnet47-bottleneck-preact",
+            epochs=25,
+        ),
+        Recipe(
+            name="coursework-cifar100",
+            source="Z. Na's course report and blog: IE 534, homework 4",
+            expected="CIFAR-100: 63.31 % after 100 epochs (98.4 % on train)",
+            arch="resnet26-ie534",
+            dataset="cifar100",
+            epochs=100,
+            batch_size=256,
+            learning_rate=0.01,
+            weight_decay=1e-5,
+            schedule=("constant", {}),
+            normalization=((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
+        ),
+        Recipe(
+            name="coursework-finetune",
+            source="Z. Na's course report, part 2: an ImageNet ResNet-18 "
+            "fine-tuned; it does not tell the gamma of its ExponentialLR",
+            expected="CIFAR-100: 71.23 % after 14 epochs",
+            arch="resnet18-imagenet",
+            dataset="cifar100",
+            epochs=14,
+            batch_size=64,
+            optimizer="adam",
+            learning_rate=1e-3,
+            weight_decay=1e-5,
+            schedule=("exponential", {"gamma": 0.9}),
+            padding=0,
+            random_resized_crop=224,
+            normalization="imagenet",
+        ),
+    )
+}
+DEFAULT = "onecycle"
+FINETUNING = "coursework-finetune"  # the default of `finetune`
+
+# Fields with an option on the command line, and what they may be.
+OPTIONS = [
+    field
+    for field in fields(Recipe)
+    if field.name
+    not in ("name", "source", "expected", "arch", "dataset", "schedule")
+]
+CHOICES = {
+    "optimizer": ("sgd", "adam"),
+    "decay_on": ("all", "kernels"),
+    "padding_mode": ("zero", "reflect"),
+    "precision": ("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+}
+_AT_LEAST = {"epochs": 1, "batch_size": 1}
+_AT_MOST = {
+    "epochs": 10_000,
+    "padding": 16,
+    "random_resized_crop": 1024,
+    "cutmix": 1,
+    "warmup_factor": 1,
+}
+_BELOW_ONE = ("momentum", "label_smoothing", "ema")
+
+
+def get_recipe(recipe, **changes):
+    """Returns a `Recipe` by name (or as given), with some fields replaced.
+
+    Args:
+        recipe: A name of `RECIPES` or a `Recipe`.
+        **changes: Fields to replace; `None` leaves a field as it is.
+
+    Raises:
+        InputError: An unknown name or field, or a value out of range.
+    """
+    if not isinstance(recipe, Recipe):
+        if recipe not in RECIPES:
+            raise unknown("recipe", recipe, RECIPES)
+        recipe = RECIPES[recipe]
+    known = {field.name: field.type for field in fields(Recipe)}
+    for name in changes:
+        if name not in known:
+            raise unknown("recipe field", name, known)
+    changes = {k: v for k, v in changes.items() if v is not None}
+    recipe = replace(recipe, **changes)
+    recipe = replace(
+        recipe,
+        **{
+            name: _checked(name, kind, getattr(recipe, name))
+            for name, kind in known.items()
+        },
+    )
+    return recipe
+
+
+def checked_seed(seed):
+    """Returns a seed as an int; raises `InputError` unless 0 to 2**31 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise InputError(f"seed={seed!r}: give a whole number")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed={seed}: must be from 0 to {2**31 - 1}")
+    return int(seed)
+
+
+def _checked(name, kind, value):
+    """Returns a field's value as plain Python, if it is in range."""
+    if name in CHOICES and value not in CHOICES[name]:
+        raise unknown(name, value, CHOICES[name])
+    if name == "schedule":
+        return _checked_schedule(value)
+    if kind is bool and not isinstance(value, bool):
+        raise InputError(f"{name}={value!r}: give True or False")
+    if kind not in (int, float):
+        return value
+    wanted = numbers.Integral if kind is int else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        told = "a whole number" if kind is int else "a number"
+        raise InputError(f"{name}={value!r}: give {told}")
+    least, most = _AT_LEAST.get(name, 0), _AT_MOST.get(name, float("inf"))
+    if not least <= value <= most:  # catches NaN as well
+        told = f"at most {most}" if value > most else f"at least {least}"
+        raise InputError(f"{name}={value}: must be {told}")
+    if value == float("inf"):
+        raise InputError(f"{name}={value}: must be finite")
+    if name in _BELOW_ONE and value >= 1:
+        raise InputError(f"{name}={value}: must be below 1")
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def _checked_schedule(schedule):
+    """Returns `(shape, parameters)`; a name alone is a shape as it is."""
+    if isinstance(schedule, str):
+        schedule = (schedule, {})
+    try:
+        name, parameters = schedule
+        if name not in SHAPES:
+            raise unknown("schedule", name, SHAPES)
+        SHAPES[name](10, 5, **parameters)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"schedule={schedule!r}: give a name of {', '.join(SHAPES)} and "
+            f"its parameters ({error})"
+        ) from error
+    return name, dict(parameters)

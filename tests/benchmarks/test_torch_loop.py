@@ -1,0 +1,75 @@
+"""The PyTorch loop that the benchmark times does what its `fit` does."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="it is PyTorch's loop")
+
+from benchmarks import torch_loop
+from benchmarks.torch_nets import net_like  # noqa: E402
+from keras_resnet_cifar.data import shapes
+from keras_resnet_cifar.models.architectures import ARCHITECTURES, parse  # noqa: E402
+from keras_resnet_cifar.training.recipes import get_recipe  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet20",
+        "resnet20-projection",
+        "resnet164-bottleneck",
+        "resnet26-ie534",
+        "resnet18",
+        "resnet18-preact-kuangliu",
+        "resnet50-imagenet",
+    ],
+)
+def test_its_nets_are_those_of_the_table(name):
+    net = net_like(parse(name))
+    count = sum(p.numel() for p in net.parameters())
+    assert count == ARCHITECTURES[name].parameters
+
+
+def test_each_image_is_cropped_and_flipped_in_its_own_way():
+    generator = np.random.default_rng(0)
+    padded = generator.random((50, 12, 12, 3), "float32")
+    picked = torch.tensor([*range(50)] * 20)
+    batch = torch_loop.augmented(torch.from_numpy(padded), picked, 2, True)
+    assert batch.shape == (1000, 3, 8, 8)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    found = set()
+    for index, image in zip(picked, batch.permute(0, 2, 3, 1), strict=True):
+        found.add(_how(image.numpy(), padded[index]))
+    assert found == {
+        (y, x, m) for y in range(5) for x in range(5) for m in (1, -1)
+    }
+
+
+def _how(image, padded):
+    """The (row, column, direction) of a crop; it fails if it is none."""
+    (found,) = (
+        (y, x, m)
+        for y in range(5)
+        for x in range(5)
+        for m in (1, -1)
+        if np.array_equal(image, padded[y : y + 8, x : x + 8][:, ::m])
+    )
+    return found
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_it_learns(precision):
+    torch.manual_seed(0)
+    recipe = get_recipe("onecycle", epochs=6, batch_size=32, learning_rate=0.2)
+    images, labels = shapes.draw(128, seed=0)
+    images = images[:, 8:24, 8:24]
+    statistics = (0.5,) * 3, (0.27,) * 3
+    loop = torch_loop.TorchLoop(
+        parse("resnet8"), recipe, images, labels, *statistics, precision
+    )
+    loop.train(loop.batches(), 2)
+    first = loop.total[0].item() / 2
+    loop.train(loop.batches(), 20)
+    last = (loop.total[0].item() - 2 * first) / 20
+    assert last < first
+    assert 0 <= loop.evaluate() <= 1

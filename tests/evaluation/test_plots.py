@@ -1,0 +1,92 @@
+"""Plots: PNG files that decode, without a display and with readable text."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.evaluation import plots
+
+
+def size(path):
+    """Returns (width, height) of a PNG that decodes and is not blank."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert np.ptp(np.asarray(image.convert("L"))) > 100
+        return image.size
+
+
+def row(epoch, **values):
+    return {"epoch": epoch, "loss": 1 / epoch, "accuracy": 0.5, **values}
+
+
+HISTORIES = {
+    "no epoch": [],
+    "one epoch": [row(1)],
+    "everything": [
+        row(
+            epoch,
+            val_loss=2 / epoch,
+            val_accuracy=0.4,
+            learning_rate=0.1,
+            images_per_second=1000.0,
+        )
+        for epoch in range(1, 5)
+    ],
+    "gaps": [row(1, val_loss=None), row(2, val_loss=""), row(3, val_loss=2)],
+    "diverged": [row(1), row(2, loss=float("nan"))],
+    "text of a CSV file": [{"epoch": "1", "loss": "2.0", "accuracy": "0.5"}],
+}
+
+
+@pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
+def test_curves(tmp_path, history):
+    plots.plot_curves(history, tmp_path / "curves.png")
+    width, height = size(tmp_path / "curves.png")
+    assert width > 2 * height, "three panels side by side"
+
+
+@pytest.mark.parametrize("classes", [2, 10, 20, 100])
+def test_confusion(tmp_path, classes):
+    confusion = np.eye(classes, dtype=int) * 90 + 1
+    confusion[0] = 0  # A class without images.
+    names = [f"class number {index}" for index in range(classes)]
+    plots.plot_confusion(confusion, names, tmp_path / "confusion.png")
+    width, height = size(tmp_path / "confusion.png")
+    # A label of 7 points is 11 pixels high, of 9 points 14.
+    assert min(width, height) > classes * (14 if classes <= 20 else 11)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 40])
+def test_mistakes(tmp_path, count):
+    rng = np.random.default_rng(0)
+    plots.plot_mistakes(
+        images=rng.integers(0, 256, (count, 32, 32, 3), "uint8"),
+        labels=np.zeros(count, int),
+        predicted=np.ones(count, int),
+        probabilities=np.full(count, 0.99),
+        class_names=["cat", "dog"],
+        path=tmp_path / "mistakes.png",
+    )
+    width, _ = size(tmp_path / "mistakes.png")
+    assert width >= 200 * min(count, 2)
+
+
+def test_a_folder_that_is_absent_is_bad_input(tmp_path):
+    with pytest.raises(InputError, match=r"cannot write .*curves\.png"):
+        plots.plot_curves([row(1)], tmp_path / "absent" / "curves.png")
+
+
+def test_import_is_free_and_drawing_leaves_no_global_state(tmp_path):
+    code = f"""
+import sys
+from keras_resnet_cifar.evaluation import plots
+assert "matplotlib" not in sys.modules
+plots.plot_curves([dict(epoch=1, loss=1.0)], {str(tmp_path / "a.png")!r})
+assert "matplotlib" in sys.modules
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

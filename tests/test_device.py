@@ -1,0 +1,77 @@
+"""What is chosen for the machine at hand."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import pytest
+
+from keras_resnet_cifar import device as hardware
+from keras_resnet_cifar.device import (
+    _cpu_multiplies_bfloat16,
+    resolve_precision,
+    steps_per_execution,
+)
+
+
+def test_auto_precision_asks_the_processor(tmp_path):
+    assert resolve_precision("float32") == "float32"
+    assert resolve_precision("auto") in ("float32", "mixed_bfloat16")
+    for flags, multiplies in (("avx512_bf16", True), ("avx2", False)):
+        (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags} sse\n")
+        assert _cpu_multiplies_bfloat16(tmp_path / "cpuinfo") is multiplies
+    assert not _cpu_multiplies_bfloat16(tmp_path / "none")
+
+
+def test_a_call_on_a_cpu_lasts_a_second_at_most(monkeypatch):
+    backend = keras.backend.backend()
+    monkeypatch.setattr(hardware, "has_accelerator", lambda: False)
+    tiny, resnet20, resnet1202 = 1e6, 31e9, 1.9e12
+    expected = {"tensorflow": (64, 8, 1), "jax": (64, 1, 1)}
+    counts = tuple(
+        steps_per_execution(cost, 64) for cost in (tiny, resnet20, resnet1202)
+    )
+    assert counts == expected.get(backend, (1, 1, 1))
+    assert steps_per_execution(float("inf"), 64) == 1  # of unknown images
+    assert all(isinstance(count, int) for count in counts)
+    monkeypatch.setattr(hardware, "has_accelerator", lambda: True)
+    on_torch = backend == "torch"
+    assert steps_per_execution(resnet20, 64) == (1 if on_torch else 64)
+    assert steps_per_execution(resnet1202, 64) == (1 if on_torch else 4)
+
+
+@pytest.mark.parametrize(
+    ("steps", "count"), [(390, 39), (128, 64), (391, 64), (33, 33), (7, 64)]
+)
+def test_calls_divide_an_epoch_if_they_can(steps, count):
+    if keras.backend.backend() == "torch":
+        pytest.skip("PyTorch runs step by step")
+    assert steps_per_execution(1e6, steps) == count
+
+
+COMPILING = """
+import sys, warnings
+if sys.argv[1] == "without":
+    sys.modules["filelock"] = None
+warnings.simplefilter("error")
+from keras_resnet_cifar.device import cache_compilations
+cache_compilations()
+import jax
+jax.jit(lambda x: x * 2)(1.0)
+"""
+
+
+@pytest.mark.parametrize("filelock", ["with", "without"])
+def test_compilations_are_kept(filelock, tmp_path):
+    """JAX wants filelock for a limit, and else kept nothing."""
+    if keras.backend.backend() != "jax":
+        pytest.skip("JAX alone: KERAS_BACKEND=jax")
+    if filelock == "with":
+        pytest.importorskip("filelock")
+    subprocess.run(
+        [sys.executable, "-c", COMPILING, filelock],
+        check=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    )
+    assert any((tmp_path / "keras_resnet_cifar" / "jax").iterdir())

@@ -1,0 +1,106 @@
+"""The fused layer computes what the stock layer and the literature do."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_resnet_cifar.training.batch_normalization import (
+    FusedBatchNormalization,
+)
+from keras_resnet_cifar.training.training_model import training_clone
+
+SHAPE = (6, 5, 7, 3)
+
+
+def batch(dtype="float32"):
+    x = np.random.default_rng(0).normal(3, 2, SHAPE).astype("float32")
+    return ops.cast(x, dtype)
+
+
+def layer_pair(**kwargs):
+    """A stock and a fused layer with the same random weights."""
+    generator = np.random.default_rng(1)
+    pair = []
+    for cls in (keras.layers.BatchNormalization, FusedBatchNormalization):
+        layer = cls(momentum=0.9, epsilon=1e-5, **kwargs)
+        layer.build(SHAPE)
+        pair.append(layer)
+    weights = [generator.uniform(0.5, 2, 3).astype("float32") for _ in range(4)]
+    for layer in pair:
+        layer.set_weights(weights)
+    return pair
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_outputs_are_those_of_the_stock_layer(training):
+    stock, fused = layer_pair()
+    expected = stock(batch(), training=training)
+    got = fused(batch(), training=training)
+    # One pass adds in another order: float32 rounding.
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(got),
+        ops.convert_to_numpy(expected),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_running_statistics_are_pytorchs():
+    _, fused = layer_pair()
+    before = [np.array(w) for w in fused.get_weights()[2:]]
+    fused(batch(), training=True)
+    x = ops.convert_to_numpy(batch()).reshape(-1, 3).astype("float64")
+    mean, variance = x.mean(axis=0), x.var(axis=0, ddof=1)  # unbiased
+    expected = [
+        0.9 * b + 0.1 * v for b, v in zip(before, (mean, variance), strict=True)
+    ]
+    np.testing.assert_allclose(fused.get_weights()[2], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(fused.get_weights()[3], expected[1], rtol=1e-5)
+
+
+def test_frozen_it_runs_in_inference_mode():
+    _, fused = layer_pair()
+    fused.trainable = False
+    before = fused.get_weights()
+    frozen = ops.convert_to_numpy(fused(batch(), training=True))
+    inference = ops.convert_to_numpy(fused(batch(), training=False))
+    np.testing.assert_array_equal(frozen, inference)
+    for old, new in zip(before, fused.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_bfloat16_activations_keep_float32_statistics():
+    _, fused = layer_pair(dtype="mixed_bfloat16")
+    output = fused(batch("bfloat16"), training=True)
+    assert keras.backend.standardize_dtype(output.dtype) == "bfloat16"
+    x = ops.convert_to_numpy(ops.cast(batch("bfloat16"), "float32"))
+    before = np.random.default_rng(1).uniform(0.5, 2, (4, 3))[2]
+    expected = 0.9 * before + 0.1 * x.reshape(-1, 3).mean(axis=0)
+    np.testing.assert_allclose(fused.get_weights()[2], expected, rtol=1e-4)
+
+
+def test_the_training_clone_differs_in_kind_only(tiny_model):
+    model = tiny_model()
+    clone = training_clone(model, "mixed_bfloat16")
+    kinds = {type(layer) for layer in clone.layers}
+    assert FusedBatchNormalization in kinds
+    assert keras.layers.BatchNormalization not in kinds
+    assert clone.get_layer("stage1_block0_conv1").compute_dtype == "bfloat16"
+    for name in ("normalization", "head_pool", "head_dense"):
+        assert clone.get_layer(name).compute_dtype == "float32"
+    for old, new in zip(model.weights, clone.weights, strict=True):
+        assert old.path.split("/")[-2:] == new.path.split("/")[-2:]
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(old), ops.convert_to_numpy(new)
+        )
+
+
+def test_the_training_clone_reaches_into_sub_models():
+    from keras_resnet_cifar.models.resnet import build_resnet
+
+    clone = training_clone(build_resnet("resnet332"), "float32")
+    layers = clone._flatten_layers()
+    kinds = {type(layer) for layer in layers}
+    assert FusedBatchNormalization in kinds
+    assert keras.layers.BatchNormalization not in kinds

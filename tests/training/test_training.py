@@ -1,0 +1,386 @@
+"""Training: what a run leaves, exact resumption, averaging, divergence."""
+
+import dataclasses
+import json
+import types
+
+import keras
+import numpy as np
+import pytest
+
+from keras_resnet_cifar.data.batches import ShuffledBatches, even_batch_size
+from keras_resnet_cifar.data.datasets import DATASETS
+from keras_resnet_cifar.errors import Diverged, InputError
+from keras_resnet_cifar.evaluation.evaluate import evaluate, logits_of
+from keras_resnet_cifar.models.saving import load_model
+from keras_resnet_cifar.training import callbacks
+from keras_resnet_cifar.training.recipes import get_recipe
+from keras_resnet_cifar.training.run_directory import RunDirectory
+from keras_resnet_cifar.training.train import train
+from keras_resnet_cifar.training.training_model import (
+    TrainingModel,
+    training_clone,
+)
+
+SHORT = {"epochs": 3, "batch_size": 64, "precision": "float32"}
+
+
+class InterruptIn(keras.callbacks.Callback):
+    """Ctrl-C in an epoch (0-based), after a step and before its end."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.current == self.epoch:
+            raise KeyboardInterrupt
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.current = epoch
+
+
+def quietly(model, data, output_dir=None, **kwargs):
+    return train(
+        model, data, output_dir=output_dir, verbose=False, **(SHORT | kwargs)
+    )
+
+
+def assert_same_run(one, other):
+    """Both ended with the same bits, in memory and on disk."""
+    pairs = zip(one.model.get_weights(), other.model.get_weights(), strict=True)
+    for expected, got in pairs:
+        np.testing.assert_array_equal(expected, got)
+    files = [RunDirectory(run.directory) for run in (one, other)]
+    for name in ("history", "metrics"):
+        expected, got = (getattr(run, name).read_bytes() for run in files)
+        assert expected == got
+    expected, got = (np.load(run.backup) for run in files)
+    assert set(expected.files) == set(got.files)
+    for name in set(expected.files) - {"state"}:
+        np.testing.assert_array_equal(expected[name], got[name], err_msg=name)
+    for name in ("best", "last"):
+        expected, got = (
+            keras.saving.load_model(getattr(run, name)).get_weights()
+            for run in files
+        )
+        for a, b in zip(expected, got, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_leaves_everything_that_describes_it(
+    tiny_model, tiny_data, tmp_path
+):
+    model = tiny_model()
+    run = quietly(model, tiny_data, tmp_path / "run", checkpoint_every=2)
+    directory = RunDirectory(run.directory)
+    files = {path.name for path in run.directory.iterdir()}
+    assert files == {
+        "README.md",
+        "backup-previous.npz",
+        "backup.npz",
+        "best.keras",
+        "checkpoints",
+        "config.json",
+        "curves.png",
+        "history.csv",
+        "last.keras",
+        "metrics.json",
+        "timing.csv",
+    }
+    assert [p.name for p in directory.checkpoints()] == ["epoch-0002.keras"]
+
+    lines = directory.history.read_text().splitlines()
+    assert len(lines) == 4
+    assert set(lines[0].split(",")) == {
+        "epoch",
+        "loss",
+        "accuracy",
+        "val_loss",
+        "val_accuracy",
+        "learning_rate",
+    }
+    timing = directory.timing.read_text().splitlines()
+    assert timing[0] == "epoch,images_per_second,seconds"
+    assert len(timing) == 4
+
+    config = json.loads(directory.config.read_text())
+    assert config["recipe"]["epochs"] == 3
+    assert config["dataset"]["train"] == 256
+    assert config["versions"]["keras"] == keras.__version__
+    assert config["parameters"] == 5_006
+
+    metrics = json.loads(directory.metrics.read_text())
+    assert metrics["last"]["epoch"] == 3
+    best = max(run.history, key=lambda row: row["val_accuracy"])
+    assert metrics["best"]["val_accuracy"] == best["val_accuracy"]
+    assert metrics["best"]["epoch"] == best["epoch"]
+
+    last = keras.saving.load_model(directory.last)
+    np.testing.assert_allclose(
+        logits_of(last, tiny_data.test.images),
+        logits_of(model, tiny_data.test.images),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    card = directory.card.read_text()
+    assert f"{metrics['last']['test']['top1']:.2%}" in card
+    assert "was not used to choose" in card
+
+
+def test_the_clock_of_an_epoch_waits_for_its_last_step(monkeypatch):
+    """Under JAX the steps are dispatched long before they are done."""
+    done = []
+
+    class Steps:
+        def __int__(self):
+            return done.append("last step") or 1
+
+    record = callbacks.EpochRecord(feed=None, rates=None)
+    record.set_model(types.SimpleNamespace(steps_done=Steps()))
+    clock = types.SimpleNamespace(perf_counter=lambda: done.append("clock"))
+    monkeypatch.setattr(callbacks, "time", clock)
+    record.on_test_begin()
+    assert done == ["last step", "clock"]
+
+
+def test_training_learns(tiny_model, tiny_data):
+    model = tiny_model(widths=(8, 16, 32))
+    before = evaluate(model, tiny_data.train, tiny_data.class_names)
+    quietly(
+        model,
+        tiny_data,
+        epochs=30,
+        padding=0,
+        flip=False,
+        learning_rate=0.2,
+        label_smoothing=0.0,
+    )
+    after = evaluate(model, tiny_data.train, tiny_data.class_names)
+    assert after.loss < before.loss / 2
+    assert after.top1 > 0.5
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"ema": 0.9, "mixup": 0.2, "cutout": 8}]
+)
+def test_a_resumed_run_ends_with_the_same_bits(
+    changes, tiny_model, tiny_data, tmp_path
+):
+    whole = quietly(tiny_model(), tiny_data, tmp_path / "whole", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        quietly(
+            tiny_model(),
+            tiny_data,
+            tmp_path / "parts",
+            callbacks=[InterruptIn(1)],
+            **changes,
+        )
+    history = (tmp_path / "parts" / "history.csv").read_text()
+    assert len(history.splitlines()) == 2  # header and epoch 1
+    resumed = quietly(
+        tiny_model(seed=5),  # its weights come from the backup
+        tiny_data,
+        tmp_path / "parts",
+        resume=True,
+        **changes,
+    )
+    assert_same_run(whole, resumed)
+
+
+def test_resuming_a_finished_run_only_evaluates(
+    tiny_model, tiny_data, tmp_path
+):
+    first = quietly(tiny_model(), tiny_data, tmp_path / "run")
+    again = quietly(tiny_model(), tiny_data, tmp_path / "run", resume=True)
+    assert again.history == first.history
+    assert again.metrics == first.metrics
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"learning_rate": 0.01}, "recipe.learning_rate was 0.4, now 0.01"),
+        ({"seed": 3}, "seed was 0, now 3"),
+        ({"epochs": 9}, "one_cycle schedule's rates depend on it"),
+        ({"recipe": "cosine"}, "recipe.name"),
+    ],
+)
+def test_resuming_with_another_config(
+    changes, word, tiny_model, tiny_data, tmp_path
+):
+    run = quietly(tiny_model(), tiny_data, tmp_path / "run", epochs=1)
+    before = {p: p.read_bytes() for p in run.directory.glob("*.*")}
+    with pytest.raises(InputError, match=word):
+        quietly(
+            tiny_model(),
+            tiny_data,
+            tmp_path / "run",
+            resume=True,
+            **({"epochs": 1} | changes),
+        )
+    assert before == {p: p.read_bytes() for p in run.directory.glob("*.*")}
+
+
+def test_a_folder_in_use_is_refused(tiny_model, tiny_data, tmp_path):
+    quietly(tiny_model(), tiny_data, tmp_path / "run", epochs=1)
+    with pytest.raises(InputError, match="another run"):
+        quietly(tiny_model(), tiny_data, tmp_path / "run", epochs=1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not empty"):
+        quietly(tiny_model(), tiny_data, tmp_path / "other", epochs=1)
+    assert (tmp_path / "other" / "thesis.txt").exists()
+
+
+def test_a_damaged_backup_falls_back_to_the_one_before(
+    tiny_model, tiny_data, tmp_path, capsys
+):
+    whole = quietly(tiny_model(), tiny_data, tmp_path / "whole")
+    run = quietly(
+        tiny_model(), tiny_data, tmp_path / "run", backup_every=1
+    ).directory
+    backup = run / "backup.npz"
+    backup.write_bytes(backup.read_bytes()[:1000])
+    again = train(tiny_model(), tiny_data, output_dir=run, resume=True, **SHORT)
+    told = capsys.readouterr().out
+    assert "cannot read the backup" in told
+    assert "going on from the one before, at epoch 3, step 1" in told
+    assert_same_run(whole, again)
+
+    backup.write_bytes(b"")
+    (run / "backup-previous.npz").unlink()
+    with pytest.raises(
+        InputError, match=r"backup\.npz .*-previous\.npz is mis"
+    ):
+        quietly(tiny_model(), tiny_data, run, resume=True)
+
+
+def test_other_things_that_do_not_fit(tiny_model, tiny_data):
+    with pytest.raises(InputError, match="larger than the 256"):
+        quietly(tiny_model(), tiny_data, batch_size=257)
+    with pytest.raises(InputError, match="num_classes=10"):
+        quietly(tiny_model(num_classes=7), tiny_data)
+    with pytest.raises(InputError, match="output_dir"):
+        quietly(tiny_model(), tiny_data, resume=True)
+    with pytest.raises(InputError, match="logits are needed"):
+        quietly(tiny_model(activation="softmax"), tiny_data)
+    with pytest.raises(InputError, match="input_shape"):
+        quietly(tiny_model(input_shape=(64, 64, 3)), tiny_data)
+    with pytest.raises(InputError, match="no classifier of images"):
+        quietly(keras.Sequential(), tiny_data)
+    with pytest.raises(InputError, match="load_dataset"):
+        quietly(tiny_model(), (tiny_data.train, tiny_data.test))
+    with pytest.raises(InputError, match="seed"):
+        quietly(tiny_model(), tiny_data, seed=None)
+    without = dataclasses.replace(tiny_data, validation=None)
+    with pytest.raises(InputError, match="holds out 5000"):
+        quietly(tiny_model(), without, recipe="paper")
+
+
+def test_without_validation_best_is_last(tiny_model, tiny_data, tmp_path):
+    data = dataclasses.replace(tiny_data, validation=None)
+    run = quietly(tiny_model(), data, tmp_path / "run", epochs=2)
+    assert set(run.metrics) == {"last"}
+    assert "val_accuracy" not in run.history[0]
+    files = [run.directory / name for name in ("best.keras", "last.keras")]
+    best, last = (keras.saving.load_model(f).get_weights() for f in files)
+    for one, other in zip(best, last, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert "the same epoch" in (run.directory / "README.md").read_text()
+    assert run.config["recipe"]["validation"] == 0
+
+
+# A rate without bounds overflows float32: numpy and JAX may warn of it.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_loss_that_is_not_finite_keeps_the_good_checkpoint(
+    tiny_model, tiny_data, tmp_path
+):
+    with pytest.raises(Diverged, match="epoch 1"):
+        quietly(tiny_model(), tiny_data, tmp_path / "run", learning_rate=1e30)
+    model = keras.saving.load_model(tmp_path / "run" / "last.keras")
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+    assert load_model(tmp_path / "run" / "last.keras").name == "resnet8-custom"
+
+
+def test_averages_follow_weights_and_batch_statistics(tiny_model, tiny_data):
+    model = tiny_model()
+    start = [np.array(w) for w in model.get_weights()]
+    trained = TrainingModel(training_clone(model, "float32"), ema=0.9)
+    trained.compile(optimizer=keras.optimizers.SGD(0.1), loss="mse")
+    x = tiny_data.train.images[:64]
+    y = np.zeros((64, 10), "float32")
+    averages = start
+    for count in (1, 2, 3):
+        trained.train_on_batch(x, y)
+        keep = min(0.9, (1 + count) / (10 + count))
+        averages = [
+            keep * a + (1 - keep) * w
+            for a, w in zip(
+                averages, trained.network.get_weights(), strict=True
+            )
+        ]
+    raw = trained.network.get_weights()
+    with trained.averaged():
+        for expected, got in zip(
+            averages, trained.network.get_weights(), strict=True
+        ):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    for expected, got in zip(raw, trained.network.get_weights(), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_label_smoothing_reaches_training_targets_only():
+    trained = TrainingModel(keras.Sequential(), label_smoothing=0.1)
+    _, targets = trained.augment(None, keras.ops.one_hot([2], 4))
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(targets), [[0.025, 0.025, 0.925, 0.025]]
+    )
+
+
+@pytest.mark.parametrize("recipe", ["strong", "randaugment"])
+def test_strong_policies_train(recipe, tiny_model, tiny_data):
+    run = quietly(tiny_model(), tiny_data, recipe=recipe, epochs=1)
+    assert np.isfinite(run.history[0]["loss"])
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_trains_and_saves_float32(
+    precision, tiny_model, tiny_data, tmp_path
+):
+    run = quietly(
+        tiny_model(), tiny_data, tmp_path / "run", precision=precision
+    )
+    assert np.isfinite(run.history[-1]["loss"])
+    model = keras.saving.load_model(tmp_path / "run" / "last.keras")
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+
+
+def test_batches_are_a_function_of_seed_and_epoch(tiny_data):
+    def images_of(seed, epoch):
+        feed = ShuffledBatches(tiny_data.train, 10, 60, seed, resident_bytes=0)
+        feed.begin(epoch)
+        return [feed[step] for step in range(len(feed))]
+
+    batches = images_of(0, 2)
+    assert len(batches) == 4  # 16 of the 256 images fill no batch
+    for (x, y), (again, _) in zip(batches, images_of(0, 2), strict=True):
+        assert (x.shape, x.dtype) == ((60, 32, 32, 3), np.uint8)
+        assert (y.shape, y.dtype) == ((60, 10), np.float32)
+        np.testing.assert_array_equal(x, again)
+    assert (batches[0][0] != images_of(0, 3)[0][0]).any()
+    assert (batches[0][0] != images_of(1, 2)[0][0]).any()
+    feed = ShuffledBatches(tiny_data.train, 10, 64, 0)
+    assert sorted(feed.order.flat) == list(range(256))
+
+
+def test_even_batches_need_one_compilation():
+    assert even_batch_size(10_000) == 500
+    assert even_batch_size(5_000) == 500
+    assert even_batch_size(97) == 97
+    assert even_batch_size(997) == 512
+
+
+def test_recipes_normalise_by_their_data():
+    assert get_recipe("coursework-cifar100").normalization[0][0] == 0.507
+    assert set(DATASETS) >= {"cifar10", "cifar100", "shapes"}
