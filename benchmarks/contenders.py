@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.workers import LeftOut, serve
 from keras_resnet_cifar.cli.start import import_keras
 from keras_resnet_cifar.data.datasets import DATASETS
-from keras_resnet_cifar.errors import InputError, reason
+from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.models import architectures
 from keras_resnet_cifar.training.recipes import get_recipe
 
@@ -296,7 +296,7 @@ def _torch_training(setting, turns, compiler=None):
         try:
             loop.train(batches, 1)
         except Exception as error:  # no C++ compiler, no Triton, ...
-            raise LeftOut(f"torch.compile fails: {reason(error)}") from error
+            raise LeftOut(f"torch.compile fails: {one_line(error)}") from error
     _take_turns(setting, turns, lambda steps: loop.train(batches, steps))
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from keras_resnet_cifar.errors import InputError, reason
+from keras_resnet_cifar.errors import InputError, one_line
 
 _MIB = 2**20
 _DAMAGE = (  # what comes of JSON of another shape
@@ -37,7 +37,7 @@ def read(path):
         text_of(found)
     except (OSError, *_DAMAGE) as error:
         raise InputError(
-            f"{path} holds no benchmark ({reason(error)}): name a file that "
+            f"{path} holds no benchmark ({one_line(error)}): name a file that "
             "--output wrote"
         ) from error
     return found

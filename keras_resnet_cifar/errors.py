@@ -30,14 +30,14 @@ class ExportFailed(RuntimeError):
     """A model could not be converted, or not verified; nothing was kept."""
 
 
-def unknown(kind, name, known, told=None):
+def unknown(kind, name, known, hint=None):
     """Returns an `InputError` for a name that is not in a table.
 
     Args:
         kind: What the name should have been, e.g. `"dataset"`.
         name: The name as received.
         known: The names of the table.
-        told: What to say instead of the list of names, where it is long.
+        hint: What to say instead of the list of names, where it is long.
     """
     known = list(known)
     text = str(name).lower()
@@ -45,11 +45,11 @@ def unknown(kind, name, known, told=None):
     remedy = f"did you mean {' or '.join(near)}? " if near else ""
     return InputError(
         f"unknown {kind} {name!r}: {remedy}"
-        + (told or f"known: {', '.join(known)}")
+        + (hint or f"known: {', '.join(known)}")
     )
 
 
-def reason(error):
+def one_line(error):
     """Returns an exception as one short line, to be part of a message."""
     text = " ".join(str(error).split())[:300]
     if isinstance(error, InputError):

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import zipfile
 
-from keras_resnet_cifar.errors import InputError, reason
+from keras_resnet_cifar.errors import InputError, one_line
 
 # Weights hardly compress, text by ten or twenty; zeros by a thousand.
 _MOST_EXPANSION, _HARMLESS = 50, 1 << 28
@@ -126,7 +126,7 @@ def check_zip(path):
     except InputError:
         raise
     except Exception as error:  # zipfile fails in many ways on a damaged file
-        raise InputError(f"no whole zip file: {reason(error)}") from error
+        raise InputError(f"no whole zip file: {one_line(error)}") from error
     if damaged:
         raise InputError(f"{damaged} is damaged, by its checksum")
 

@@ -13,6 +13,21 @@ from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.data.load import DATA_VARIABLE, Dataset, Split
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--run-slow", action="store_true", help="run the long tests as well"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--run-slow"):
+        return
+    skip = pytest.mark.skip(reason="slow: runs with --run-slow")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)
+
+
 @pytest.fixture
 def tiny_model():
     """Builds a small net with given seed: `tiny_model(seed=0, **shape)`."""

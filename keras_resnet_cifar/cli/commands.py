@@ -166,7 +166,7 @@ def convert(args):
     _check_conversion(args)
     import_keras()
     from keras_resnet_cifar.evaluation.evaluate import evaluate as evaluation_of
-    from keras_resnet_cifar.models.normalization import told_normalization
+    from keras_resnet_cifar.models.normalization import describe_normalization
     from keras_resnet_cifar.models.saving import load_model, save_model
     from keras_resnet_cifar.pytorch.checkpoints import (
         load_torch_checkpoint,
@@ -189,7 +189,7 @@ def convert(args):
         save_model(model, args.output)
     print(
         f"wrote {args.output}: {model.name}, {model.output_shape[-1]} "
-        f"classes, images {told_normalization(model)}"
+        f"classes, images {describe_normalization(model)}"
     )
     if args.evaluate:
         print(f"test {told(result.to_json())} ({len(split):,} images)")

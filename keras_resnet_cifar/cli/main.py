@@ -18,7 +18,7 @@ from keras_resnet_cifar.errors import (
     Diverged,
     ExportFailed,
     InputError,
-    reason,
+    one_line,
 )
 from keras_resnet_cifar.export.export import FORMATS as EXPORT_FORMATS
 from keras_resnet_cifar.export.verify import TOLERANCE
@@ -53,7 +53,7 @@ def main(arguments=None):
         _discard_output()
     except OSError as error:
         _discard_output()
-        told = f"{reason(error)}; check permissions, and space for the output"
+        told = f"{one_line(error)}; check permissions, and space for the output"
         return _fail(told, EXIT_BAD_INPUT)
     except KeyboardInterrupt as interrupt:
         print(f"interrupted{interrupt}", file=sys.stderr)

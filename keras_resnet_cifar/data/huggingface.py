@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_resnet_cifar.data.readers import check
-from keras_resnet_cifar.errors import InputError, reason
+from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import move_into_place
 
 # (repository, folder of its files, column of the labels) per dataset
@@ -48,7 +48,7 @@ def read(family, cache):
     except ImportError as error:
         raise InputError(
             "--source huggingface needs pyarrow and Pillow "
-            f"({reason(error)}): pip install pyarrow pillow"
+            f"({one_line(error)}): pip install pyarrow pillow"
         ) from error
     repository, folder, label_column = REPOSITORIES[family]
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
@@ -81,7 +81,7 @@ def download(url, path):
         move_into_place(part, path)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise InputError(
-            f"cannot download {url} to {path} ({reason(error)}); check the "
+            f"cannot download {url} to {path} ({one_line(error)}); check the "
             "network and HF_ENDPOINT, or point --data-dir at a copy"
         ) from error
     finally:
@@ -143,7 +143,7 @@ def read_parquet(path, family, label_column):
         return images, check(images, labels, family)
     except Exception as error:
         raise InputError(
-            f"{path}: not the parquet file of {family} ({reason(error)}); "
+            f"{path}: not the parquet file of {family} ({one_line(error)}); "
             "delete it and run again"
         ) from error
 

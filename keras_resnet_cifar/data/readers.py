@@ -27,7 +27,7 @@ import keras
 import numpy as np
 
 from keras_resnet_cifar.data.datasets import DATASETS
-from keras_resnet_cifar.errors import InputError, reason, unknown
+from keras_resnet_cifar.errors import InputError, one_line, unknown
 
 PIXELS = 32 * 32 * 3
 MOST_BYTES = 1 << 30  # of a file, unpacked; the largest official has 0.2e9
@@ -331,7 +331,7 @@ def _open_tar(archive):
         return _plain_tar(io.BytesIO(content))
     except Exception as error:
         raise InputError(
-            f"{archive}: not a whole tar archive ({reason(error)}); delete it "
+            f"{archive}: not a whole tar archive ({one_line(error)}); delete it "
             "and download it again"
         ) from error
 
@@ -378,7 +378,7 @@ def _parse(layout, family, split, path, opener):
     except Exception as error:  # a damaged file fails in any way it likes
         raise InputError(
             f"{path}: not a whole {layout.name} file of {family} "
-            f"({reason(error)}); download it again"
+            f"({one_line(error)}); download it again"
         ) from error
 
 
@@ -410,7 +410,7 @@ def read_tfds(family, folder):
         return _tfds_splits(tfds, tfds.builder_from_directory(folder), family)
     except Exception as error:
         raise InputError(
-            f"{folder}: tensorflow_datasets cannot read it ({reason(error)}); "
+            f"{folder}: tensorflow_datasets cannot read it ({one_line(error)}); "
             "delete it and prepare it again"
         ) from error
 
@@ -463,7 +463,7 @@ def download_tfds(family, data_dir):
     except Exception as error:
         raise InputError(
             f"the download of {family} by tensorflow_datasets failed "
-            f"({reason(error)})"
+            f"({one_line(error)})"
         ) from error
 
 
@@ -474,7 +474,7 @@ def _import_tfds(what):
     except ImportError as error:
         raise InputError(
             f"{what} needs tensorflow-datasets, which is not installed here "
-            f"({reason(error)}): pip install tensorflow tensorflow-datasets"
+            f"({one_line(error)}): pip install tensorflow tensorflow-datasets"
         ) from error
     if keras.config.backend() != "tensorflow":
         # TensorFlow would take the GPU's memory from the backend that trains.

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_resnet_cifar.data.batches import one_hot
 from keras_resnet_cifar.device import jit_compile
-from keras_resnet_cifar.errors import Diverged, InputError, reason
+from keras_resnet_cifar.errors import Diverged, InputError, one_line
 from keras_resnet_cifar.evaluation.evaluate import evaluate, logits_of
 from keras_resnet_cifar.files import sealed, write_json
 from keras_resnet_cifar.models.saving import load_model, save_model
@@ -89,7 +89,7 @@ def finished_head(model, directory):
     except (OSError, TypeError, ValueError) as error:
         raise InputError(
             f"cannot read the finished head in {directory.path} "
-            f"({reason(error)}): restore its files, or start a new run"
+            f"({one_line(error)}): restore its files, or start a new run"
         ) from error
     return Run(model, rows, metrics, config, directory.path)
 

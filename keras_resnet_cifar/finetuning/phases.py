@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from keras_resnet_cifar.errors import InputError, reason
+from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import write_json
 from keras_resnet_cifar.training.recipes import Recipe, get_recipe
 from keras_resnet_cifar.training.run_directory import RunDirectory
@@ -72,7 +72,7 @@ class PhasedDirectory:
             ) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"cannot read {self.plan} ({reason(error)}): restore it or "
+                f"cannot read {self.plan} ({one_line(error)}): restore it or "
                 "start a new run"
             ) from error
 

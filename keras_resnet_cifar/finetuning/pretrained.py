@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 
 from keras_resnet_cifar.data.load import keras_home
-from keras_resnet_cifar.errors import InputError, reason, unknown
+from keras_resnet_cifar.errors import InputError, one_line, unknown
 from keras_resnet_cifar.finetuning.backbones import BACKBONES, IMAGE_SIZE
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import load_model
@@ -116,7 +116,7 @@ def _load_weights(base, backbone, path):
     except Exception as error:  # h5py and Keras each raise their own
         torch = f" or a PyTorch checkpoint of {backbone.arch}"
         raise InputError(
-            f"cannot load {path} into {backbone.name} ({reason(error)}): give "
+            f"cannot load {path} into {backbone.name} ({one_line(error)}): give "
             f"{backbone.file}{torch if backbone.arch else ''}"
         ) from error
 
@@ -151,14 +151,14 @@ def _from_hub(backbone, image_size):
         from keras_hub.models import Backbone
     except ImportError as error:
         raise InputError(
-            f"weights=hub needs KerasHub ({reason(error)}): pip install "
+            f"weights=hub needs KerasHub ({one_line(error)}): pip install "
             "keras-hub"
         ) from error
     try:
         hub = Backbone.from_preset(backbone.preset)
     except Exception as error:  # of Kaggle's client, or of the network
         raise InputError(
-            f"KerasHub cannot load {backbone.preset} ({reason(error)}): take "
+            f"KerasHub cannot load {backbone.preset} ({one_line(error)}): take "
             "--weights imagenet, a file, or none"
         ) from error
     model = build_resnet(backbone.arch, normalization="imagenet")
@@ -222,7 +222,7 @@ def _torchvision_file(backbone):
 
 
 def _missing(backbone, folders, error):
-    told = error if isinstance(error, str) else reason(error)
+    told = error if isinstance(error, str) else one_line(error)
     return InputError(
         f"no ImageNet weights for {backbone.name}: {backbone.file} is not in "
         f"{' or '.join(map(str, folders))} and no download came ({told}); put "

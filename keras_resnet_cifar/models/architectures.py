@@ -178,7 +178,7 @@ def _described(name):
             "arch",
             name,
             ARCHITECTURES,
-            told=f"such as resnet20; the rule is {RULE}",
+            hint=f"such as resnet20; the rule is {RULE}",
         )
     for suffix in suffixes:
         if suffix not in SUFFIXES:

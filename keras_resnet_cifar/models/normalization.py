@@ -105,7 +105,7 @@ def _division(mean, std, name):
     )
 
 
-def told_normalization(model):
+def describe_normalization(model):
     """Returns how a model normalises, as words.
 
     A model of `build_resnet`, or one of `build_finetuned` on a PyTorch net.

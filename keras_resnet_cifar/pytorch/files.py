@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_resnet_cifar.errors import InputError, reason
+from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import atomic_write, check_zip
 
 # Under these keys training scripts keep the tensors among other things.
@@ -119,7 +119,7 @@ def _import_torch(path):
         import torch
     except ImportError as error:
         raise InputError(
-            f"{path} needs PyTorch ({reason(error)}): pip install torch, or "
+            f"{path} needs PyTorch ({one_line(error)}): pip install torch, or "
             "use a .safetensors file"
         ) from error
     return torch
@@ -130,7 +130,7 @@ def _import_safetensors(path):
         import safetensors.numpy
     except ImportError as error:
         raise InputError(
-            f"{path} needs safetensors ({reason(error)}): pip install "
+            f"{path} needs safetensors ({one_line(error)}): pip install "
             "safetensors"
         ) from error
     return safetensors.numpy
@@ -168,7 +168,7 @@ def _unreadable(path, error):
             f"{path} wants more than tensors ({wanted[1]}), and nothing of it "
             "was run: where you trust it, save its state_dict alone in PyTorch"
         )
-    short = reason(error).split(". ")[0][:120]
+    short = one_line(error).split(". ")[0][:120]
     return InputError(
         f"cannot read {path} as a PyTorch checkpoint ({short}): it is "
         "damaged, or no checkpoint of tensors"
@@ -190,7 +190,7 @@ def _read_safetensors(path):
         tensors = library.load_file(path)
     except Exception as error:  # its own kind, and those of the system
         raise InputError(
-            f"cannot read {path} as safetensors ({reason(error)[:120]}): it "
+            f"cannot read {path} as safetensors ({one_line(error)[:120]}): it "
             "is damaged, or another format"
         ) from error
     # ml_dtypes' bfloat16 and float8 are of kind "V".

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from keras_resnet_cifar.errors import InputError, reason
+from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import atomic_write, check_zip
 from keras_resnet_cifar.training.run_directory import State
 
@@ -102,7 +102,7 @@ def load_backup(directory, variables, metrics):
             faults.append(f"{path} is missing")
             continue
         except Exception as error:  # zipfile, numpy and json raise their own
-            faults.append(f"cannot read the backup {path} ({reason(error)})")
+            faults.append(f"cannot read the backup {path} ({one_line(error)})")
             continue
         for arrays, shapes in (
             (backup.variables, variables),

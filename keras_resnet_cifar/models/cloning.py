@@ -1,0 +1,42 @@
+"""Copies of a model whose layers differ in class or config."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+Config = dict[str, Any]
+
+
+def clone_with(
+    model: keras.Model,
+    change: Callable[[keras.layers.Layer, Config], tuple[type, Config]]
+    | None = None,
+    inputs: keras.KerasTensor | None = None,
+) -> keras.Model:
+    """Returns a copy of a functional model, with the same weights.
+
+    Sub-models are copied as well.
+
+    Args:
+        model: A functional model.
+        change: `(layer, config) -> (class, config)`: what to build in place of
+            each layer. By default the same layer.
+        inputs: A `keras.Input` to build the copy on; by default one like the
+            model's own.
+
+    Returns:
+        The copy. Its variables have the order and shapes of `model`'s.
+    """
+
+    def clone(layer):
+        layer_class, config = type(layer), layer.get_config()
+        if change is not None:
+            layer_class, config = change(layer, config)
+        return layer_class.from_config(config)
+
+    copy = keras.models.clone_model(
+        model, input_tensors=inputs, clone_function=clone, recursive=True
+    )
+    copy.set_weights(model.get_weights())
+    return copy
