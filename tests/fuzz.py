@@ -31,8 +31,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from data_files import make, parquet, png, write, write_tfds
 from PIL import Image
-from test_data import make, write, write_tfds
 
 from keras_resnet_cifar.data import readers
 from keras_resnet_cifar.data.datasets import DATASETS
@@ -192,8 +192,6 @@ def write_tfds_directory(folder):
 
 
 def write_parquet(folder):
-    from test_huggingface import parquet, png
-
     target = folder / "uoft-cs/cifar10/plain_text"
     target.mkdir(parents=True)
     for split, (images, labels) in SPLITS.items():

@@ -1,7 +1,6 @@
 """`--source huggingface`, against a server on this machine."""
 
 import errno
-import io
 import os
 import threading
 import zlib
@@ -10,33 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from data_files import parquet, png
 
 from keras_resnet_cifar.data import huggingface
 from keras_resnet_cifar.data.datasets import FINE_TO_COARSE
 from keras_resnet_cifar.data.load import load_dataset
 from keras_resnet_cifar.errors import InputError
 
-pa = pytest.importorskip("pyarrow", reason="parquet files need pyarrow")
-pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
-
-
-def png(image, mode="RGB", kind="PNG"):
-    file = io.BytesIO()
-    Image.fromarray(image).convert(mode).save(file, kind)
-    return file.getvalue()
-
-
-def parquet(pngs, **labels):
-    """A file of the schema of uoft-cs, as bytes."""
-    images = pa.array(
-        [{"bytes": content, "path": None} for content in pngs],
-        pa.struct({"bytes": pa.binary(), "path": pa.string()}),
-    )
-    columns = {k: pa.array(v, pa.int64()) for k, v in labels.items()}
-    file = io.BytesIO()
-    pq.write_table(pa.table({"img": images} | columns), file)
-    return file.getvalue()
+pytest.importorskip("pyarrow", reason="parquet files need pyarrow")
 
 
 def pixels(count, seed=0):
