@@ -61,23 +61,38 @@ def jit_compile():
     return backend == "jax" or (backend == "tensorflow" and has_accelerator())
 
 
-def has_accelerator():
-    """Whether Keras's backend runs on a GPU or TPU."""
+def accelerator_name() -> str | None:
+    """Returns the name of the GPU or TPU of Keras's backend; `None` on a CPU."""
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
 
-        return jax.default_backend() in ("gpu", "tpu")
+        device = jax.local_devices()[0]
+        return None if device.platform == "cpu" else device.device_kind
     if backend == "torch":
         import torch
 
-        return torch.cuda.is_available()
+        cuda = torch.cuda.is_available()
+        return torch.cuda.get_device_name() if cuda else None
     import tensorflow as tf
 
-    devices = {
-        device.device_type for device in tf.config.list_logical_devices()
-    }
-    return bool(devices & {"GPU", "TPU"})
+    for device in tf.config.list_logical_devices():
+        if device.device_type in ("GPU", "TPU"):
+            return _tensorflow_name(device)
+    return None
+
+
+def _tensorflow_name(device):
+    import tensorflow as tf
+
+    physical = tf.config.list_physical_devices(device.device_type)
+    details = tf.config.experimental.get_device_details(physical[0])
+    return details.get("device_name", device.device_type)
+
+
+def has_accelerator() -> bool:
+    """Returns whether Keras's backend runs on a GPU or TPU."""
+    return accelerator_name() is not None
 
 
 def steps_per_execution(operations, steps):

@@ -1,8 +1,8 @@
-"""Batches of the train split: shuffled by seed and epoch, nothing else.
+"""Batches of the train split, as `fit` takes them."""
 
-Where the images are few enough (`RESIDENT_BYTES`) they live on the device once,
-and an epoch ships its order; else the host picks each batch.
-"""
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,42 +13,53 @@ from keras_resnet_cifar.errors import InputError
 RESIDENT_BYTES = 2 * 1024**3  # CIFAR's 50,000 images take 0.15 GB
 
 
-def one_hot(labels, num_classes):
-    """float32 `[N, num_classes]` of integer labels `[N]`."""
+def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns float32 `[N, num_classes]` of integer labels `[N]`."""
     return np.eye(num_classes, dtype="float32")[labels]
 
 
 class ShuffledBatches(keras.utils.PyDataset):
-    """Batches of one split, in an order of its own for each epoch.
+    """Batches of a split in memory, in another order in each epoch.
 
-    The order of an epoch is a function of `(seed, epoch)` alone, so that a
-    resumed run sees the batches it would have seen, on any backend. Each epoch
-    drops the images that fill no batch, other ones each time: all steps have
-    one shape and one compilation.
+    The order is a function of `(seed, epoch)` alone, so that a resumed run
+    sees the batches it would have seen, on any backend. Each epoch drops the
+    images that fill no batch, other ones each time: all steps have one shape
+    and one compilation.
 
-    A batch is `(uint8 [B, H, W, C], float32 [B, classes])`; where the images
-    are resident (see `ResidentSplit`) it is the number of the step instead,
-    int32 `[1]`.
+    A batch is `(uint8 [B, H, W, C], float32 [B, classes])`. Where the images
+    are resident on the device (see `ResidentSplit`), it is the number of the
+    step instead, int32 `[1]`.
 
     Args:
         split: A `Split`.
         num_classes: Width of the labels.
-        batch_size: Images a batch.
+        batch_size: Images per batch.
         seed: Integer.
         transform: Optional function `(images, epoch, step)` of a batch of
             images, applied on the host (for policies that no backend
             compiles).
         resident_bytes: Largest split that is kept on the device.
+
+    Attributes:
+        steps: Steps of a whole epoch.
+        start: Step at which a resumed epoch goes on.
+        resident: Whether the images are kept on the device.
+        exact: Whether an epoch can be resumed in the middle.
+
+    Raises:
+        InputError: The split is smaller than a batch.
     """
+
+    exact = True
 
     def __init__(
         self,
-        split,
-        num_classes,
-        batch_size,
-        seed,
-        transform=None,
-        resident_bytes=RESIDENT_BYTES,
+        split: Any,
+        num_classes: int,
+        batch_size: int,
+        seed: int,
+        transform: Callable | None = None,
+        resident_bytes: int = RESIDENT_BYTES,
     ):
         super().__init__()
         if batch_size > len(split):
@@ -61,15 +72,15 @@ class ShuffledBatches(keras.utils.PyDataset):
         self.batch_size = batch_size
         self.seed = seed
         self.transform = transform
-        self.steps = len(split) // batch_size  # of a whole epoch
-        self.start = 0  # step at which a resumed epoch goes on
+        self.steps = len(split) // batch_size
+        self.start = 0
         self.resident = (
             transform is None and split.images.nbytes <= resident_bytes
         )
         self._targets = one_hot(split.labels, num_classes)
         self.begin(0)
 
-    def begin(self, epoch):
+    def begin(self, epoch: int) -> None:
         """Draws the order of an epoch (0-based)."""
         self.epoch = epoch
         order = np.random.default_rng([self.seed, epoch]).permutation(
@@ -78,13 +89,13 @@ class ShuffledBatches(keras.utils.PyDataset):
         order = order[: self.steps * self.batch_size].astype("int32")
         self.order = order.reshape(self.steps, self.batch_size)
 
-    def source(self):
-        """What `fit` iterates over in an epoch: this, or what equals it.
+    def source(self) -> Any:
+        """Returns what `fit` iterates over in an epoch.
 
         TensorFlow counts the steps of resident images by itself; Keras would
-        call Python for each. Without autotuning: its thread sleeps on when an
-        iterator ends (TensorFlow 2.21), and after a pause, as for validation,
-        the next epoch began late by up to as long.
+        call Python for each. Without autotuning, whose thread sleeps on when
+        an iterator ends (TensorFlow 2.21): after a pause, as for validation,
+        the next epoch began late.
         """
         if not self.resident or keras.backend.backend() != "tensorflow":
             return self
@@ -97,10 +108,20 @@ class ShuffledBatches(keras.utils.PyDataset):
         options.autotune.enabled = False
         return tf.data.Dataset.zip((steps.batch(1),)).with_options(options)
 
-    def __len__(self):
+    def describe(self) -> str:
+        """Returns one line on where the images are."""
+        size = self.split.images.nbytes / 2**20
+        place = (
+            "kept on the device"
+            if self.resident
+            else "fed by the host batch by batch"
+        )
+        return f"training images: {size:,.0f} MiB, {place}"
+
+    def __len__(self) -> int:
         return self.steps - self.start
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple:
         step = self.start + index
         if self.resident:
             return (np.array([step], "int32"),)
@@ -111,31 +132,84 @@ class ShuffledBatches(keras.utils.PyDataset):
         return images, self._targets[picked]
 
 
-class ResidentSplit(keras.layers.Layer):
-    """The images of a split in device memory: number of a step to its batch.
+@dataclass(frozen=True, eq=False)
+class StreamedSplit:
+    """A train split that is not in memory.
 
-    Variables, not constants: a compiled step takes them as arguments, and the
-    images are neither copied nor compiled in.
+    Attributes:
+        batches: A `tf.data.Dataset` or `keras.utils.PyDataset` of known
+            length, with batches `(images, labels)`: images `[B, H, W, 3]` from
+            0 to 255, labels integer `[B]` or one-hot `[B, classes]`.
+    """
+
+    batches: Any
+
+    def __len__(self) -> int:
+        """Returns the number of batches: the images are not counted."""
+        return len(self.batches)
+
+
+class StreamedBatches:
+    """The batches of a `StreamedSplit`, with the interface of a feed.
+
+    Their order is the user's, so an epoch can only be resumed from its start.
+
+    Args:
+        split: A `StreamedSplit`.
+        batch_size: Images per batch, to count speed.
+    """
+
+    exact = False
+    resident = False
+    start = 0
+
+    def __init__(self, split: StreamedSplit, batch_size: int):
+        self.batches = split.batches
+        self.batch_size = batch_size
+        self.steps = len(split)
+
+    def begin(self, epoch: int) -> None:
+        """Does nothing: the user's data has its own order."""
+
+    def source(self) -> Any:
+        """Returns what `fit` iterates over in an epoch."""
+        return self.batches
+
+    def describe(self) -> str:
+        """Returns one line on what cannot be had."""
+        return (
+            "training images: streamed, not kept on the device; a stopped run "
+            "resumes from its last whole epoch, and not to the same bits "
+            "unless the stream repeats itself"
+        )
+
+    def __len__(self) -> int:
+        return self.steps
+
+
+Feed = ShuffledBatches | StreamedBatches
+
+
+class ResidentSplit(keras.layers.Layer):
+    """The images of a split in device memory: step number to batch.
+
+    They are variables, not constants: a compiled step takes them as arguments,
+    and they are neither copied nor compiled in.
 
     Args:
         feed: The `ShuffledBatches` whose `order` it follows.
     """
 
-    def __init__(self, feed):
+    def __init__(self, feed: ShuffledBatches):
         super().__init__(name="resident_split", trainable=False)
         self.num_classes = feed.num_classes
-        self.images = self._hold(feed.split.images, "images")
-        self.labels = self._hold(feed.split.labels.astype("int32"), "labels")
-        self.order = self._hold(feed.order, "order")
+        self.images = _variable(feed.split.images, "images")
+        self.labels = _variable(feed.split.labels.astype("int32"), "labels")
+        self.order = _variable(feed.order, "order")
         self.built = True
 
-    def _hold(self, array, name):
-        return keras.Variable(
-            array, dtype=array.dtype.name, trainable=False, name=name
-        )
-
-    def call(self, step):
-        """Takes int32 `[1]`; returns images uint8, targets float32."""
+    def call(self, step: Any) -> tuple:
+        """Takes int32 `[1]`; returns images uint8 and targets float32."""
         picked = ops.take(self.order, step[0], axis=0)
         labels = ops.take(self.labels, picked, axis=0)
         return (
@@ -144,8 +218,14 @@ class ResidentSplit(keras.layers.Layer):
         )
 
 
-def even_batch_size(count, limit=512):
-    """The largest batch up to `limit` that divides `count`, if over 63.
+def _variable(array, name):
+    return keras.Variable(
+        array, dtype=array.dtype.name, trainable=False, name=name
+    )
+
+
+def even_batch_size(count: int, limit: int = 512) -> int:
+    """Returns the largest batch up to `limit` that divides `count`, if over 63.
 
     A ragged last batch would be compiled a second time.
     """

@@ -1,152 +1,224 @@
-"""Callbacks of `train`: each epoch's order, record and progress line."""
+"""Callbacks of `train`, beside those that Keras has."""
 
+import contextlib
+import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, TextIO
 
 import keras
 import numpy as np
 
-from keras_resnet_cifar.errors import Diverged
+from keras_resnet_cifar.data.batches import Feed
+from keras_resnet_cifar.errors import Diverged, Stopped
+from keras_resnet_cifar.training.run_directory import (
+    RunDirectory,
+    write_history,
+)
+
+Logs = dict[str, Any] | None
 
 
-class EpochFeed(keras.callbacks.Callback):
-    """Tells the feed which epoch it is: its order is a function of that."""
+class BeginEpoch(keras.callbacks.Callback):
+    """Sets the order of the images and the rates of an epoch.
 
-    def __init__(self, feed):
-        super().__init__()
-        self.feed = feed
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.feed.begin(epoch)
-        source = self.model.source
-        if source is not None:
-            source.order.assign(self.feed.order)
-
-
-class AverageForValidation(keras.callbacks.Callback):
-    """Validates the averaged weights, where a recipe averages them."""
-
-    def on_test_begin(self, logs=None):
-        self._context = self.model.averaged()
-        self._context.__enter__()
-
-    def on_test_end(self, logs=None):
-        self._context.__exit__(None, None, None)
-
-
-class EpochRecord(keras.callbacks.Callback):
-    """Adds rate, speed and time to the logs that later callbacks see.
-
-    `learning_rate` is that of the epoch's last step. `images_per_second`
-    counts the training steps of the epoch alone, from its beginning to its
-    last step: validation and saving are not in it. (After a resumption within
-    an epoch, time and images since then.)
+    Both are functions of the epoch alone, so a resumed run needs no state.
 
     Args:
-        feed: The `ShuffledBatches`.
-        rates: The rate at each step of the run.
+        feed: The batches of the run.
+        schedule: Its learning-rate schedule.
     """
 
-    async_safe = True  # it reads a clock only
-
-    def __init__(self, feed, rates):
+    def __init__(
+        self,
+        feed: Feed,
+        schedule: keras.optimizers.schedules.LearningRateSchedule,
+    ):
         super().__init__()
         self.feed = feed
-        self.rates = rates
+        self.schedule = schedule
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self._begin = time.perf_counter()
-        self._trained = None
-
-    def on_test_begin(self, logs=None):
-        int(self.model.steps_done)  # JAX has dispatched the steps: it waits
-        self._trained = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        now = time.perf_counter()
-        trained = (self._trained or now) - self._begin
-        steps = self.feed.steps
-        images = len(self.feed) * self.feed.batch_size
-        logs["learning_rate"] = float(self.rates[(epoch + 1) * steps - 1])
-        logs["images_per_second"] = round(images / trained, 1)
-        logs["seconds"] = round(now - self._begin, 3)
-        if not np.isfinite(logs["loss"]):
-            step = int(self.model.steps_finite) - epoch * steps + 1
-            kept = f"of epoch {epoch}" if epoch else "the net as it began"
-            raise Diverged(
-                f"the loss is {logs['loss']} from step {step} of epoch "
-                f"{epoch + 1}: try a lower learning rate or --precision "
-                f"float32; last.keras is {kept}"
-            )
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        self.feed.begin(epoch)
+        if self.model.source is not None:
+            self.model.source.order.assign(self.feed.order)
+        steps = np.arange(self.feed.steps) + epoch * self.feed.steps
+        self.model.rates.assign(self.schedule(steps))
 
 
-class StopOnNaN(keras.callbacks.Callback):
-    """Ends the epoch once the loss is not finite; `EpochRecord` tells it."""
+class StopOnDivergence(keras.callbacks.Callback):
+    """Ends a run whose loss is not finite with `Diverged`.
 
-    async_safe = True  # it does not hold back the next step
+    `keras.callbacks.TerminateOnNaN` waits for each step under JAX, and does
+    not say at which step the loss was lost.
+    """
 
-    def on_train_batch_end(self, batch, logs=None):
-        if not np.isfinite(logs["loss"]):
+    async_safe = True
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        if logs and not np.isfinite(logs["loss"]):
             # Not `self.model`, which would wait for the step in flight.
             self._model.stop_training = True
 
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        if logs and not np.isfinite(logs["loss"]):
+            steps = self.model.steps_per_epoch
+            step = int(self.model.steps_finite) - epoch * steps + 1
+            weights = f"after epoch {epoch}" if epoch else "before training"
+            raise Diverged(
+                f"the loss is {logs['loss']} from step {step} of epoch "
+                f"{epoch + 1}: try a lower learning rate or "
+                f"precision='float32'; last.keras holds the weights {weights}"
+            )
 
-class HistoryRows(keras.callbacks.Callback):
-    """Appends each epoch's logs to the state of the run."""
 
-    def __init__(self, state):
+class EpochStatistics(keras.callbacks.Callback):
+    """Adds `learning_rate`, `images_per_second` and `seconds` to the logs.
+
+    The rate is that of the epoch's last step. Images per second are those of
+    the training steps alone, without validation and saving. In an epoch that
+    is resumed, both count from there.
+
+    Args:
+        feed: The batches of the run.
+    """
+
+    async_safe = True
+
+    def __init__(self, feed: Feed):
         super().__init__()
-        self.state = state
+        self.feed = feed
 
-    def on_epoch_end(self, epoch, logs=None):
-        self.state.epoch = epoch + 1
-        self.state.rows.append({"epoch": epoch + 1} | logs)
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        self._begin = time.perf_counter()
+        self._trained: float | None = None
+
+    def on_test_begin(self, logs: Logs = None) -> None:
+        int(self.model.steps_done)  # waits for steps that JAX has dispatched
+        self._trained = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        assert logs is not None
+        now = time.perf_counter()
+        seconds = (self._trained or now) - self._begin
+        images = len(self.feed) * self.feed.batch_size
+        rate = keras.ops.convert_to_numpy(self.model.rates)[-1]
+        logs["learning_rate"] = float(f"{rate:.7g}")
+        logs["images_per_second"] = round(images / seconds, 1)
+        logs["seconds"] = round(now - self._begin, 3)
+
+
+class RecordEpoch(keras.callbacks.Callback):
+    """Appends the logs of each epoch to the history, and writes it.
+
+    Args:
+        rows: The history, a list with one dict per epoch.
+        directory: Where history.csv goes, or `None`.
+    """
+
+    def __init__(self, rows: list, directory: RunDirectory | None = None):
+        super().__init__()
+        self.rows = rows
+        self.directory = directory
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        self.rows.append({"epoch": epoch + 1} | (logs or {}))
+        if self.directory is not None:
+            write_history(self.directory, self.rows)
 
 
 class StopEarly(keras.callbacks.Callback):
-    """Stops a run whose validation accuracy does not get better.
+    """Stops a run whose validation accuracy no longer improves.
 
-    It looks at the history alone: a resumed run stops at the same epoch.
+    `keras.callbacks.EarlyStopping` forgets its count in a resumed run. This
+    looks at the history alone, so the run stops at the same epoch.
 
     Args:
-        state: The `State` of the run, its newest row already in it.
-        patience: Epochs without a better one; 0 never stops.
+        rows: The history, its newest row already in it.
+        patience: Epochs without improvement; 0 never stops.
     """
 
-    def __init__(self, state, patience):
+    def __init__(self, rows: list, patience: int):
         super().__init__()
-        self.state = state
+        self.rows = rows
         self.patience = patience
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         if self.is_over():
             self.model.stop_training = True
 
-    def is_over(self):
-        accuracies = [row.get("val_accuracy") for row in self.state.rows]
+    def is_over(self) -> bool:
+        """Returns whether the history says to stop."""
+        accuracies = [row.get("val_accuracy") for row in self.rows]
         if not self.patience or not accuracies or None in accuracies:
             return False
         since_best = len(accuracies) - 1 - int(np.argmax(accuracies))
         return since_best >= self.patience
 
 
+class EpochCheckpoint(keras.callbacks.ModelCheckpoint):
+    """`keras.callbacks.ModelCheckpoint` after every so many epochs.
+
+    The `save_freq` of Keras counts batches, and starts from 0 in a resumed run.
+
+    Args:
+        filepath: See `ModelCheckpoint`.
+        every: Epochs between checkpoints.
+        **kwargs: See `ModelCheckpoint`.
+    """
+
+    async_safe = True  # it does nothing after a batch
+
+    def __init__(self, filepath: Any, every: int = 1, **kwargs: Any):
+        super().__init__(filepath, **kwargs)
+        self.every = every
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        if (epoch + 1) % self.every == 0:
+            super().on_epoch_end(epoch, logs)
+
+
+class ValidateAverages(keras.callbacks.Callback):
+    """Validates the averaged weights, BatchNorm statistics included.
+
+    `keras.callbacks.SwapEMAWeights` leaves the statistics as they are.
+    """
+
+    def on_test_begin(self, logs: Logs = None) -> None:
+        self.model.show_averages()
+
+    def on_test_end(self, logs: Logs = None) -> None:
+        self.model.hide_averages()
+
+
 class Progress(keras.callbacks.Callback):
-    """One line an epoch; on a terminal it counts the steps meanwhile."""
+    """Prints one line per epoch; on a terminal it counts the steps meanwhile.
+
+    Args:
+        epochs: Epochs of the run.
+        feed: Its batches.
+        stream: Where to print; by default stdout.
+    """
 
     async_safe = True
 
-    def __init__(self, epochs, feed, stream=None):
+    def __init__(self, epochs: int, feed: Feed, stream: TextIO | None = None):
         super().__init__()
         self.epochs = epochs
         self.feed = feed
         self.stream = stream or sys.stdout
         self.live = self.stream.isatty()
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch + 1
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        width = len(str(self.epochs))
+        self._head = f"epoch {epoch + 1:>{width}}/{self.epochs}"
         self._begin = self._shown = time.perf_counter()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         now = time.perf_counter()
         if not self.live or now - self._shown < 0.2:
             return
@@ -157,29 +229,27 @@ class Progress(keras.callbacks.Callback):
         left = (steps - step) * self.feed.batch_size / speed
         bar = "=" * (20 * step // steps)
         self._write(
-            f"\r{self._head()} [{bar:<20}] {step}/{steps}  "
-            f"{_told(logs)}  {speed:,.0f} images/s  {left:.0f} s left \033[K"
+            f"\r{self._head} [{bar:<20}] {step}/{steps}  {_summary(logs)}  "
+            f"{speed:,.0f} images/s  {left:.0f} s left \033[K"
         )
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        assert logs is not None
         clear = "\r\033[K" if self.live else ""
         self._write(
-            f"{clear}{self._head()}  {_told(logs)}  "
+            f"{clear}{self._head}  {_summary(logs)}  "
             f"rate {logs['learning_rate']:.4g}  "
             f"{logs['images_per_second']:,.0f} images/s  "
             f"{logs['seconds']:.0f} s\n"
         )
-
-    def _head(self):
-        return f"epoch {self._epoch:>{len(str(self.epochs))}}/{self.epochs}"
 
     def _write(self, text):
         self.stream.write(text)
         self.stream.flush()
 
 
-def _told(logs):
-    """Loss and accuracy of both splits, as far as the logs have them."""
+def _summary(logs):
+    """Returns loss and accuracy of both splits, as far as the logs go."""
     parts = []
     for prefix in ("", "val_"):
         if f"{prefix}loss" in logs:
@@ -188,3 +258,66 @@ def _told(logs):
             accuracy = 100 * float(logs[f"{prefix}accuracy"])
             parts.append(f"{prefix}accuracy {accuracy:.2f} %")
     return "  ".join(parts)
+
+
+class StopOnSignal(keras.callbacks.Callback):
+    """Raises `Stopped` between two steps, once SIGINT or SIGTERM has come.
+
+    A second signal has its default effect.
+
+    Example:
+
+        stop = StopOnSignal()
+        with stop.listening():
+            model.fit(..., callbacks=[stop])
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number: int | None = None
+        self._handled: list[signal.Signals] = []
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handles the signals in this context; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before: dict[signal.Signals, Callable | int | None] = {
+            number: signal.getsignal(number) for number in self._SIGNALS
+        }
+        # A signal that the parent ignores, as nohup may, stays ignored.
+        self._handled = [n for n in before if before[n] is not signal.SIG_IGN]
+        for number in self._handled:
+            signal.signal(number, self._request)
+        try:
+            yield
+        finally:
+            for number in self._handled:
+                signal.signal(number, before[number])
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        for handled in self._handled:
+            signal.signal(handled, signal.SIG_DFL)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after this step; again to exit at once\n")
+
+    def check(self) -> None:
+        """Raises `Stopped` if a signal has come."""
+        if self.number is not None:
+            raise Stopped(self.number)
+
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        self.check()
+
+    def on_test_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        self.check()
+
+    def on_predict_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        self.check()
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        self.check()

@@ -1,205 +1,328 @@
-"""What a run keeps on disk while it goes on, and how it goes on from there."""
+"""What a run keeps on disk so that it can be resumed to the same bits.
 
-import copy
+backup.npz holds all that changes in training, and is written last: a run that
+is killed before repeats the steps since the backup, and writes the same files.
+The backup before stays as backup-previous.npz, for the day when the newest
+turns out to be damaged.
+"""
+
+import json
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_resnet_cifar.models.saving import save_model
-from keras_resnet_cifar.training.backups import Backup, save_backup
-from keras_resnet_cifar.training.run_directory import write_history
+from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.files import atomic_write, check_zip
+from keras_resnet_cifar.training.callbacks import EpochCheckpoint, Logs
+from keras_resnet_cifar.training.recipes import Recipe, get_recipe
+from keras_resnet_cifar.training.run_directory import (
+    EPOCH_PATTERN,
+    Interval,
+    RunDirectory,
+)
+from keras_resnet_cifar.training.training_model import TrainingModel
+
+_GROUPS = ("variables", "metrics")
 
 
-class Checkpoints(keras.callbacks.Callback):
-    """Keeps the run directory: models, history and the backup that resumes.
+@dataclass
+class Snapshot:
+    """The content of a backup.
 
-    At the end of an epoch, when a backup is due, it writes last.keras,
-    best.keras (by validation accuracy; without a validation split the newest),
-    history.csv and the backup; within an epoch the backup alone. The backup
-    comes last and holds all that the other files are made of, so that a run
-    that is killed in between writes them again. Models in checkpoints/ are
-    written after each so many epochs.
+    Attributes:
+        run: The `run_directory.identity` of the run.
+        rows: The history, one dict per whole epoch.
+        variables: Arrays of `resumed_variables`.
+        metrics: Arrays of the metrics of the epoch in progress.
+    """
+
+    run: str
+    rows: list = field(default_factory=list)
+    variables: list[np.ndarray] = field(default_factory=list)
+    metrics: list[np.ndarray] = field(default_factory=list)
+
+    def write(self, directory: RunDirectory) -> None:
+        """Writes the backup whole; the one before becomes the previous."""
+        arrays = {
+            f"{group}-{index}": array
+            for group in _GROUPS
+            for index, array in enumerate(getattr(self, group))
+        }
+        state = json.dumps({"run": self.run, "rows": self.rows})
+        with atomic_write(
+            directory.backup, keep=directory.previous_backup
+        ) as temporary:
+            np.savez(temporary, state=np.array(state), **arrays)
+
+    @classmethod
+    def read(cls, path: Path) -> "Snapshot":
+        """Reads a backup; raises what zipfile, NumPy and JSON raise."""
+        if path.exists():
+            check_zip(path)
+        # NumPy leaves a file open that it cannot read; this `open` does not.
+        with open(path, "rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            snapshot = cls(**json.loads(str(file["state"])))
+            for group in _GROUPS:
+                count = sum(name.startswith(f"{group}-") for name in file.files)
+                arrays = [file[f"{group}-{i}"] for i in range(count)]
+                setattr(snapshot, group, arrays)
+        if not all(isinstance(row, dict) for row in snapshot.rows):
+            raise ValueError("invalid history")
+        return snapshot
+
+
+def read_snapshot(
+    directory: RunDirectory, model: TrainingModel, run: str
+) -> tuple[Snapshot, str | None]:
+    """Returns the newest backup that can be read.
 
     Args:
-        directory: A `RunDirectory`.
-        state: The `State` of the run; other callbacks add its rows before.
-        published: The model of stock layers that is saved.
-        trained: The `TrainingModel`.
-        steps: Steps of an epoch.
-        interval: An `Interval`.
-        every: Epochs between models in checkpoints/; 0 keeps none.
+        directory: Of the run.
+        model: The compiled model that the backup must fit.
+        run: The identity that it must have.
+
+    Returns:
+        The backup, and `None` or a line that says what is wrong with a newer
+        one.
+
+    Raises:
+        InputError: None can be read, or it belongs to another run.
+    """
+    faults = []
+    for path in (directory.backup, directory.previous_backup):
+        try:
+            snapshot = Snapshot.read(path)
+        except FileNotFoundError:
+            faults.append(f"{path} is missing")
+            continue
+        except Exception as error:  # zipfile, numpy and json raise their own
+            faults.append(f"cannot read the backup {path} ({one_line(error)})")
+            continue
+        for arrays, variables in (
+            (snapshot.variables, resumed_variables(model)),
+            (snapshot.metrics, model.metrics_variables),
+        ):
+            if [a.shape for a in arrays] != [tuple(v.shape) for v in variables]:
+                raise InputError(
+                    f"the backup {path} is of another net or optimizer: resume "
+                    "with the config of the run"
+                )
+        if snapshot.run != run:
+            raise InputError(
+                f"the backup {path} belongs to another run: restore the right "
+                "one, or start a new run"
+            )
+        return snapshot, faults[0] if faults else None
+    raise InputError(f"{'; '.join(faults)}: start a new run")
+
+
+def check_length(
+    recipe: Recipe, epochs: int, steps_per_epoch: int, steps_done: int
+) -> None:
+    """Checks that a run can become as long as a recipe says.
+
+    It can where that leaves the rates of the steps already done alone.
+
+    Args:
+        recipe: The recipe to go on with.
+        epochs: Epochs of the run so far planned.
+        steps_per_epoch: Steps of one epoch.
+        steps_done: Steps already done.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if recipe.epochs == epochs:
+        return
+    if recipe.epochs * steps_per_epoch < steps_done:
+        raise InputError(
+            f"epochs={recipe.epochs}: the run is already in epoch "
+            f"{steps_done // steps_per_epoch + 1}; give more, or resume "
+            "without changing the number"
+        )
+    steps = np.arange(steps_done)
+    before, after = (
+        ops.convert_to_numpy(r.schedule_for(steps_per_epoch)(steps))
+        for r in (get_recipe(recipe, epochs=epochs), recipe)
+    )
+    if not np.array_equal(before, after):
+        raise InputError(
+            f"epochs was {epochs}, now {recipe.epochs}: the rates of the "
+            f"{recipe.schedule[0]} schedule depend on it, and {steps_done} "
+            "steps were done with others; resume without changing the number, "
+            "or start a new run"
+        )
+
+
+class Backup(keras.callbacks.Callback):
+    """Keeps backup.npz.
+
+    `keras.callbacks.BackupAndRestore` keeps weights, optimizer and epoch, but
+    not the history, the metrics and the place within an epoch, and deletes its
+    backup in the end.
+
+    Args:
+        directory: Of the run.
+        model: The compiled `TrainingModel`.
+        run: The identity of the run.
+        rows: Its history, to which other callbacks append.
+        interval: How often to write.
+        within_epochs: Whether an epoch can be resumed in the middle.
     """
 
     def __init__(
-        self, directory, state, published, trained, steps, interval, every=0
+        self,
+        directory: RunDirectory,
+        model: TrainingModel,
+        run: str,
+        rows: list,
+        interval: Interval,
+        within_epochs: bool = True,
     ):
         super().__init__()
-        self.set_model(trained)
+        self.set_model(model)
         self.directory = directory
-        self.state = state
-        self.published = published
-        self.steps = steps
+        self.run = run
+        self.rows = rows
         self.interval = interval
-        self.every = every
-        self._last = []  # weights of the newest whole epoch
-        self._best = []
-        self._best_is_new = False
-        self._files_are_old = False
-        self._metrics = []  # of the epoch that a resumed run goes on with
-        self._unvalidated = None  # backup of an epoch before its validation
-        self._saved = None  # position of the newest backup
-        self._saved_at = self._written_at = time.monotonic()
-
-    def begin(self, backup):
-        """Writes a new run's first files, or goes on from a backup.
-
-        Args:
-            backup: A `Backup`; without arrays the run is new.
-        """
-        if not backup.variables:
-            save_model(self.published, self.directory.last)
-            self._save()
-            return
-        _assign(training_variables(self.model), backup.variables)
-        self._metrics = backup.metrics
-        self._best = backup.best
-        self._saved = self._position()
-        if self._best:  # best.keras may be of an epoch after the backup
-            self._best_is_new = True
-            self._write_best()
-        epoch = self.state.epoch
-        missing = not self.directory.checkpoint(epoch).exists()
-        if self._keeps(epoch) and not self.state.step and missing:
-            publish(self.model, self.published)
-            self._write_checkpoint(epoch)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if self.state.step:  # `fit` has just reset the metrics
-            _assign(self.model.metrics_variables, self._metrics)
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if batch and self._is_late(self._saved_at):
-            self._save()
-
-    def on_test_begin(self, logs=None):
-        self._unvalidated = self._backup(step=self.steps)
-
-    def on_epoch_end(self, epoch, logs=None):
-        epoch += 1
-        self._unvalidated = None
-        self.state.step = 0
-        publish(self.model, self.published)
-        self._last = [np.array(w) for w in self.published.get_weights()]
-        self._files_are_old = True
-        if self._is_best(epoch, logs):
-            self._best = self._last
-            self._best_is_new = True
-        if self._keeps(epoch):
-            self._write_checkpoint(epoch)
-        if (
-            self._is_late(self._written_at)
-            or (self.interval.epochs and epoch % self.interval.epochs == 0)
-            or epoch == self.params["epochs"]
-            or self.model.stop_training
-        ):
-            self.write_files()
-            self._save()
-
-    def rescue(self):
-        """Saves what is not, after a stop or a fault between two steps."""
-        self.write_files()
-        if self._unvalidated is not None:
-            save_backup(self.directory, self._unvalidated)
-        elif self._position() != self._saved:
-            self._save()
-
-    def write_files(self):
-        """Writes last.keras, best.keras and the history of whole epochs."""
-        if not self._files_are_old:
-            return
-        self.published.set_weights(self._last)
-        save_model(self.published, self.directory.last)
-        self._write_best()
-        write_history(self.directory, self.state.rows)
-        self._files_are_old = False
-        self._written_at = time.monotonic()
-
-    def _keeps(self, epoch):
-        return self.every and epoch and epoch % self.every == 0
-
-    def _write_checkpoint(self, epoch):
-        path = self.directory.checkpoint(epoch)
-        path.parent.mkdir(exist_ok=True)
-        save_model(self.published, path)
-
-    def _position(self):
-        """Steps done since the run began."""
-        return int(_array(self.model.steps_done))
-
-    def _is_late(self, since):
-        seconds = self.interval.seconds
-        return seconds and time.monotonic() - since >= seconds
-
-    def _save(self):
-        if not np.isfinite(float(self.model.get_metrics_result()["loss"])):
-            return  # the run is lost from here on; the backup is not
-        save_backup(self.directory, self._backup())
-        self._saved = self._position()
+        self.within_epochs = within_epochs
+        self._resumed_metrics: list | None = None
+        self._metrics: list | None = None  # of an epoch being validated
+        self._saved: int | None = None  # steps done at the newest backup
         self._saved_at = time.monotonic()
 
-    def _backup(self, step=None):
-        state = copy.deepcopy(self.state)
-        done = self._position() - self.state.epoch * self.steps
-        state.step = done if step is None else step
-        return Backup(
-            state,
-            training_state(self.model),
-            [_array(v) for v in self.model.metrics_variables],
-            self._best,
-        )
+    def restore(self, snapshot: Snapshot) -> None:
+        """Puts the model into the state of a backup."""
+        _assign(resumed_variables(self.model), snapshot.variables)
+        self._resumed_metrics = snapshot.metrics
+        self._saved = self.steps_done()
 
-    def _write_best(self):
-        if not self._best_is_new:
+    def steps_done(self) -> int:
+        """Returns the steps done since the run began."""
+        return int(_array(self.model.steps_done))
+
+    def steps_in_epoch(self) -> int:
+        """Returns the steps done of the epoch in progress."""
+        return self.steps_done() - len(self.rows) * self.model.steps_per_epoch
+
+    def save(self) -> None:
+        """Writes the backup, unless the loss is no longer finite."""
+        if not np.isfinite(float(self.model.get_metrics_result()["loss"])):
             return
-        held = self.published.get_weights()
-        self.published.set_weights(self._best)
-        save_model(self.published, self.directory.best)
-        self.published.set_weights(held)
-        self._best_is_new = False
+        variables = resumed_variables(self.model)
+        metrics = self.model.metrics_variables
+        Snapshot(
+            self.run,
+            self.rows,
+            [_array(variable) for variable in variables],
+            self._metrics or [_array(variable) for variable in metrics],
+        ).write(self.directory)
+        self._saved = self.steps_done()
+        self._saved_at = time.monotonic()
 
-    def _is_best(self, epoch, logs):
-        accuracy = logs.get("val_accuracy")
-        best = self.state.best.get("val_accuracy")
-        if None not in (accuracy, best) and accuracy <= best:
-            return False
-        self.state.best = {"epoch": epoch, "val_accuracy": accuracy}
-        return True
+    def save_if_new(self) -> None:
+        """Writes the backup if steps were done since the newest one."""
+        self.model.hide_averages()
+        whole = self.steps_in_epoch() == 0
+        if self.steps_done() != self._saved and (whole or self.within_epochs):
+            self.save()
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        self._metrics = None
+        if self._resumed_metrics and self.steps_in_epoch():
+            # `fit` has just reset the metrics of the epoch that is resumed.
+            _assign(self.model.metrics_variables, self._resumed_metrics)
+        self._resumed_metrics = None
+
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        if batch and self.within_epochs and self._is_late():
+            self.save()
+
+    def on_test_begin(self, logs: Logs = None) -> None:
+        # `evaluate` is about to reset them.
+        variables = self.model.metrics_variables
+        self._metrics = [_array(variable) for variable in variables]
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        self._metrics = None
+        every = self.interval.epochs
+        if (every and (epoch + 1) % every == 0) or (
+            self._is_late() or not self.within_epochs
+        ):
+            self.save()
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        self.save_if_new()
+
+    def _is_late(self):
+        seconds = self.interval.seconds
+        return seconds and time.monotonic() - self._saved_at >= seconds
 
 
-def publish(training_model, model):
-    """Copies the trained (or averaged) weights to the stock model."""
-    with training_model.averaged():
-        model.set_weights(training_model.network.get_weights())
+def checkpoints(
+    directory: RunDirectory, rows: Sequence[dict], every: int, validated: bool
+) -> list[EpochCheckpoint]:
+    """Returns the callbacks that write last.keras, best.keras, checkpoints/.
+
+    Args:
+        directory: Of the run.
+        rows: The history so far, which says what best.keras has to beat.
+        every: Epochs between the models in checkpoints/; 0 keeps none.
+        validated: Whether best.keras is chosen by validation accuracy;
+            otherwise it is the newest.
+    """
+    accuracies = [row["val_accuracy"] for row in rows] if validated else []
+    callbacks = [
+        EpochCheckpoint(_literal(directory.last)),
+        EpochCheckpoint(
+            _literal(directory.best),
+            monitor="val_accuracy",
+            mode="max",
+            save_best_only=validated,
+            initial_value_threshold=max(accuracies, default=None),
+        ),
+    ]
+    if every:
+        pattern = f"{_literal(directory.path)}/{EPOCH_PATTERN}"
+        callbacks.append(EpochCheckpoint(pattern, every=every))
+    return callbacks
 
 
-def training_variables(model):
-    """Variables that a resumed run needs: weights, counters, optimizer."""
-    spared = [*model.metrics_variables, *model.random_states()]
+def _literal(path):
+    """Returns a path without meaning for `str.format`."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the row of the epoch in best.keras, `{}` without any."""
+    if not rows or "val_accuracy" not in rows[-1]:
+        return rows[-1] if rows else {}
+    return max(rows, key=lambda row: row["val_accuracy"])  # the first of equals
+
+
+def resumed_variables(model: TrainingModel) -> list[keras.Variable]:
+    """Returns the variables that a resumed run needs, in a fixed order.
+
+    They are weights, averages, counters and the optimizer's; not the metrics,
+    and nothing that is a function of the epoch or the step.
+    """
+    derived = [*model.metrics_variables, *model.random_states(), model.rates]
+    derived.append(model.optimizer.learning_rate)
     if model.source:
-        spared += model.source.variables
-    held = {id(variable) for variable in spared}
+        derived += model.source.variables
+    ids = {id(variable) for variable in derived}
     return [
         variable
         for variable in [*model.variables, *model.optimizer.variables]
-        if id(variable) not in held
+        if id(variable) not in ids
     ]
-
-
-def training_state(model):
-    """The values of `training_variables`, as NumPy arrays."""
-    return [_array(variable) for variable in training_variables(model)]
 
 
 def _assign(variables, arrays):
@@ -208,5 +331,5 @@ def _assign(variables, arrays):
 
 
 def _array(variable):
-    """A copy: under TensorFlow `numpy` may be a view of what goes on."""
+    """Returns a copy: under TensorFlow `numpy` may be a view."""
     return np.array(ops.convert_to_numpy(variable.value))

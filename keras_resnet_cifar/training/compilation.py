@@ -1,37 +1,59 @@
-"""A recipe, a model and a feed, to the model that `fit` trains."""
+"""From a model, data and a recipe to the compiled model that `fit` trains."""
 
 import keras
 
-from keras_resnet_cifar.data import policies
-from keras_resnet_cifar.data.batches import ResidentSplit
+from keras_resnet_cifar.data.augmentation import image_layers, mixing_layers
+from keras_resnet_cifar.data.batches import Feed, ResidentSplit, ShuffledBatches
 from keras_resnet_cifar.data.datasets import DATASETS
+from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.device import jit_compile, steps_per_execution
 from keras_resnet_cifar.models.operations import step_operations
-from keras_resnet_cifar.training.optimizers import TabulatedRate, optimizer_of
-from keras_resnet_cifar.training.schedules import rates_of
+from keras_resnet_cifar.training.optimizers import optimizer_of
+from keras_resnet_cifar.training.recipes import Recipe
 from keras_resnet_cifar.training.training_model import (
     TrainingModel,
     training_clone,
 )
 
 
-def compiled(model, data, recipe, precision, seed, feed):
-    """Returns the compiled `TrainingModel` around a clone of `model`."""
+def compile_for_training(
+    model: keras.Model,
+    data: Dataset,
+    recipe: Recipe,
+    precision: str,
+    seed: int,
+    feed: Feed,
+    class_weight: list[float] | None = None,
+) -> TrainingModel:
+    """Returns the compiled `TrainingModel` around a clone of `model`.
+
+    Args:
+        model: From raw images to logits; receives the trained weights.
+        data: The data set, whose channel mean cutout fills with.
+        recipe: How to train.
+        precision: A Keras dtype policy.
+        seed: Of the augmentation.
+        feed: The batches.
+        class_weight: Weight of each class in the loss, or `None`.
+    """
     known = DATASETS.get(data.name)
     mean = known.mean if known else (0.5, 0.5, 0.5)
+    resident = isinstance(feed, ShuffledBatches) and feed.resident
     trained = TrainingModel(
         training_clone(model, precision),
-        ResidentSplit(feed) if feed.resident else None,
-        policies.image_layers(recipe, mean, seed),
-        policies.mixing_layers(recipe, seed),
+        model,
+        feed.steps,
+        ResidentSplit(feed) if resident else None,
+        image_layers(recipe, mean, seed),
+        mixing_layers(recipe, seed),
         label_smoothing=recipe.label_smoothing,
+        class_weight=class_weight,
         ema=recipe.ema,
         dtype=precision,
     )
     trained.compile(
-        optimizer=optimizer_of(
-            recipe, TabulatedRate(rates_of(recipe, feed.steps))
-        ),
+        # The rate of each step is set by `TrainingModel.train_step`.
+        optimizer=optimizer_of(recipe, float(recipe.learning_rate)),
         loss=keras.losses.CategoricalCrossentropy(from_logits=True),
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
         jit_compile=jit_compile(),
@@ -45,7 +67,7 @@ def compiled(model, data, recipe, precision, seed, feed):
 
 
 def _build_metrics(trained, classes):
-    """Makes the variables of loss and metrics: a resumed epoch sets them.
+    """Makes the variables of loss and metrics, which a resumed epoch sets.
 
     `fit` would do it by calling the net on a batch, which step numbers are not.
     """

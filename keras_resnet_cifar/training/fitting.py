@@ -1,56 +1,72 @@
 """The epochs of a run that are left: `model.fit`, once or twice."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
-from keras_resnet_cifar.data.batches import even_batch_size, one_hot
+from keras_resnet_cifar.data.batches import Feed, even_batch_size, one_hot
+from keras_resnet_cifar.data.load import Dataset
+from keras_resnet_cifar.training.training_model import TrainingModel
 
 
-def fit(trained, data, feed, state, epochs, callbacks):
+def fit(
+    model: TrainingModel,
+    data: Dataset,
+    feed: Feed,
+    epoch: int,
+    step: int,
+    epochs: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> None:
     """Runs the epochs that are left, the one in progress from its step on.
 
     Args:
-        trained: The compiled `TrainingModel`.
-        data: A `Dataset`.
-        feed: The `ShuffledBatches` of its train split.
-        state: Where the run stands; callbacks move it.
-        epochs: Of the whole run.
-        callbacks: List of Keras callbacks.
+        model: The compiled `TrainingModel`.
+        data: The data, for its validation split.
+        feed: The batches of its train split.
+        epoch: Epochs already done.
+        step: Steps already done of the epoch in progress.
+        epochs: Epochs of the whole run.
+        callbacks: Keras callbacks.
     """
     validation = _validation(data)
 
     def run(first, last):
-        trained.fit(
+        model.fit(
             feed.source(),
             initial_epoch=first,
             epochs=last,
             shuffle=False,  # the feed shuffles
             verbose=0,
-            callbacks=callbacks,
+            callbacks=list(callbacks),
             **validation,
         )
 
-    feed.start = state.step
-    if state.step == feed.steps:
-        _finish_epoch(trained, state.epoch, callbacks, validation)
-    elif state.step:
-        run(state.epoch, state.epoch + 1)
-    feed.start = 0
-    if not trained.stop_training:
-        run(state.epoch, epochs)
+    model.stop_training = False
+    if step:
+        feed.start = step
+        if step == feed.steps:
+            _end_epoch(model, epoch, callbacks, validation)
+        else:
+            run(epoch, epoch + 1)
+        feed.start = 0
+        epoch += 1
+    if epoch < epochs and not model.stop_training:
+        run(epoch, epochs)
 
 
-def _finish_epoch(trained, epoch, callbacks, validation):
-    """What `fit` does after an epoch's last step: it was stopped in there."""
+def _end_epoch(model, epoch, callbacks, validation):
+    """Does what `fit` does after an epoch's last step: it was stopped there."""
     chain = keras.callbacks.CallbackList(
-        callbacks, model=trained, epochs=epoch + 1, steps=0
+        list(callbacks), model=model, epochs=epoch + 1, steps=0
     )
-    trained.stop_training = False
     chain.on_train_begin()
     chain.on_epoch_begin(epoch)
-    logs = {k: float(v) for k, v in trained.get_metrics_result().items()}
+    logs = {k: float(v) for k, v in model.get_metrics_result().items()}
     if validation:
         images, targets = validation["validation_data"]
-        found = trained.evaluate(
+        results = model.evaluate(
             images,
             targets,
             batch_size=validation["validation_batch_size"],
@@ -58,13 +74,13 @@ def _finish_epoch(trained, epoch, callbacks, validation):
             callbacks=chain,
             return_dict=True,
         )
-        logs |= {f"val_{name}": value for name, value in found.items()}
+        logs |= {f"val_{name}": value for name, value in results.items()}
     chain.on_epoch_end(epoch, logs)
     chain.on_train_end(logs)
 
 
-def _validation(data):
-    """Keyword arguments of `fit` for the validation split, if there is one."""
+def _validation(data: Dataset) -> dict[str, Any]:
+    """Returns the arguments of `fit` for the validation split, if any."""
     if data.validation is None:
         return {}
     split = data.validation

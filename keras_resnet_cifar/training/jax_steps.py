@@ -1,30 +1,32 @@
-"""Many steps in one compiled call, under JAX.
+"""Many training steps in one compiled call, under JAX.
 
 TensorFlow loops over `steps_per_execution` inside the graph. Keras (up to 3.15)
-loops in Python under JAX, so that each step is dispatched by itself.
+loops in Python under JAX, and dispatches each step by itself.
 """
 
 import functools
 import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 from jax import lax
 from jax import numpy as jnp
 
-_MOST_BYTES = 1 << 28  # of the batches of a call: they lie side by side
+_MOST_BYTES = 1 << 28  # of the stacked batches of one call
 
 
-def fuse(step, count):
-    """Returns a Keras train or test function of up to `count` steps.
+def fuse(step: Callable, count: int) -> Callable:
+    """Returns a Keras train or test function that runs up to `count` steps.
 
-    They are one call, or several where the batches are large or of different
-    shapes, as a split's last one may be. How many steps a call has is compiled
-    in: XLA for GPUs asks the host at each turn of a loop whose end it does not
-    know. So a shorter last group is another compilation.
+    The steps are one call, or several where the batches are large or differ in
+    shape, as the last batch of a split may. A shorter last group is compiled
+    by itself: on a GPU, a loop of unknown length would ask the host after each
+    step.
 
     Args:
         step: `(state, batch) -> (logs, state)`, as `Model.train_step`.
-        count: Most steps.
+        count: Largest number of steps.
 
     Returns:
         `(state, iterator) -> (logs, state)`. The state is donated; the logs
@@ -52,8 +54,8 @@ def fuse(step, count):
     return function
 
 
-def _groups(batches):
-    """Yields lists of batches of one shape, none of too many bytes."""
+def _groups(batches: Iterable) -> Iterator[list[Any]]:
+    """Yields lists of batches of one shape and at most `_MOST_BYTES`."""
     for _, alike in itertools.groupby(batches, _shapes):
         first = next(alike)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(first))

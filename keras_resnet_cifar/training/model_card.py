@@ -1,5 +1,7 @@
 """The README.md of a run: what the model is, and how well it does."""
 
+from typing import Any
+
 _TEMPLATE = """\
 # {arch} on {dataset}
 
@@ -23,7 +25,7 @@ images, {verified} |
 {results}
 
 `last.keras` is the last epoch; the test split was not used to choose \
-anything. {best_told}
+anything. {best_note}
 
 ## Use
 
@@ -40,8 +42,16 @@ _ROW = (
 )
 
 
-def model_card(config, state, metrics):
-    """Returns the model card of a run as Markdown."""
+def model_card(
+    config: dict[str, Any], epochs: int, metrics: dict[str, Any]
+) -> str:
+    """Returns the model card of a run as Markdown.
+
+    Args:
+        config: The config of the run.
+        epochs: Epochs done.
+        metrics: Its test metrics, `{"last": ..., "best": ...}`.
+    """
     rows = [
         _ROW.format(name=name, epoch=found["epoch"], **found["test"])
         for name, found in metrics.items()
@@ -52,13 +62,13 @@ def model_card(config, state, metrics):
         arch=config["arch"],
         parameters=config["parameters"],
         dataset=data["name"],
-        classes=len(metrics["last"]["test"]["per_class"]),
+        classes=len(data["class_names"]),
         train=data["train"],
         validation=data["validation"],
         test=data["test"],
         verified="verified" if data["verified"] else "NOT verified",
         recipe=recipe["name"],
-        epochs=state.epoch,
+        epochs=epochs,
         batch_size=recipe["batch_size"],
         seed=config["seed"],
         precision=config["precision"],
@@ -67,7 +77,7 @@ def model_card(config, state, metrics):
         backend=config["backend"],
         keras=config["versions"]["keras"],
         results="\n".join(rows),
-        best_told=(
+        best_note=(
             "`best.keras` had the best accuracy on the validation split."
             if chosen
             else "Without a validation split `best.keras` is the same epoch."

@@ -1,21 +1,18 @@
-"""SGD and Adam as PyTorch defines them, and their rate by the step."""
+"""SGD and Adam with PyTorch's weight decay."""
+
+from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_resnet_cifar.errors import unknown
-from keras_resnet_cifar.training.recipes import CHOICES
+from keras_resnet_cifar.training.recipes import CHOICES, Recipe
+
+Rate = float | keras.optimizers.schedules.LearningRateSchedule
 
 
 class _CoupledDecay:
-    """Weight decay that enters the gradient, for a Keras optimizer.
-
-    Args:
-        decay: PyTorch's number as it is.
-        decay_on: `"all"` parameters, as PyTorch does by default, or
-            `"kernels"`, which spares biases and BatchNorm.
-    """
+    """Adds weight decay to the gradient of a Keras optimizer."""
 
     def __init__(self, *args, decay=0.0, decay_on="all", **kwargs):
         if decay_on not in CHOICES["decay_on"]:
@@ -26,7 +23,7 @@ class _CoupledDecay:
 
     def build(self, variables):
         super().build(variables)
-        # By index, for TensorFlow hands `update_step` variables of its own.
+        # By index: TensorFlow passes variables of its own to `update_step`.
         self._decayed = [
             bool(self.decay)
             and (self.decay_on == "all" or variable.name == "kernel")
@@ -34,7 +31,7 @@ class _CoupledDecay:
         ]
 
     def decayed(self, gradient, variable):
-        """The gradient with the decay in it, in the variable's dtype."""
+        """Returns the gradient plus decay, in the variable's dtype."""
         gradient = ops.cast(gradient, variable.dtype)
         if self._decayed[self._get_variable_index(variable)]:
             gradient = gradient + self.decay * variable
@@ -49,9 +46,9 @@ class _CoupledDecay:
 
 @keras.saving.register_keras_serializable(package="keras_resnet_cifar")
 class CoupledSGD(_CoupledDecay, keras.optimizers.SGD):
-    """SGD with momentum whose weight decay enters the gradient.
+    """SGD with momentum whose weight decay is added to the gradient.
 
-    For weights `w`, gradient `g` and momentum buffer `b`, as
+    For weights `w`, gradient `g` and momentum buffer `b`, as in
     `torch.optim.SGD`:
 
         g = g + decay * w
@@ -65,21 +62,21 @@ class CoupledSGD(_CoupledDecay, keras.optimizers.SGD):
     Args:
         learning_rate: A float or a schedule.
         momentum: In [0, 1).
-        nesterov: Whether to look ahead.
-        decay: Coupled weight decay; PyTorch's number as it is.
+        nesterov: Whether to use Nesterov momentum.
+        decay: Coupled weight decay, the same number as in PyTorch.
         decay_on: `"all"` parameters, as PyTorch does by default, or
-            `"kernels"`, which spares biases and BatchNorm.
+            `"kernels"`, without biases and BatchNorm.
     """
 
     def __init__(
         self,
-        learning_rate=0.1,
-        momentum=0.9,
-        nesterov=False,
-        decay=0.0,
-        decay_on="all",
-        name="coupled_sgd",
-        **kwargs,
+        learning_rate: Rate = 0.1,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        decay: float = 0.0,
+        decay_on: str = "all",
+        name: str = "coupled_sgd",
+        **kwargs: Any,
     ):
         super().__init__(
             learning_rate=learning_rate,
@@ -91,7 +88,9 @@ class CoupledSGD(_CoupledDecay, keras.optimizers.SGD):
             **kwargs,
         )
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: Any, variable: keras.Variable, learning_rate: Any
+    ) -> None:
         rate = ops.cast(learning_rate, variable.dtype)
         update = self.decayed(gradient, variable)
         if self.momentum:
@@ -106,24 +105,24 @@ class CoupledSGD(_CoupledDecay, keras.optimizers.SGD):
 
 @keras.saving.register_keras_serializable(package="keras_resnet_cifar")
 class CoupledAdam(_CoupledDecay, keras.optimizers.Adam):
-    """Adam whose weight decay enters the gradient, as `torch.optim.Adam`.
+    """Adam whose weight decay is added to the gradient, as in PyTorch.
 
     Args:
         learning_rate: A float or a schedule.
         beta_1: Decay of the mean of the gradients, in [0, 1).
-        decay: Coupled weight decay; PyTorch's number as it is.
-        decay_on: As of `CoupledSGD`.
+        decay: Coupled weight decay, the same number as in PyTorch.
+        decay_on: See `CoupledSGD`.
     """
 
     def __init__(
         self,
-        learning_rate=1e-3,
-        beta_1=0.9,
-        decay=0.0,
-        decay_on="all",
-        epsilon=1e-8,  # PyTorch's; Keras has 1e-7
-        name="coupled_adam",
-        **kwargs,
+        learning_rate: Rate = 1e-3,
+        beta_1: float = 0.9,
+        decay: float = 0.0,
+        decay_on: str = "all",
+        epsilon: float = 1e-8,  # PyTorch's; Keras has 1e-7
+        name: str = "coupled_adam",
+        **kwargs: Any,
     ):
         super().__init__(
             learning_rate=learning_rate,
@@ -135,36 +134,23 @@ class CoupledAdam(_CoupledDecay, keras.optimizers.Adam):
             **kwargs,
         )
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: Any, variable: keras.Variable, learning_rate: Any
+    ) -> None:
         gradient = self.decayed(gradient, variable)
         super().update_step(gradient, variable, learning_rate)
 
 
-def optimizer_of(recipe, learning_rate):
+def optimizer_of(
+    recipe: Recipe, learning_rate: Rate
+) -> "CoupledSGD | CoupledAdam":
     """Returns a recipe's optimizer.
 
     Args:
         recipe: A `Recipe`.
-        learning_rate: A float or a schedule; the recipe's own is a function
-            of the steps of the run.
+        learning_rate: A float, or a schedule such as `recipe.schedule_for`.
     """
     decay = {"decay": recipe.weight_decay, "decay_on": recipe.decay_on}
     if recipe.optimizer == "adam":
         return CoupledAdam(learning_rate, recipe.momentum, **decay)
     return CoupledSGD(learning_rate, recipe.momentum, recipe.nesterov, **decay)
-
-
-@keras.saving.register_keras_serializable(package="keras_resnet_cifar")
-class TabulatedRate(keras.optimizers.schedules.LearningRateSchedule):
-    """The rate at each step from a table; after its end the last one."""
-
-    def __init__(self, rates):
-        self.rates = np.asarray(rates, "float32")
-
-    def __call__(self, step):
-        last = len(self.rates) - 1
-        index = ops.minimum(ops.cast(step, "int32"), last)
-        return ops.take(ops.convert_to_tensor(self.rates), index)
-
-    def get_config(self):
-        return {"rates": self.rates.tolist()}

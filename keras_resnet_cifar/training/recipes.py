@@ -1,10 +1,22 @@
-"""Recipes: one frozen dataclass each, with its source and expected result."""
+"""Recipes for training, each with its source and the result to expect."""
 
 import numbers
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from keras_resnet_cifar.errors import InputError, unknown
-from keras_resnet_cifar.training.schedules import SHAPES
+
+if TYPE_CHECKING:
+    from keras.optimizers.schedules import LearningRateSchedule
+
+# Names in recipes, and the classes of `schedules`.
+SCHEDULES = {
+    "constant": "Constant",
+    "multistep": "MultiStep",
+    "cosine": "Cosine",
+    "exponential": "Exponential",
+    "one_cycle": "OneCycle",
+}
 
 
 @dataclass(frozen=True)
@@ -18,7 +30,7 @@ class Recipe:
     name: str
     source: str
     expected: str
-    arch: str = "resnet20"  # what the source trains; --arch replaces it
+    arch: str = "resnet20"  # the net of the source
     dataset: str = "cifar10"  # likewise
     epochs: int = 200
     batch_size: int = 128
@@ -28,24 +40,58 @@ class Recipe:
     nesterov: bool = False
     weight_decay: float = 1e-4
     decay_on: str = "all"  # or "kernels", sparing biases and BatchNorm
-    schedule: tuple = ("cosine", {})  # a shape of schedules.py
-    warmup_steps: int = 0  # at warmup_factor of the rate, then back in full
+    schedule: tuple = ("cosine", {})  # a key of SCHEDULES, its arguments
+    warmup_steps: int = 0  # at warmup_factor of the rate, then the full rate
     warmup_factor: float = 0.1
-    padding: int = 4  # pad, then crop per image; 0 switches it off
+    padding: int = 4  # pad, then crop each image; 0 switches it off
     padding_mode: str = "zero"
-    random_resized_crop: int = 0  # its side in pixels; padding then has no say
+    random_resized_crop: int = 0  # side in pixels; replaces padding
     flip: bool = True
     cutout: int = 0  # side of the blanked square in pixels
     mixup: float = 0.0  # alpha of the Beta distribution
     cutmix: float = 0.0  # upper end of the Beta distribution's alpha
-    rand_augment: int = 0  # operations an image, RandAugment's N
+    rand_augment: int = 0  # operations per image, RandAugment's N
     label_smoothing: float = 0.0
     ema: float = 0.0  # momentum of averaged weights and BatchNorm statistics
     precision: str = "float32"
-    validation: float = 0  # images held out of the train split, or a share
+    validation: float = 0  # images of the train split to hold out, or a share
     checkpoint_every: int = 0  # epochs between kept checkpoints; 0 keeps none
     patience: int = 0  # epochs without better validation before it stops
     normalization: str | None = None  # None: the data set's statistics
+
+    def schedule_for(self, steps_per_epoch: int) -> "LearningRateSchedule":
+        """Returns the learning-rate schedule of a run by this recipe.
+
+        Args:
+            steps_per_epoch: Steps of one epoch, 1 or more.
+
+        Returns:
+            One of `krc.schedules`, a Keras `LearningRateSchedule`.
+
+        Raises:
+            InputError: The schedule's arguments do not fit.
+        """
+        from keras_resnet_cifar.training import schedules
+
+        name, arguments = self.schedule
+        schedule_class = getattr(schedules, SCHEDULES[name])
+        if name == "exponential":
+            arguments = arguments | {"steps_per_epoch": steps_per_epoch}
+        elif name != "constant":
+            arguments = arguments | {"steps": self.epochs * steps_per_epoch}
+        try:
+            schedule = schedule_class(
+                self.learning_rate,
+                warmup_steps=self.warmup_steps,
+                warmup_factor=self.warmup_factor,
+                **arguments,
+            )
+            schedule(0)
+            return schedule
+        except TypeError as error:
+            raise InputError(
+                f"schedule={self.schedule!r}: check its arguments ({error})"
+            ) from error
 
 
 _HE = "He et al. 2015, arXiv:1512.03385, section 4.2"
@@ -166,7 +212,7 @@ RECIPES = {
         Recipe(
             name="coursework-finetune",
             source="Z. Na's course report, part 2: an ImageNet ResNet-18 "
-            "fine-tuned; it does not tell the gamma of its ExponentialLR",
+            "fine-tuned; it does not state the gamma of its ExponentialLR",
             expected="CIFAR-100: 71.23 % after 14 epochs",
             arch="resnet18-imagenet",
             dataset="cifar100",
@@ -209,7 +255,7 @@ _AT_MOST = {
 _BELOW_ONE = ("momentum", "label_smoothing", "ema")
 
 
-def get_recipe(recipe, **changes):
+def get_recipe(recipe: str | Recipe, **changes: Any) -> Recipe:
     """Returns a `Recipe` by name (or as given), with some fields replaced.
 
     Args:
@@ -229,17 +275,14 @@ def get_recipe(recipe, **changes):
             raise unknown("recipe field", name, known)
     changes = {k: v for k, v in changes.items() if v is not None}
     recipe = replace(recipe, **changes)
-    recipe = replace(
-        recipe,
-        **{
-            name: _checked(name, kind, getattr(recipe, name))
-            for name, kind in known.items()
-        },
-    )
-    return recipe
+    checked = {
+        name: _checked(name, kind, getattr(recipe, name))
+        for name, kind in known.items()
+    }
+    return replace(recipe, **checked)
 
 
-def checked_seed(seed):
+def checked_seed(seed: int) -> int:
     """Returns a seed as an int; raises `InputError` unless 0 to 2**31 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise InputError(f"seed={seed!r}: give a whole number")
@@ -260,12 +303,12 @@ def _checked(name, kind, value):
         return value
     wanted = numbers.Integral if kind is int else numbers.Real
     if isinstance(value, bool) or not isinstance(value, wanted):
-        told = "a whole number" if kind is int else "a number"
-        raise InputError(f"{name}={value!r}: give {told}")
+        wanted_kind = "a whole number" if kind is int else "a number"
+        raise InputError(f"{name}={value!r}: give {wanted_kind}")
     least, most = _AT_LEAST.get(name, 0), _AT_MOST.get(name, float("inf"))
     if not least <= value <= most:  # catches NaN as well
-        told = f"at most {most}" if value > most else f"at least {least}"
-        raise InputError(f"{name}={value}: must be {told}")
+        bound = f"at most {most}" if value > most else f"at least {least}"
+        raise InputError(f"{name}={value}: must be {bound}")
     if value == float("inf"):
         raise InputError(f"{name}={value}: must be finite")
     if name in _BELOW_ONE and value >= 1:
@@ -274,19 +317,17 @@ def _checked(name, kind, value):
 
 
 def _checked_schedule(schedule):
-    """Returns `(shape, parameters)`; a name alone is a shape as it is."""
-    if isinstance(schedule, str):
-        schedule = (schedule, {})
+    """Returns `(name, arguments)`; a name alone has no arguments."""
     try:
-        name, parameters = schedule
-        if name not in SHAPES:
-            raise unknown("schedule", name, SHAPES)
-        SHAPES[name](10, 5, **parameters)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+        if isinstance(schedule, str):
+            schedule = (schedule, {})
+        name, arguments = schedule
+        arguments = dict(arguments)
+    except (TypeError, ValueError):
         raise InputError(
-            f"schedule={schedule!r}: give a name of {', '.join(SHAPES)} and "
-            f"its parameters ({error})"
-        ) from error
-    return name, dict(parameters)
+            f"schedule={schedule!r}: give a name of {', '.join(SCHEDULES)} and "
+            "a dict of its arguments"
+        ) from None
+    if name not in SCHEDULES:
+        raise unknown("schedule", name, SCHEDULES)
+    return name, arguments

@@ -1,4 +1,4 @@
-"""A run directory: what is in it, what repeats it, what resumes it."""
+"""A run directory: its files, its config, and whether two configs agree."""
 
 import contextlib
 import csv
@@ -7,14 +7,17 @@ import io
 import json
 import os
 import platform
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
-except ImportError:
-    fcntl = None
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.files import (
@@ -24,6 +27,9 @@ from keras_resnet_cifar.files import (
     write_text,
 )
 
+DEFAULT_INTERVAL = "1min"
+EPOCH_PATTERN = "checkpoints/epoch-{epoch:04d}.keras"
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
 _PACKAGES = (
     "keras_resnet_cifar",
     "keras",
@@ -32,7 +38,7 @@ _PACKAGES = (
     "torch",
     "numpy",
 )
-# What must agree between a run and its resumption; the rest is for the record.
+# Entries of config.json and their types.
 _CONFIG = {
     "arch": str,
     "parameters": int,
@@ -44,8 +50,55 @@ _CONFIG = {
     "backend": str,
     "versions": dict,
 }
-_TIMING = ("images_per_second", "seconds")  # of a row: never twice the same
-_BINDING = ("arch", "dataset", "recipe", "seed", "precision", "backend")
+# Entries on which a run and its continuation must agree. The number of epochs
+# may differ: `checkpointing` decides whether the schedule allows it.
+_BINDING = (
+    "arch",
+    "dataset",
+    "recipe",
+    "seed",
+    "precision",
+    "backend",
+    "class_weight",
+)
+_FREE = "recipe.epochs"
+_TIMING = ("images_per_second", "seconds")  # columns that never repeat
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How often a run is backed up: by epochs or by time; the other is 0.
+
+    Attributes:
+        epochs: Back up after every so many epochs.
+        seconds: Back up once so many seconds have passed since the last
+            backup, in the middle of an epoch too.
+    """
+
+    epochs: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str | int) -> "Interval":
+        """Parses `5` (epochs), `"30s"`, `"10min"` or `"1h"`.
+
+        Raises:
+            InputError: It is none of these.
+        """
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip())
+        number, unit = match.groups() if match else ("0", "")
+        if not unit and number.isdigit() and int(number):
+            return cls(epochs=int(number))
+        if unit in _SECONDS and float(number):
+            return cls(seconds=float(number) * _SECONDS[unit])
+        raise InputError(
+            f"backup_every={text}: give a number of epochs, or a time such as "
+            "30s, 10min or 1h"
+        )
+
+
+def _file(name: str) -> Any:
+    return property(lambda self: self.path / name, doc=f"Path of {name}.")
 
 
 @dataclass(frozen=True)
@@ -58,61 +111,29 @@ class RunDirectory:
 
     path: Path
 
-    @property
-    def config(self):
-        return self.path / "config.json"
+    config = _file("config.json")
+    history = _file("history.csv")
+    timing = _file("timing.csv")
+    metrics = _file("metrics.json")
+    best = _file("best.keras")
+    last = _file("last.keras")
+    backup = _file("backup.npz")
+    previous_backup = _file("backup-previous.npz")
+    curves = _file("curves.png")
+    card = _file("README.md")
 
-    @property
-    def history(self):
-        return self.path / "history.csv"
-
-    @property
-    def timing(self):
-        return self.path / "timing.csv"
-
-    @property
-    def metrics(self):
-        return self.path / "metrics.json"
-
-    @property
-    def best(self):
-        return self.path / "best.keras"
-
-    @property
-    def last(self):
-        return self.path / "last.keras"
-
-    @property
-    def backup(self):
-        return self.path / "backup.npz"
-
-    @property
-    def previous(self):
-        return self.path / "backup-previous.npz"
-
-    @property
-    def curves(self):
-        return self.path / "curves.png"
-
-    @property
-    def card(self):
-        return self.path / "README.md"
-
-    def checkpoint(self, epoch):
-        return self.path / "checkpoints" / f"epoch-{epoch:04d}.keras"
-
-    def checkpoints(self):
-        """The checkpoints kept by epoch, in order."""
+    def checkpoints(self) -> list[Path]:
+        """Returns the checkpoints of single epochs, in order."""
         return sorted((self.path / "checkpoints").glob("epoch-*.keras"))
 
     @contextlib.contextmanager
-    def locked(self):
-        """Keeps other processes out; the lock dies with its process.
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out; the lock ends with the process.
 
         Raises:
-            InputError: Another process is at work in the folder.
+            InputError: Another process is using the folder.
         """
-        if fcntl is None:  # Windows has no lock on folders
+        if fcntl is None:
             yield
             return
         handle = os.open(self.path, os.O_RDONLY)
@@ -121,44 +142,46 @@ class RunDirectory:
             yield
         except BlockingIOError as error:
             raise InputError(
-                f"another process is at work in {self.path}: wait for it, or "
-                "name another --output-dir"
+                f"another process is using {self.path}: wait for it, or choose "
+                f"another folder than output_dir={self.path}"
             ) from error
         finally:
             os.close(handle)
 
-    def check_unused(self):
+    def check_unused(self) -> None:
         """Raises `InputError` if the folder holds anything."""
         if self.config.exists():
             raise InputError(
-                f"{self.path} holds another run: name a new --output-dir, or "
-                f"go on with --resume {self.path}"
+                f"{self.path} holds another run: choose a new folder instead "
+                f"of output_dir={self.path}, or resume that run"
             )
         if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file: name a new --output-dir")
-        # A kill may have come before the config, which makes it a run.
-        begun = {self.last.name, self.backup.name, self.previous.name}
+            raise InputError(
+                f"output_dir={self.path} is a file: choose a new folder"
+            )
+        # A kill before config.json leaves no run, but may leave these files.
+        leftovers = {self.last.name, self.backup.name}
         if self.path.is_dir() and any(
-            path.name not in begun and not is_temporary(path)
+            path.name not in leftovers and not is_temporary(path)
             for path in self.path.iterdir()
         ):
             raise InputError(
-                f"{self.path} is not empty: name a new --output-dir"
+                f"output_dir={self.path} is not empty: choose a new folder"
             )
 
-    def create(self):
+    def create(self) -> None:
         """Makes the folder; raises `InputError` if it is in use."""
         self.check_unused()
         make_folder(self.path)
 
-    def sweep(self):
-        """Removes what a killed process was still writing."""
+    def sweep(self) -> None:
+        """Removes temporary files that a killed process left behind."""
         for path in [*self.path.iterdir(), *self.path.glob("checkpoints/*")]:
             if is_temporary(path):
                 path.unlink(missing_ok=True)
 
-    def read_config(self):
-        """Returns the config of the run.
+    def read_config(self) -> dict[str, Any]:
+        """Returns the content of config.json.
 
         Raises:
             InputError: There is no run here, or its config cannot be read.
@@ -166,18 +189,18 @@ class RunDirectory:
         try:
             config = json.loads(self.config.read_text(encoding="utf-8"))
             if not isinstance(config, dict):
-                raise ValueError("it holds no object")
+                raise ValueError("it does not hold a JSON object")
             config = unsealed(config)
             for key, kind in _CONFIG.items():
                 if not isinstance(config.get(key), kind):
-                    raise ValueError(f"{key} is missing or of another kind")
+                    raise ValueError(f"{key} is missing or of another type")
             if "name" not in config["dataset"]:
                 raise ValueError("the dataset has no name")
             return config
         except FileNotFoundError:
             raise InputError(
-                f"{self.path} holds no run (no {self.config.name}): name the "
-                "--output-dir of an earlier one"
+                f"{self.path} holds no run (no {self.config.name}): give the "
+                "folder of an earlier run"
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(
@@ -186,27 +209,8 @@ class RunDirectory:
             ) from error
 
 
-@dataclass
-class State:
-    """What a run has reached: everything but arrays.
-
-    Attributes:
-        epoch: Epochs completed.
-        step: Steps done of the epoch in progress.
-        rows: The history, a dict an epoch.
-        best: Best validation accuracy so far, and its epoch.
-        run: The `identity` of the run.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    rows: list = field(default_factory=list)
-    best: dict = field(default_factory=dict)
-    run: str = ""
-
-
-def find_run(path):
-    """Returns the `RunDirectory` that a checkpoint lies in, or `None`."""
+def find_run(path: Path) -> RunDirectory | None:
+    """Returns the run that a checkpoint belongs to, or `None`."""
     for folder in (path.parent, path.parent.parent):
         run = RunDirectory(folder)
         if run.config.is_file():
@@ -214,50 +218,56 @@ def find_run(path):
     return None
 
 
-def versions():
-    """Versions of what a run depends on, as far as it is installed."""
-    found = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the installed packages."""
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(PackageNotFoundError):
+            installed[package] = version(package)
+    return installed
 
 
-def check_same(config, resumed):
-    """Raises `InputError` if a run is resumed as something else.
+def binding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the part of a config that a resumed run must share."""
+    return {key: config[key] for key in _BINDING if key in config}
 
-    The number of epochs may differ: whether it can depends on how far the run
-    got (`training.py` decides).
+
+def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """Checks that a run is resumed as what it is.
+
+    Args:
+        config: Of the run, as `RunDirectory.read_config` returns it.
+        changes: What it is resumed as: any entries of a config, nested alike.
+            `None` says nothing, and the number of epochs may differ.
+
+    Raises:
+        InputError: An entry differs.
     """
-    old, new = (_flat({k: c[k] for k in _BINDING}) for c in (config, resumed))
+    old, new = _flat(config), _flat(changes)
     different = [
-        key
-        for key in old
-        if old[key] != new.get(key) and key != "recipe.epochs"
+        f"{key.removeprefix('recipe.')} was {old.get(key)!r}, now {value!r}"
+        for key, value in new.items()
+        if value is not None and key != _FREE and value != old.get(key)
     ]
     if different:
-        told = "; ".join(
-            f"{key} was {old[key]!r}, now {new.get(key)!r}"
-            for key in different[:3]
-        )
         raise InputError(
-            f"cannot resume with another config: {told}; leave these options "
-            "out, or start a new run in another --output-dir"
+            f"cannot resume with another config: {'; '.join(different[:3])}; "
+            "resume without these changes, or start a new run in another folder"
         )
 
 
-def identity(config):
-    """A hash of all that must agree between a run and its resumption."""
-    held = _flat({key: config[key] for key in _BINDING})
-    held.pop("recipe.epochs")
-    text = json.dumps(held, sort_keys=True)
+def identity(config: Mapping[str, Any]) -> str:
+    """Returns a hash of all that a run and its continuation must share."""
+    shared = _flat(binding(config))
+    shared.pop(_FREE)
+    text = json.dumps(shared, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def other_versions(config, resumed):
-    """Returns what differs in the versions of two configs, for people."""
+def changed_versions(
+    config: Mapping[str, Any], resumed: Mapping[str, Any]
+) -> list[str]:
+    """Returns one line for each version in which two configs differ."""
     old, new = config["versions"], resumed["versions"]
     return [
         f"{name} was {old.get(name)}, now {new.get(name)}"
@@ -266,11 +276,10 @@ def other_versions(config, resumed):
     ]
 
 
-def _flat(tree, prefix=""):
-    """One level of `{"a.b": value}`, values as JSON gives them back."""
-    tree = json.loads(json.dumps(tree))
-    flat = {}
-    for key, value in tree.items():
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns `{"a.b": value}`, with values as JSON gives them back."""
+    flat: dict[str, Any] = {}
+    for key, value in json.loads(json.dumps(tree)).items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
@@ -278,13 +287,17 @@ def _flat(tree, prefix=""):
     return flat
 
 
-def write_history(directory, rows):
-    """Writes history.csv, which repeats to the byte, and beside it timing.csv.
+def write_history(
+    directory: RunDirectory, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes history.csv, which repeats to the byte, and timing.csv.
 
-    Columns are in the order of the newest row.
+    Args:
+        directory: Where.
+        rows: One for each epoch; columns have the order of the newest row.
     """
-    told = [name for name in rows[-1] if name not in _TIMING]
-    _write_csv(directory.history, told, rows)
+    columns = [name for name in rows[-1] if name not in _TIMING]
+    _write_csv(directory.history, columns, rows)
     if set(_TIMING) <= set(rows[-1]):
         _write_csv(directory.timing, ["epoch", *_TIMING], rows)
 

@@ -1,90 +1,201 @@
-"""Learning rates: plain functions of progress, tabulated once for a run.
+"""Learning-rate schedules of the literature, as Keras schedules.
 
-A shape is a function `(steps, steps_per_epoch, **parameters) -> factors`: it
-returns float64 `[steps]`, the factor on the base rate at each step. A run's
-whole schedule is then a table that the optimizer indexes by its step count: it
-needs no state, so that a resumed run cannot lose its place in it.
+Each one is a function of the step alone, so a resumed run cannot lose its
+place. `warmup_steps` starts a run at a lower rate and then returns to the full
+one, as He et al. 2015 do for ResNet-110 (0.01 for 400 steps, then 0.1).
+
+Example:
+
+    schedule = krc.schedules.OneCycle(0.4, steps=epochs * steps_per_epoch)
+    model.compile(krc.CoupledSGD(schedule), ...)
 """
 
-import numpy as np
+import math
+from collections.abc import Sequence
+from typing import Any
 
-from keras_resnet_cifar.errors import unknown
+import keras
+from keras import ops
 
+from keras_resnet_cifar.errors import InputError
 
-def constant(steps, steps_per_epoch):
-    del steps_per_epoch
-    return np.ones(steps)
-
-
-def multistep(steps, steps_per_epoch, milestones, gamma=0.1):
-    """Times `gamma` at each milestone, a fraction of all steps.
-
-    He et al. 2015 divide by 10 at 32k and 48k of 64k steps: 1/2 and 3/4.
-    """
-    del steps_per_epoch
-    boundaries = np.round(np.multiply(milestones, steps))
-    passed = np.searchsorted(boundaries, np.arange(steps), side="right")
-    return gamma**passed
+_register = keras.saving.register_keras_serializable("keras_resnet_cifar")
 
 
-def cosine(steps, steps_per_epoch):
-    """From 1 to 0 along half a cosine (Loshchilov and Hutter 2016)."""
-    del steps_per_epoch
-    return (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
-
-
-def exponential(steps, steps_per_epoch, gamma):
-    """Times `gamma` after each epoch, as PyTorch's ExponentialLR."""
-    return gamma ** (np.arange(steps) // steps_per_epoch).astype("float64")
-
-
-def one_cycle(steps, steps_per_epoch, warmup=0.2, start=0.0, end=0.0):
-    """Linear from `start` to 1 over the share `warmup`, linear to `end`.
-
-    Smith and Topin 2017, without the third phase.
-    """
-    del steps_per_epoch
-    peak = warmup * steps
-    return np.interp(np.arange(steps), [0, peak, steps], [start, 1.0, end])
-
-
-SHAPES = {
-    shape.__name__: shape
-    for shape in (constant, multistep, cosine, exponential, one_cycle)
-}
-
-
-def tabulate(
-    shape, base, steps, steps_per_epoch, warmup_steps=0, warmup_factor=0.1
-):
-    """Returns the rate at each step, float64 `[steps]`.
+class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A base rate times a factor that depends on the step.
 
     Args:
-        shape: `(name, parameters)`, the name one of `SHAPES`.
-        base: The rate that the shape's factor 1 means.
-        steps: Steps of the whole run.
-        steps_per_epoch: Steps of one epoch.
-        warmup_steps: For so many first steps the rate is
-            `base * warmup_factor`; from then on it is the shape's in full.
-            (He et al. 2015 start ResNet-110 at 0.01 for about 400 steps, then
-            go *back* to 0.1.)
+        learning_rate: The rate at factor 1.
+        warmup_steps: The first so many steps run at
+            `learning_rate * warmup_factor`.
         warmup_factor: See `warmup_steps`.
     """
-    name, parameters = shape
-    if name not in SHAPES:
-        raise unknown("schedule", name, SHAPES)
-    rates = base * SHAPES[name](steps, steps_per_epoch, **parameters)
-    rates[:warmup_steps] = base * warmup_factor
-    return rates
+
+    def __init__(
+        self,
+        learning_rate: float,
+        warmup_steps: int = 0,
+        warmup_factor: float = 0.1,
+    ):
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.warmup_steps = warmup_steps
+        self.warmup_factor = warmup_factor
+
+    def factor(self, step: Any) -> Any:
+        """Returns the factor at steps, float32 of any shape, before warm-up."""
+        return ops.ones_like(step)
+
+    def __call__(self, step: Any) -> Any:
+        """Returns the rate at one step or at a tensor of steps, float32."""
+        step = ops.cast(step, "float32")
+        factor = self.factor(step)
+        if self.warmup_steps:
+            warming = step < self.warmup_steps
+            factor = ops.where(warming, self.warmup_factor, factor)
+        return self.learning_rate * factor
+
+    def get_config(self) -> dict[str, Any]:
+        return dict(vars(self))
 
 
-def rates_of(recipe, steps_per_epoch):
-    """Returns a recipe's rate at each step of its run, float64 `[steps]`."""
-    return tabulate(
-        recipe.schedule,
-        recipe.learning_rate,
-        recipe.epochs * steps_per_epoch,
-        steps_per_epoch,
-        recipe.warmup_steps,
-        recipe.warmup_factor,
-    )
+@_register
+class Constant(_Schedule):
+    """The same rate at every step.
+
+    Args:
+        learning_rate: The rate.
+        warmup_steps, warmup_factor: See `schedules`.
+    """
+
+
+@_register
+class MultiStep(_Schedule):
+    """Multiplies the rate by `gamma` at each milestone.
+
+    He et al. 2015 divide by 10 at 32k and 48k of 64k steps: milestones 1/2
+    and 3/4.
+
+    Args:
+        learning_rate: The rate before the first milestone.
+        steps: Steps of the whole run.
+        milestones: Fractions of `steps`, each 0 to 1.
+        gamma: The factor.
+        warmup_steps, warmup_factor: See `schedules`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        steps: int,
+        milestones: Sequence[float] = (0.5, 0.75),
+        gamma: float = 0.1,
+        **warmup: Any,
+    ):
+        super().__init__(learning_rate, **warmup)
+        self.steps = _positive("steps", steps)
+        self.milestones = tuple(milestones)
+        self.gamma = gamma
+
+    def factor(self, step: Any) -> Any:
+        factor = ops.ones_like(step)
+        for milestone in self.milestones:
+            passed = step >= round(milestone * self.steps)
+            factor = ops.where(passed, factor * self.gamma, factor)
+        return factor
+
+
+@_register
+class Cosine(_Schedule):
+    """Half a cosine from the full rate to 0 (Loshchilov and Hutter 2016).
+
+    Args:
+        learning_rate: The rate at the first step.
+        steps: Steps of the whole run.
+        warmup_steps, warmup_factor: See `schedules`.
+    """
+
+    def __init__(self, learning_rate: float, steps: int, **warmup: Any):
+        super().__init__(learning_rate, **warmup)
+        self.steps = _positive("steps", steps)
+
+    def factor(self, step: Any) -> Any:
+        progress = ops.minimum(step / self.steps, 1.0)
+        return (1 + ops.cos(math.pi * progress)) / 2
+
+
+@_register
+class Exponential(_Schedule):
+    """Multiplies the rate by `gamma` after every epoch.
+
+    The same as PyTorch's `ExponentialLR`, stepped once per epoch.
+
+    Args:
+        learning_rate: The rate of the first epoch.
+        steps_per_epoch: Steps of one epoch.
+        gamma: The factor.
+        warmup_steps, warmup_factor: See `schedules`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        steps_per_epoch: int,
+        gamma: float,
+        **warmup: Any,
+    ):
+        super().__init__(learning_rate, **warmup)
+        self.steps_per_epoch = _positive("steps_per_epoch", steps_per_epoch)
+        self.gamma = gamma
+
+    def factor(self, step: Any) -> Any:
+        epoch = ops.floor_divide(ops.cast(step, "int32"), self.steps_per_epoch)
+        return ops.power(self.gamma, ops.cast(epoch, "float32"))
+
+
+@_register
+class OneCycle(_Schedule):
+    """Rises linearly to the full rate, then falls linearly.
+
+    Smith and Topin 2017 without the third phase, as in davidcpage/cifar10-fast.
+
+    Args:
+        learning_rate: The rate at the peak.
+        steps: Steps of the whole run.
+        warmup: Share of the steps before the peak, 0 to 1.
+        start: Factor at the first step.
+        end: Factor after the last step.
+        warmup_steps, warmup_factor: See `schedules`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        steps: int,
+        warmup: float = 0.2,
+        start: float = 0.0,
+        end: float = 0.0,
+        **options: Any,
+    ):
+        super().__init__(learning_rate, **options)
+        self.steps = _positive("steps", steps)
+        self.warmup = warmup
+        self.start = start
+        self.end = end
+
+    def factor(self, step: Any) -> Any:
+        peak = self.warmup * self.steps
+        rise = step / max(peak, 1e-6)
+        fall = ops.minimum((step - peak) / max(self.steps - peak, 1e-6), 1.0)
+        return ops.where(
+            step < peak,
+            self.start + (1 - self.start) * rise,
+            1 + (self.end - 1) * fall,
+        )
+
+
+def _positive(name, value):
+    if value < 1:
+        raise InputError(f"{name}={value}: give 1 or more")
+    return value

@@ -1,45 +1,64 @@
-"""`train`: a recipe, a model and a dataset, to a run directory."""
+"""`train`: a model, data and a recipe, to a run directory."""
 
 import contextlib
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import keras
 
-from keras_resnet_cifar.data import policies
-from keras_resnet_cifar.data.batches import ShuffledBatches
+from keras_resnet_cifar.data import augmentation
+from keras_resnet_cifar.data.batches import StreamedSplit
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.device import (
     is_out_of_memory,
     make_deterministic,
     resolve_precision,
 )
-from keras_resnet_cifar.errors import Diverged, InputError
+from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.evaluate import evaluate
 from keras_resnet_cifar.evaluation.plots import plot_curves
 from keras_resnet_cifar.files import sealed, write_json, write_text
-from keras_resnet_cifar.models.saving import check_classifier, load_model
-from keras_resnet_cifar.training import callbacks as cb
-from keras_resnet_cifar.training.backups import (
-    DEFAULT_INTERVAL,
-    Backup,
-    Interval,
+from keras_resnet_cifar.models.saving import (
+    check_classifier,
+    load_model,
+    save_model,
 )
-from keras_resnet_cifar.training.checkpointing import Checkpoints, publish
-from keras_resnet_cifar.training.compilation import compiled
+from keras_resnet_cifar.training import callbacks as cb
+from keras_resnet_cifar.training.checkpointing import (
+    Backup,
+    best_row,
+    check_length,
+    checkpoints,
+    read_snapshot,
+)
+from keras_resnet_cifar.training.compilation import compile_for_training
 from keras_resnet_cifar.training.fitting import fit
-from keras_resnet_cifar.training.interruption import StopOnSignal
+from keras_resnet_cifar.training.inputs import (
+    ClassWeight,
+    Data,
+    as_dataset,
+    class_weights,
+    feed_of,
+)
 from keras_resnet_cifar.training.model_card import model_card
-from keras_resnet_cifar.training.recipes import checked_seed, get_recipe
-from keras_resnet_cifar.training.resumption import read_backup, read_held
+from keras_resnet_cifar.training.recipes import (
+    Recipe,
+    checked_seed,
+    get_recipe,
+)
 from keras_resnet_cifar.training.run_directory import (
+    DEFAULT_INTERVAL,
+    Interval,
     RunDirectory,
-    State,
+    binding,
+    changed_versions,
+    check_same,
     identity,
     versions,
 )
-from keras_resnet_cifar.training.schedules import rates_of
 
 
 @dataclass(frozen=True)
@@ -48,73 +67,82 @@ class Run:
 
     Attributes:
         model: The trained model (last epoch), of stock layers.
-        history: A dict an epoch: epoch, loss, accuracy, val_loss,
+        history: One dict per epoch: epoch, loss, accuracy, val_loss,
             val_accuracy, learning_rate, images_per_second, seconds.
         metrics: `{"last": ..., "best": ...}`, each with the epoch and the
             `Evaluation` of the test split as JSON. `best` was chosen on the
-            validation split; it is absent without one.
+            validation split, and is absent without one; both are absent
+            without a test split.
         config: What repeats the run.
-        directory: Where it lies, or `None`.
+        directory: Where it is, or `None`.
     """
 
     model: keras.Model
-    history: list
-    metrics: dict
-    config: dict
+    history: list[dict[str, Any]]
+    metrics: dict[str, Any]
+    config: dict[str, Any]
     directory: Path | None
 
 
 def train(
-    model,
-    data,
-    recipe="onecycle",
-    output_dir=None,
+    model: keras.Model,
+    data: Data,
+    recipe: str | Recipe = "onecycle",
+    output_dir: str | Path | None = None,
     *,
-    seed=0,
-    resume=False,
-    backup_every=DEFAULT_INTERVAL,
-    deterministic=False,
-    callbacks=(),
-    tensorboard=False,
-    verbose=True,
-    **changes,
-):
+    validation_data: tuple | None = None,
+    class_weight: ClassWeight = None,
+    seed: int = 0,
+    resume: bool = False,
+    backup_every: str | int = DEFAULT_INTERVAL,
+    deterministic: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    tensorboard: bool = False,
+    verbose: bool = True,
+    **changes: Any,
+) -> Run:
     """Trains a model by a recipe: `compile` and `fit` with callbacks.
 
     The model's weights are trained in place. A copy with fused BatchNorm and
     the recipe's precision does the work; what is saved has stock layers only.
 
     With an `output_dir`, SIGINT and SIGTERM let the step in flight finish, save
-    and raise `Stopped`; a second one ends the process at once.
+    the run and raise `Stopped`; a second one ends the process at once.
 
     Args:
-        model: A model from raw images to logits, as of `build_resnet`.
-        data: A `Dataset`. The test split is evaluated once, at the end. Its
-            validation split, taken by `load_dataset`, chooses best.keras.
+        model: A model from raw images to logits, such as `build_resnet`'s.
+        data: A `Dataset`; or `(images, labels)`, images `[N, H, W, 3]` from 0
+            to 255 and integer labels `[N]`; or a `tf.data.Dataset` or
+            `keras.utils.PyDataset` of such batches. The test split of a
+            `Dataset` is evaluated once, at the end. A stream is not kept on
+            the device, and is resumed from its last whole epoch.
         recipe: A name of `RECIPES` or a `Recipe`.
         output_dir: Folder for config.json, history.csv, metrics.json,
             best.keras, last.keras, curves.png and README.md; `None` keeps
             nothing.
+        validation_data: `(images, labels)`, where `data` is no `Dataset`.
+        class_weight: Weights of the classes in the training loss: a dict, or
+            `"balanced"` for weights in inverse proportion to their counts.
         seed: Of shuffling and augmentation. (Seed the weights before building
             the model, with `keras.utils.set_random_seed`.)
-        resume: Go on with the run in `output_dir` from its newest backup, in
-            the middle of an epoch too. More `epochs` than it had are allowed
-            where the schedule gives the steps already done the same rates.
-        backup_every: Epochs between backups, or a time such as `"10min"`, as
-            `Interval.parse` reads it. What a kill loses is done again alike.
+        resume: Continue the run in `output_dir` from its newest backup, in the
+            middle of an epoch too. More `epochs` than before are allowed where
+            the schedule gives the steps already done the same rates.
+        backup_every: Epochs between backups, or a time such as `"10min"`. The
+            steps that a kill loses are repeated, to the same bits.
         deterministic: Ask the backend for operations that give the same bits
             each time; slower, and needed on a GPU only.
-        callbacks: List of more Keras callbacks. Their model is the
-            `TrainingModel`; to keep checkpoints take `checkpoint_every`.
+        callbacks: More Keras callbacks, such as `ModelCheckpoint`. Their
+            model is a `TrainingModel`, which saves the model of stock layers.
         tensorboard: Also write TensorBoard logs (needs TensorFlow).
-        verbose: Print a line an epoch.
+        verbose: Print one line per epoch.
         **changes: Fields of the recipe to replace, e.g. `epochs=12`.
 
     Returns:
         A `Run`.
 
     Raises:
-        InputError: A value out of range, a batch larger than the split, a
+        InputError: A value out of range, data that do not fit the model, a
             folder that holds another run, a resumption that does not fit, not
             enough memory.
         Diverged: The loss became infinite or NaN.
@@ -124,169 +152,95 @@ def train(
         >>> run = train(model, data, "onecycle", "runs/r20", epochs=12)
         >>> run.metrics["last"]["test"]["top1"]
     """
-    recipe = get_recipe(recipe, **changes)
-    recipe = _as_used(recipe, model, data)
+    say = print if verbose else (lambda line: None)
+
+    # Set up.
+    data = as_dataset(model, data, validation_data)
+    recipe = _applied(get_recipe(recipe, **changes), model, data)
     seed = checked_seed(seed)
     interval = Interval.parse(backup_every)
     precision = resolve_precision(recipe.precision)
-    feed = ShuffledBatches(
-        data.train,
-        data.num_classes,
-        recipe.batch_size,
-        seed,
-        transform=policies.host_transform(recipe, seed),
-    )
+    transform = augmentation.host_transform(recipe, seed)
+    feed = feed_of(data, recipe, seed, transform)
     if tensorboard:
-        _check_tensorboard(output_dir)
-    say = print if verbose else (lambda line: None)
-    say(_where_images_are(feed))
-    directory = RunDirectory(Path(output_dir)) if output_dir else None
+        callbacks = [*callbacks, _tensorboard(output_dir)]
+    say(feed.describe())
     config = run_config(model, data, recipe, seed, precision)
+    weights = class_weights(class_weight, data)
+    if weights is not None:
+        config["class_weight"] = weights
+    directory = RunDirectory(Path(output_dir)) if output_dir else None
+    planned = recipe.epochs
     if resume:
-        if directory is None:
-            raise InputError("resume=True needs the output_dir of a run")
-        held = read_held(directory, config, say)
+        held = _config_to_resume(directory, config, say)
         deterministic = deterministic or held.get("deterministic", False)
+        config["class_weight"] = weights = held.get("class_weight")
+        planned = held["recipe"]["epochs"]
     elif directory is not None:
         directory.create()
+    config["deterministic"] = deterministic
     if deterministic:
         make_deterministic(seed)
-    config["deterministic"] = deterministic
+    rows: list[dict[str, Any]] = []
+    stop = cb.StopOnSignal()
+    early = cb.StopEarly(rows, recipe.patience)
+
     locked = directory.locked() if directory else contextlib.nullcontext()
-    with locked, _out_of_memory_told(recipe):
-        trained = compiled(model, data, recipe, precision, seed, feed)
-        backup = Backup(State(run=identity(config)))
-        if resume:
-            directory.sweep()
-            backup = read_backup(
-                directory, trained, held, recipe, feed.steps, say
-            )
-        state, keeper = backup.state, None
+    with locked, _one_line_if_out_of_memory(recipe):
+        trained = compile_for_training(
+            model, data, recipe, precision, seed, feed, weights
+        )
+        chain: list[keras.callbacks.Callback] = [
+            cb.BeginEpoch(feed, recipe.schedule_for(feed.steps)),
+            cb.StopOnDivergence(),
+            cb.EpochStatistics(feed),
+            cb.RecordEpoch(rows, directory),
+            early,
+        ]
+        backup = None
         if directory is not None:
-            every = recipe.checkpoint_every
-            keeper = Checkpoints(
-                directory, state, model, trained, feed.steps, interval, every
+            backup = Backup(
+                directory, trained, identity(config), rows, interval, feed.exact
             )
+            if resume:
+                _restore(backup, recipe, planned, say)
+            chain += _checkpoints(backup, recipe, data)
             with _all_or_nothing(directory, resume):
-                keeper.begin(backup)
+                if not resume:
+                    save_model(model, directory.last)
+                    backup.save()
                 write_json(directory.config, sealed(config))  # now it is a run
-        early = cb.StopEarly(state, recipe.patience)
-        with _saving(keeper, trained) as stop:
-            chain = _callbacks(recipe, feed, state, early, keeper)
-            if tensorboard:
-                logs = directory.path / "tensorboard"
-                chain.append(keras.callbacks.TensorBoard(logs))
-            if verbose:
-                chain.append(cb.Progress(recipe.epochs, feed))
+            chain.append(backup)
+        chain.append(cb.ValidateAverages())
+        if verbose:
+            chain.append(cb.Progress(recipe.epochs, feed))
+        chain += [*callbacks, stop]
+
+        # Fit, evaluate, write.
+        with _saved_on_the_way(backup, stop):
             if not early.is_over():
-                chain += [*callbacks, stop]
-                fit(trained, data, feed, state, recipe.epochs, chain)
-            publish(trained, model)
-            metrics = _final_metrics(model, data, state, directory, [stop])
-            stop.check()
+                begin = backup.steps_in_epoch() if backup else 0
+                fit(trained, data, feed, len(rows), begin, recipe.epochs, chain)
+            trained.publish()
+            if directory is not None and callbacks:
+                save_model(model, directory.last)  # they may have changed it
+            metrics = _final_metrics(model, data, rows, directory, stop)
         if directory is not None:
             write_json(directory.metrics, metrics)
-            plot_curves(state.rows, directory.curves)
-            write_text(directory.card, model_card(config, state, metrics))
-    return Run(model, state.rows, metrics, config, directory and directory.path)
+            plot_curves(rows, directory.curves)
+            card = model_card(config, len(rows), metrics)
+            write_text(directory.card, card)
+    return Run(model, rows, metrics, config, directory and directory.path)
 
 
-@contextlib.contextmanager
-def _all_or_nothing(directory, resume):
-    """Takes a new run's first files away again if one cannot be written."""
-    try:
-        yield
-    except InputError:
-        if not resume:
-            directory.last.unlink(missing_ok=True)
-            directory.backup.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def _saving(keeper, trained):
-    """Gives a `StopOnSignal`; on a stop or a fault saves what there is."""
-    stop = StopOnSignal()
-    with stop.listening() if keeper else contextlib.nullcontext():
-        try:
-            yield stop
-        except Diverged:
-            if keeper is not None:
-                keeper.write_files()
-            raise
-        except BaseException:
-            if keeper is not None and not trained.in_step:
-                with contextlib.suppress(InputError):  # the first one counts
-                    keeper.rescue()
-            raise
-
-
-@contextlib.contextmanager
-def _out_of_memory_told(recipe):
-    """Turns any backend's word for it into a line with the remedy."""
-    try:
-        yield
-    except BaseException as error:
-        if is_out_of_memory(error):
-            raise InputError(
-                f"out of memory with batch_size={recipe.batch_size}: try "
-                f"--batch-size {max(recipe.batch_size // 2, 1)}, "
-                "--precision mixed_bfloat16 or a smaller net"
-            ) from error
-        raise
-
-
-def _where_images_are(feed):
-    size = feed.split.images.nbytes / 2**20
-    if feed.resident:
-        return f"training images: {size:,.0f} MiB, kept on the device"
-    return f"training images: {size:,.0f} MiB, fed by the host batch by batch"
-
-
-def _as_used(recipe, model, data):
-    """The recipe with the net, the data and the split that it is used on."""
-    if not isinstance(data, Dataset):
-        raise InputError(
-            f"data is {type(data).__name__}: give a Dataset, as load_dataset "
-            "returns"
-        )
-    check_classifier(model, data.num_classes, data.train.images.shape[1:])
-    policies.check_crop(recipe, model)
-    if recipe.validation and data.validation is None:
-        raise InputError(
-            f"{recipe.name} holds out {recipe.validation} images for "
-            f"validation and the data has none: load_dataset(..., "
-            f"validation={recipe.validation}), or train with validation=0"
-        )
-    if recipe.patience and data.validation is None:
-        raise InputError(
-            f"patience={recipe.patience} needs a validation split: give "
-            "--validation, load_dataset(..., validation=...) in Python, or "
-            "train without patience"
-        )
-    return replace(
-        recipe,
-        arch=model.name,
-        dataset=data.name,
-        validation=len(data.validation or ()),
-    )
-
-
-def _check_tensorboard(output_dir):
-    if not output_dir:
-        raise InputError("tensorboard=True needs an output_dir for its logs")
-    try:
-        import tensorboard  # noqa: F401
-        import tensorflow  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            "TensorBoard logs need TensorFlow and TensorBoard: pip install "
-            "tensorflow tensorboard, or leave --tensorboard out"
-        ) from error
-
-
-def run_config(model, data, recipe, seed, precision):
-    """Everything needed to repeat the run, as JSON."""
+def run_config(
+    model: keras.Model,
+    data: Dataset,
+    recipe: Recipe,
+    seed: int,
+    precision: str,
+) -> dict[str, Any]:
+    """Returns everything needed to repeat a run, as JSON."""
     return {
         "arch": model.name,
         "parameters": sum(math.prod(w.shape) for w in model.trainable_weights),
@@ -295,7 +249,7 @@ def run_config(model, data, recipe, seed, precision):
             "class_names": data.class_names,
             "train": len(data.train),
             "validation": len(data.validation or ()),
-            "test": len(data.test),
+            "test": len(data.test or ()),
             "fingerprints": data.fingerprints,
             "verified": data.verified,
         },
@@ -308,34 +262,164 @@ def run_config(model, data, recipe, seed, precision):
     }
 
 
-def _callbacks(recipe, feed, state, early, keeper):
-    """The callbacks of a run, in the order in which they depend."""
-    return [
-        cb.EpochFeed(feed),
-        cb.StopOnNaN(),
-        cb.EpochRecord(feed, rates_of(recipe, feed.steps)),
-        cb.HistoryRows(state),
-        early,
-        # It looks at the weights as they are, before they are averaged.
-        *([keeper] if keeper else []),
-        cb.AverageForValidation(),
-    ]
+def _applied(recipe, model, data):
+    """Returns the recipe with the net, the data and the split it is used on."""
+    shape = None
+    if not isinstance(data.train, StreamedSplit):
+        shape = data.train.images.shape[1:]
+    check_classifier(model, data.num_classes, shape)
+    augmentation.check_crop(recipe, model)
+    if recipe.validation and data.validation is None:
+        raise InputError(
+            f"{recipe.name} holds out {recipe.validation} images for "
+            "validation and the data has none: load_dataset(..., "
+            f"validation={recipe.validation}), or train with validation=0"
+        )
+    if recipe.patience and data.validation is None:
+        raise InputError(
+            f"patience={recipe.patience} needs a validation split: hold one "
+            "out, validation=5000, or train with patience=0"
+        )
+    return replace(
+        recipe,
+        arch=model.name,
+        dataset=data.name,
+        validation=len(data.validation or ()),
+    )
 
 
-def _final_metrics(model, data, state, directory, callbacks):
-    """Test metrics of the last epoch, and of the best by validation."""
-    metrics = {"last": _tested(model, data, state.epoch, callbacks)}
-    best = state.best
-    if directory is not None and best.get("val_accuracy") is not None:
+def _tensorboard(output_dir):
+    if not output_dir:
+        raise InputError("tensorboard=True needs output_dir= for its logs")
+    try:
+        import tensorboard  # noqa: F401
+        import tensorflow  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "tensorboard=True needs TensorFlow and TensorBoard: pip install "
+            "tensorflow tensorboard, or leave it out"
+        ) from error
+    return keras.callbacks.TensorBoard(Path(output_dir) / "tensorboard")
+
+
+# --- Resuming
+
+
+def _config_to_resume(directory, config, say):
+    """Returns the config of the run in a folder, if `config` continues it."""
+    if directory is None:
+        raise InputError("resume=True needs the output_dir= of a run")
+    held = directory.read_config()
+    check_same(held, binding(config))
+    for line in changed_versions(held, config):
+        say(f"{line}: the run may not continue to the same bits")
+    return held
+
+
+def _restore(backup, recipe, epochs, say):
+    """Puts model and history into the state of the newest backup."""
+    backup.directory.sweep()
+    snapshot, fault = read_snapshot(backup.directory, backup.model, backup.run)
+    backup.restore(snapshot)
+    backup.rows += snapshot.rows
+    steps = backup.model.steps_per_epoch
+    check_length(recipe, epochs, steps, backup.steps_done())
+    if fault:
+        say(
+            f"{fault}: resuming from the one before, at epoch "
+            f"{len(backup.rows) + 1}, step {backup.steps_in_epoch() + 1}"
+        )
+
+
+def _checkpoints(backup, recipe, data):
+    """Returns the callbacks that write models.
+
+    A run that is resumed between two epochs writes those of the last one
+    again: a fault may have come before they were written.
+    """
+    rows, validated = backup.rows, data.validation is not None
+    again = rows and backup.steps_in_epoch() == 0
+    callbacks = checkpoints(
+        backup.directory,
+        rows[:-1] if again else rows,
+        recipe.checkpoint_every,
+        validated,
+    )
+    if again:
+        for callback in callbacks:
+            callback.set_model(backup.model)
+            callback.on_epoch_end(len(rows) - 1, rows[-1])
+    return callbacks
+
+
+# --- What can go wrong on the way
+
+
+@contextlib.contextmanager
+def _all_or_nothing(directory: RunDirectory, resume: bool) -> Iterator[None]:
+    """Removes a new run's first files again if one cannot be written."""
+    try:
+        yield
+    except InputError:
+        if not resume:
+            directory.last.unlink(missing_ok=True)
+            directory.backup.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _saved_on_the_way(
+    backup: Backup | None, stop: cb.StopOnSignal
+) -> Iterator[None]:
+    """Handles signals, and saves the run at a stop or a fault."""
+    if backup is None:
+        yield
+        return
+    with stop.listening():
+        try:
+            yield
+            stop.check()
+        except BaseException:
+            if not backup.model.in_step:
+                # The first error counts. After a fault on the device even
+                # reading the arrays may fail; then the last backup stays.
+                with contextlib.suppress(Exception):
+                    backup.save_if_new()
+            raise
+
+
+@contextlib.contextmanager
+def _one_line_if_out_of_memory(recipe: Recipe) -> Iterator[None]:
+    """Re-raises an out-of-memory error of any backend as an `InputError`."""
+    try:
+        yield
+    except BaseException as error:
+        if is_out_of_memory(error):
+            raise InputError(
+                f"out of memory with batch_size={recipe.batch_size}: try "
+                f"batch_size={max(recipe.batch_size // 2, 1)}, "
+                "precision='mixed_bfloat16' or a smaller net"
+            ) from error
+        raise
+
+
+# --- The results
+
+
+def _final_metrics(model, data, rows, directory, stop):
+    """Returns test metrics of the last epoch, and of the best by validation."""
+    if data.test is None or not rows:
+        return {}
+    metrics = {"last": _test_metrics(model, data, len(rows), stop)}
+    best = best_row(rows)
+    if directory is not None and "val_accuracy" in best:
         chosen = load_model(directory.best)
-        metrics["best"] = _tested(chosen, data, best["epoch"], callbacks) | {
+        metrics["best"] = _test_metrics(chosen, data, best["epoch"], stop) | {
             "val_accuracy": best["val_accuracy"]
         }
     return metrics
 
 
-def _tested(model, data, epoch, callbacks):
-    evaluation = evaluate(
-        model, data.test, data.class_names, callbacks=callbacks
-    )
+def _test_metrics(model, data, epoch, stop):
+    evaluation = evaluate(model, data.test, data.class_names, callbacks=[stop])
     return {"epoch": epoch, "test": evaluation.to_json()}

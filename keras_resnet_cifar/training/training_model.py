@@ -1,19 +1,18 @@
-"""The model that `fit` sees: augmentation, the net, averaged weights."""
+"""The model that `fit` trains: augmentation, the net, averaged weights."""
 
-import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_resnet_cifar.training.batch_normalization import (
-    FusedBatchNormalization,
-    is_replaceable,
-)
+from keras_resnet_cifar.files import atomic_write
+from keras_resnet_cifar.models.cloning import clone_with
+from keras_resnet_cifar.training.layers import faster_class
 
-if keras.backend.backend() == "jax":
-    from keras_resnet_cifar.training import convolution
-    from keras_resnet_cifar.training.jax_steps import fuse
-
+_BACKEND = keras.backend.backend()
 _MOST_DRAWS = 64  # of one layer in one step; the layers here draw 3 to 8 times
 
 # These stay float32 under any policy: pixels, the head, and the logits.
@@ -29,163 +28,168 @@ _FLOAT32 = (
 )
 
 
-def training_clone(model, policy):
-    """A copy of `model` that computes under `policy` with fused BatchNorm.
+def training_clone(model: keras.Model, policy: str) -> keras.Model:
+    """Returns a copy of `model` that computes under a dtype policy, faster.
 
-    Its variables have the order and shapes of `model`'s, so that weights go
-    back and forth with `get_weights` and `set_weights`. Where the model resizes
-    its images, the copy takes them of any size: augmentation may have resized
-    them already.
+    Its variables have the order and shapes of `model`'s, so weights move
+    between the two with `get_weights` and `set_weights`. Where the model
+    resizes its images, the copy takes images of any size, since augmentation
+    may have resized them already.
     """
 
-    def clone(layer):
-        config = layer.get_config()
+    def change(layer, config):
         if not isinstance(layer, (*_FLOAT32, keras.layers.InputLayer)):
             config["dtype"] = policy
-        return _faster_class(layer).from_config(config)
+        return faster_class(layer), config
 
     resizes = any(isinstance(x, keras.layers.Resizing) for x in model.layers)
-    network = keras.models.clone_model(
-        model,
-        input_tensors=keras.Input((None, None, 3)) if resizes else None,
-        clone_function=clone,
-        recursive=True,
-    )
-    network.set_weights(model.get_weights())
-    return network
-
-
-def _faster_class(layer):
-    """The class of `layer`, or one that computes the same in less time."""
-    if is_replaceable(layer):
-        return FusedBatchNormalization
-    on_jax = keras.backend.backend() == "jax"
-    if on_jax and convolution.is_replaceable(layer):
-        return convolution.CanonicalConv2D
-    return type(layer)
+    inputs = keras.Input((None, None, 3)) if resizes else None
+    return clone_with(model, change, inputs)
 
 
 class TrainingModel(keras.Model):
     """A net with what only training needs around it.
 
+    To callbacks it stands for the model that is trained: `save`,
+    `save_weights`, `get_weights` and `set_weights` are those of the model of
+    stock layers, with the trained weights, or the averaged ones where the
+    recipe averages them. `keras.callbacks.ModelCheckpoint` therefore writes
+    files that load without this package.
+
     Args:
-        network: The net to train, images `[N, H, W, C]` to logits.
+        network: The net to train, from images `[N, H, W, C]` to logits.
+        stock: The model of stock layers that receives the weights.
+        steps_per_epoch: Steps of one epoch.
         source: Optional `ResidentSplit`; `fit` then feeds step numbers.
         image_layers: Layers on images, applied in each train step; they have
             an integer `seed` and draw from a `SeedGenerator` `generator`.
         mixing_layers: Layers on `{"images", "labels"}`, likewise.
         label_smoothing: Share of the target spread over all classes, in
             training only, so that losses of splits compare.
+        class_weight: Weight of each class in the training loss, or `None`.
         ema: Momentum of the averaged weights and BatchNorm statistics; 0
             averages nothing. The momentum warms up as (1 + t) / (10 + t).
     """
 
     def __init__(
         self,
-        network,
-        source=None,
-        image_layers=(),
-        mixing_layers=(),
-        label_smoothing=0.0,
-        ema=0.0,
-        **kwargs,
+        network: keras.Model,
+        stock: keras.Model,
+        steps_per_epoch: int,
+        source: keras.layers.Layer | None = None,
+        image_layers: Sequence[keras.layers.Layer] = (),
+        mixing_layers: Sequence[keras.layers.Layer] = (),
+        label_smoothing: float = 0.0,
+        class_weight: Sequence[float] | None = None,
+        ema: float = 0.0,
+        **kwargs: Any,
     ):
-        # Augmented images are not whole numbers any more: the net's own
-        # normalisation takes them in float32.
+        # Augmented images are no longer whole numbers: the net's own
+        # normalization takes them in float32.
         super().__init__(autocast=False, **kwargs)
         self.network = network
+        self._stock = lambda: stock  # a function, so that Keras does not track
+        self.steps_per_epoch = steps_per_epoch
         self.source = source
         self.image_layers = list(image_layers)
         self.mixing_layers = list(mixing_layers)
         self.label_smoothing = label_smoothing
+        self.class_weight = class_weight
         self.ema = ema
         self.steps_done = self._counter("steps_done")
-        self.steps_finite = self._counter("steps_finite")  # of loss so far
-        self.averages = []
+        self.steps_finite = self._counter("steps_finite")  # with finite loss
+        # The rates of the epoch in progress. As a variable they are not
+        # compiled in: runs of any length share one compilation.
+        self.rates = self._state("rates", (steps_per_epoch,))
+        self.averages: list[keras.Variable] = []
         if ema:
-            self.average_count = self._average("count", (), "zeros")
+            self.average_count = self._state("average_count", ())
             self.averages = [
-                self._average(f"{index}", variable.shape, variable)
+                self._state(f"average_{index}", variable.shape)
                 for index, variable in enumerate(network.weights)
             ]
-        for layer in (*self.image_layers, *self.mixing_layers):
+            for average, value in zip(
+                self.averages, network.get_weights(), strict=True
+            ):
+                average.assign(value)
+        for layer in self._random_layers:
             layer.built = True  # without weights; else `fit` would trace them
+        self._raw_weights: list | None = None  # while averages are in the net
         self.in_step = False  # stays true if a step fails: half of it is done
         self.built = True
 
     def _counter(self, name):
+        return self._state(name, (), "int32")
+
+    def _state(self, name, shape, dtype="float32"):
         return self.add_weight(
-            shape=(),
+            shape=shape,
             initializer="zeros",
             trainable=False,
-            dtype="int32",
+            dtype=dtype,
             name=name,
         )
 
-    def _average(self, name, shape, initial):
-        if not isinstance(initial, str):
-            value = keras.ops.convert_to_numpy(initial)
-            initial = keras.initializers.Constant(value)
-        return self.add_weight(
-            shape=shape,
-            initializer=initial,
-            trainable=False,
-            dtype="float32",
-            name=f"average_{name}",
-        )
-
-    def call(self, images, training=None):
+    def call(self, images: Any, training: bool | None = None) -> Any:
         return self.network(images, training=training)
 
-    def augment(self, images, targets):
-        """Augments a batch: images 0 to 255, targets `[N, classes]`.
-
-        What it draws is a function of the layer's seed and of `steps_done`.
-        """
-        self._reseed()
-        for layer in self.image_layers:
-            images = layer(images, training=True)
-        for layer in self.mixing_layers:
-            mixed = layer({"images": images, "labels": targets}, training=True)
-            images, targets = mixed["images"], mixed["labels"]
-        if self.label_smoothing:
-            share = self.label_smoothing
-            targets = (1 - share) * targets + share / targets.shape[-1]
-        return images, targets
+    # --- A train step
 
     @property
     def _random_layers(self):
         return (*self.image_layers, *self.mixing_layers)
 
-    def _reseed(self):
+    def augment(self, images: Any, targets: Any) -> tuple:
+        """Augments a batch: images 0 to 255, targets `[N, classes]`.
+
+        The draws are a function of each layer's seed and of `steps_done`.
+
+        Returns:
+            `(images, targets)`, and sample weights `[N]` if classes have
+            weights.
+        """
         for layer in self._random_layers:
             state = layer.generator.state
             step = ops.cast(self.steps_done, state.dtype)
-            # The seed is not compiled in: it is what the state begins with.
+            # The seed is not compiled in: it is where the state begins.
             state.assign(ops.stack([state[0], step * _MOST_DRAWS]))
+        for layer in self.image_layers:
+            images = layer(images, training=True)
+        for layer in self.mixing_layers:
+            mixed = layer({"images": images, "labels": targets}, training=True)
+            images, targets = mixed["images"], mixed["labels"]
+        weights: tuple = ()
+        if self.class_weight is not None:
+            class_weight = ops.convert_to_tensor(self.class_weight, "float32")
+            weights = (ops.sum(targets * class_weight, axis=-1),)
+        if self.label_smoothing:
+            share = self.label_smoothing
+            targets = (1 - share) * targets + share / targets.shape[-1]
+        return images, targets, *weights
 
-    def random_states(self):
-        """Variables that `augment` sets from the step: a backup needs none."""
+    def random_states(self) -> list[keras.Variable]:
+        """Returns the variables that `augment` sets from the step."""
         return [layer.generator.state for layer in self._random_layers]
 
     def _augmented(self, data):
-        if self.source is not None:
-            data = self.source(data[0])
-        images, targets, *sample_weight = data
-        return *self.augment(images, targets), *sample_weight
+        images, targets = self.source(data[0]) if self.source else data[:2]
+        if len(targets.shape) == 1:
+            classes = self.network.output_shape[-1]
+            targets = ops.one_hot(targets, classes, dtype="float32")
+        return self.augment(images, targets)
 
-    def after_step(self, logs):
+    def _rate(self):
+        return ops.take(self.rates, self.steps_done % self.steps_per_epoch)
+
+    def after_step(self, logs: dict[str, Any]) -> None:
         """Counts the step, and moves the averages towards the weights.
 
         The loss in the logs is the mean of the epoch so far: once it is not
-        finite it stays so, and `steps_finite` tells at which step it happened.
+        finite it stays so, and `steps_finite` counts the steps before.
         """
         self.steps_done.assign(self.steps_done + 1)
         finite = ops.cast(ops.isfinite(logs["loss"]), "int32")
         self.steps_finite.assign(self.steps_finite + finite)
-        self._update_averages()
-
-    def _update_averages(self):
         if not self.ema:
             return
         count = self.average_count + 1
@@ -196,28 +200,14 @@ class TrainingModel(keras.Model):
         ):
             average.assign(keep * average + (1 - keep) * variable)
 
-    @contextlib.contextmanager
-    def averaged(self):
-        """The net with its averaged weights, for the time of the context."""
-        if not self.ema:
-            yield
-            return
-        raw = self.network.get_weights()
-        self.network.set_weights(
-            [ops.convert_to_numpy(average) for average in self.averages]
-        )
-        try:
-            yield
-        finally:
-            self.network.set_weights(raw)
-
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> None:
         if self.train_function is not None and not force:
             return
-        super().make_train_function(force)
-        function = self.train_function
-        if keras.backend.backend() == "jax" and self.steps_per_execution > 1:
-            function = fuse(self.train_step, self.steps_per_execution)
+        if self._fuses_steps():
+            function = _fuse(self.train_step, self.steps_per_execution)
+        else:
+            super().make_train_function(force)
+            function = self.train_function
 
         def watched(*arguments):
             self.in_step = True
@@ -225,23 +215,34 @@ class TrainingModel(keras.Model):
             self.in_step = False
             return result
 
-        self.train_function = watched
+        self.train_function: Callable | None = watched
 
-    if keras.backend.backend() == "jax":
-
-        def make_test_function(self, force=False):
-            if self.test_function is None or force:
-                super().make_test_function(force)
-                if self.steps_per_execution > 1:
-                    self.test_function = fuse(
-                        self.test_step, self.steps_per_execution
-                    )
-
-        def train_step(self, state, data):
-            trainable, other, optimizer, metrics = state
-            data, (_, other) = self._stateless(
-                lambda: self._augmented(data), (trainable, other)
+    def make_test_function(self, force: bool = False) -> None:
+        if not self._fuses_steps():
+            super().make_test_function(force)
+        elif self.test_function is None or force:
+            self.test_function: Callable | None = _fuse(
+                self.test_step, self.steps_per_execution
             )
+
+    def _fuses_steps(self):
+        compiled = self.jit_compile and not self.run_eagerly
+        return _BACKEND == "jax" and compiled and self.steps_per_execution > 1
+
+    if _BACKEND == "jax":
+
+        def train_step(self, state: tuple, data: tuple) -> tuple:
+            trainable, other, optimizer, metrics = state
+            (data, rate), (_, other) = self._stateless(
+                lambda: (self._augmented(data), self._rate()),
+                (trainable, other),
+            )
+            optimizer = [
+                rate if variable is self.optimizer.learning_rate else value
+                for variable, value in zip(
+                    self.optimizer.variables, optimizer, strict=True
+                )
+            ]
             state = (trainable, other, optimizer, metrics)
             logs, state = super().train_step(state, data)
             trainable, other, optimizer, metrics = state
@@ -253,24 +254,98 @@ class TrainingModel(keras.Model):
         def _stateless(self, function, values):
             """Runs `function` on given values of the variables.
 
-            Returns its result and the values as it leaves them.
+            Returns its result, and the values as it leaves them.
             """
             variables = (self.trainable_variables, self.non_trainable_variables)
             mapping = [
                 pair
-                for names, held in zip(variables, values, strict=True)
-                for pair in zip(names, held, strict=True)
+                for group, group_values in zip(variables, values, strict=True)
+                for pair in zip(group, group_values, strict=True)
             ]
             with keras.StatelessScope(state_mapping=mapping) as scope:
                 result = function()
             return result, tuple(
-                [scope.get_current_value(name) for name in names]
-                for names in variables
+                [scope.get_current_value(variable) for variable in group]
+                for group in variables
             )
 
     else:
 
-        def train_step(self, data):
+        def train_step(self, data: tuple) -> dict:  # type: ignore[misc]
+            self.optimizer.learning_rate.assign(self._rate())
             logs = super().train_step(self._augmented(data))
             self.after_step(logs)
             return logs
+
+    # --- The weights to keep
+
+    def show_averages(self) -> None:
+        """Puts the averaged weights into the net, if there are any."""
+        if self.ema and self._raw_weights is None:
+            self._raw_weights = self.network.get_weights()
+            self.network.set_weights(_arrays(self.averages))
+
+    def hide_averages(self) -> None:
+        """Undoes `show_averages`."""
+        if self._raw_weights is not None:
+            self.network.set_weights(self._raw_weights)
+            self._raw_weights = None
+
+    def publish(self) -> keras.Model:
+        """Copies the trained (or averaged) weights to the stock model."""
+        self._stock().set_weights(self.get_weights())
+        return self._stock()
+
+    def get_weights(self) -> list:
+        """Returns the trained (or averaged) weights of the net."""
+        return _arrays(self.averages or self.network.weights)
+
+    def set_weights(self, weights: Sequence) -> None:
+        """Sets the net's weights, and its averages to the same."""
+        self.network.set_weights(weights)
+        for average, value in zip(self.averages, weights, strict=False):
+            average.assign(value)
+
+    def save(
+        self,
+        filepath: str | Path,
+        overwrite: bool = True,
+        zipped: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Saves the stock model, whole or not at all; see `keras.Model.save`.
+
+        Raises:
+            InputError: The system refuses to write.
+        """
+        stock = self.publish()
+        if not overwrite or zipped is False:
+            stock.save(filepath, overwrite, zipped, **kwargs)
+            return
+        with atomic_write(filepath) as temporary:
+            stock.save(temporary, zipped=zipped, **kwargs)
+
+    def save_weights(self, filepath: str | Path, **kwargs: Any) -> None:
+        """Saves the stock model's weights, whole or not at all.
+
+        Raises:
+            InputError: The system refuses to write.
+        """
+        with atomic_write(filepath) as temporary:
+            self.publish().save_weights(temporary, **kwargs)
+
+    def load_weights(self, filepath: str | Path, **kwargs: Any) -> None:
+        """Loads weights that `save_weights` or the stock model wrote."""
+        self._stock().load_weights(filepath, **kwargs)
+        self.set_weights(self._stock().get_weights())
+
+
+def _arrays(variables):
+    # Copies: under TensorFlow an array may be a view of what training changes.
+    return [np.array(ops.convert_to_numpy(v.value)) for v in variables]
+
+
+def _fuse(step, count):
+    from keras_resnet_cifar.training.jax_steps import fuse
+
+    return fuse(step, count)

@@ -1,0 +1,178 @@
+"""What `train` accepts as data, brought into one form."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_resnet_cifar.data.batches import (
+    Feed,
+    ShuffledBatches,
+    StreamedBatches,
+    StreamedSplit,
+)
+from keras_resnet_cifar.data.load import Dataset, Split
+from keras_resnet_cifar.data.verification import fingerprint
+from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.training.recipes import Recipe
+
+Data = Any  # a Dataset, (images, labels), a tf.data.Dataset or a PyDataset
+ClassWeight = str | Mapping[int, float] | None
+
+
+def as_dataset(
+    model: keras.Model, data: Data, validation_data: tuple | None = None
+) -> Dataset:
+    """Returns what `train` was given as a `Dataset`.
+
+    Args:
+        model: The model to train, which says how many classes there are.
+        data: A `Dataset`; `(images, labels)` arrays; or a `tf.data.Dataset` or
+            `keras.utils.PyDataset` of such batches, of known length.
+        validation_data: `(images, labels)` arrays; a `Dataset` has its own.
+
+    Raises:
+        InputError: It is none of these, or its shapes do not fit.
+    """
+    if isinstance(data, Dataset):
+        if validation_data is not None:
+            raise InputError(
+                "validation_data= goes with arrays or a stream: a Dataset has "
+                "its own, load_dataset(..., validation=5000)"
+            )
+        return data
+    classes = model.output_shape[-1]
+    train: Split | StreamedSplit
+    if isinstance(data, tuple) and len(data) == 2:
+        train, name = _split("data", data, classes), "arrays"
+        fingerprints = {"train": fingerprint(train.images, train.labels)}
+    else:
+        train, name = _stream(data), "stream"
+        fingerprints = {}
+    validation = None
+    if validation_data is not None:
+        validation = _split("validation_data", validation_data, classes)
+    return Dataset(
+        name=name,
+        train=train,
+        validation=validation,
+        test=None,
+        class_names=tuple(map(str, range(classes))),
+        source="given to train",
+        fingerprints=fingerprints,
+        verified=False,
+        request={},
+    )
+
+
+def _split(name, arrays, classes):
+    try:
+        images, labels = (np.asarray(array) for array in arrays)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{name}: give (images, labels) as arrays ({one_line(error)})"
+        ) from error
+    if labels.ndim == 2 and labels.shape[1] == classes > 1:
+        if not ((labels == 0) | (labels == 1)).all():
+            raise InputError(f"{name}: give labels [N], or one-hot rows")
+        labels = labels.argmax(1)
+    labels = labels.reshape(len(labels), -1)[:, 0] if labels.size else labels
+    if images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
+        raise InputError(
+            f"{name}: images are {images.shape} and labels {labels.shape}; "
+            "give images [N, H, W, 3] and one label for each"
+        )
+    if (
+        labels.dtype.kind not in "iu"
+        or not 0 <= labels.min(initial=0) <= labels.max(initial=0) < classes
+    ):
+        raise InputError(
+            f"{name}: labels must be whole numbers from 0 to {classes - 1}, "
+            "one class for each output of the model"
+        )
+    if images.dtype.kind == "f" and len(images) and images.max() <= 1:
+        raise InputError(
+            f"{name}: images are floats up to {images.max():.3g}, and the "
+            "model takes 0 to 255: multiply them by 255"
+        )
+    return Split(images, labels)
+
+
+def _stream(data):
+    try:
+        steps = len(data)
+    except TypeError as error:
+        known = hasattr(data, "__len__") or hasattr(data, "cardinality")
+        raise InputError(
+            "data: its length is not known; give it one with "
+            "tf.data.experimental.assert_cardinality"
+            if known
+            else f"data is {type(data).__name__}: give a Dataset, (images, "
+            "labels), a tf.data.Dataset or a keras.utils.PyDataset"
+        ) from error
+    if steps < 1:
+        raise InputError("data holds no batch: give at least one")
+    return StreamedSplit(data)
+
+
+def feed_of(
+    data: Dataset, recipe: Recipe, seed: int, transform: Any = None
+) -> Feed:
+    """Returns the batches of a train split.
+
+    Raises:
+        InputError: A batch is larger than the split, or a stream cannot do
+            what the recipe asks for.
+    """
+    if not isinstance(data.train, StreamedSplit):
+        return ShuffledBatches(
+            data.train, data.num_classes, recipe.batch_size, seed, transform
+        )
+    if transform is not None:
+        raise InputError(
+            f"rand_augment={recipe.rand_augment} needs images in memory: give "
+            "(images, labels), or rand_augment=0"
+        )
+    return StreamedBatches(data.train, recipe.batch_size)
+
+
+def class_weights(
+    class_weight: ClassWeight, data: Dataset
+) -> list[float] | None:
+    """Returns the weight of each class in the loss, or `None`.
+
+    Args:
+        class_weight: `{class: weight}` as in `keras.Model.fit` (1 for the
+            classes it leaves out); `"balanced"` for weights in inverse
+            proportion to the counts in the train split, 1 on average; or
+            `None`.
+        data: The `Dataset`.
+
+    Raises:
+        InputError: It is none of these, or a stream is to be balanced.
+    """
+    classes = data.num_classes
+    if class_weight is None:
+        return None
+    if class_weight == "balanced":
+        if isinstance(data.train, StreamedSplit):
+            raise InputError(
+                "class_weight='balanced' needs labels in memory: give a dict, "
+                "or (images, labels)"
+            )
+        counts = np.bincount(data.train.labels, minlength=classes)
+        present = counts > 0
+        weights = np.zeros(classes)
+        weights[present] = counts.sum() / (present.sum() * counts[present])
+        return weights.tolist()
+    try:
+        given = {int(k): float(v) for k, v in dict(class_weight).items()}
+    except (TypeError, ValueError):
+        given = {-1: 0.0}
+    if any(not 0 <= k < classes or v < 0 for k, v in given.items()):
+        raise InputError(
+            f"class_weight={class_weight!r}: give 'balanced', or a dict from "
+            f"classes 0 to {classes - 1} to weights of 0 or more"
+        )
+    return [given.get(label, 1.0) for label in range(classes)]
