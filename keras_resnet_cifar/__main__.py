@@ -1,4 +1,4 @@
-"""`python -m keras_resnet_cifar COMMAND ...`: see `cli.py`."""
+"""Runs `python -m keras_resnet_cifar COMMAND`; see `cli.main`."""
 
 import sys
 

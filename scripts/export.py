@@ -1,4 +1,4 @@
-"""The same as `python -m keras_resnet_cifar export ...`."""
+"""Runs `python -m keras_resnet_cifar export`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The same as `python -m keras_resnet_cifar finetune ...`."""
+"""Runs `python -m keras_resnet_cifar finetune`."""
 
 import sys
 

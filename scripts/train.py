@@ -1,4 +1,4 @@
-"""The same as `python -m keras_resnet_cifar train ...`."""
+"""Runs `python -m keras_resnet_cifar train`."""
 
 import sys
 

@@ -1,37 +1,47 @@
-"""Starting Keras on its backend."""
+"""Starts Keras on its backend."""
 
 import contextlib
 import os
+from collections.abc import Iterator
 
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, one_line
 
 
-def import_keras():
-    """Imports Keras, ready to compute, without notices of C++ on stderr."""
+def import_keras(deterministic: bool = False) -> None:
+    """Imports Keras without the notices that C++ libraries print.
+
+    Args:
+        deterministic: Make JAX repeat to the bit on a GPU too. It reads this
+            setting when it first computes.
+
+    Raises:
+        InputError: The backend cannot start.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         with _silent_stderr():
             import keras  # noqa: F401
     except Exception as error:  # each backend fails in its own way
-        reason = " ".join(str(error).split())[:200]
+        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
         raise InputError(
-            f"Keras cannot start on the backend "
-            f"{os.environ.get('KERAS_BACKEND', 'tensorflow')}: {reason}; set "
-            "KERAS_BACKEND to tensorflow, jax or torch, whichever is installed"
+            f"Keras cannot start on the backend {backend} ({one_line(error)}): "
+            "set KERAS_BACKEND to an installed one of tensorflow, jax, torch"
         ) from error
-    from keras_resnet_cifar.device import cache_compilations
+    from keras_resnet_cifar.device import JAX_DETERMINISTIC, cache_compilations
 
+    if deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} {JAX_DETERMINISTIC}"
     cache_compilations()
 
 
 @contextlib.contextmanager
-def _silent_stderr():
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+def _silent_stderr() -> Iterator[None]:
+    saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(devnull)

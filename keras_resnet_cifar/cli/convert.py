@@ -1,0 +1,103 @@
+"""The command `convert`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from keras_resnet_cifar.cli import options
+from keras_resnet_cifar.cli.start import import_keras
+from keras_resnet_cifar.data.datasets import DATASETS
+from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.models import architectures
+from keras_resnet_cifar.pytorch.files import FORMATS, check_suffix
+from keras_resnet_cifar.pytorch.schemes import SCHEMES, get_scheme
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `convert`."""
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help=f"a PyTorch file ({', '.join(FORMATS)}); with --to-torch a run "
+        "directory or a .keras file",
+    )
+    parser.add_argument(
+        *("-o", "--output"),
+        type=Path,
+        metavar="FILE",
+        required=True,
+        help="a new .keras file; with --to-torch a new PyTorch file",
+    )
+    normalization = (
+        "of the images that the net was trained on: imagenet, per_image or a "
+        "dataset (default: the scheme's)"
+    )
+    schemes = "; ".join(f"{s.name} ({s.source})" for s in SCHEMES.values())
+    options.add(
+        parser,
+        ("--arch", str, "the net (default: what the tensors describe)"),
+        ("--normalization", str, normalization),
+        ("--to-torch", str, f"write a PyTorch file in a scheme: {schemes}"),
+        ("--evaluate", bool, "test the net on --dataset as well"),
+    )
+    options.add_data_options(parser, "none")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert a PyTorch checkpoint to a .keras file, or back."""
+    _check(args)
+    import_keras()
+    from keras_resnet_cifar.data.load import load_dataset
+    from keras_resnet_cifar.evaluation.evaluate import evaluate
+    from keras_resnet_cifar.models.normalization import describe_normalization
+    from keras_resnet_cifar.models.saving import load_model, save_model
+    from keras_resnet_cifar.pytorch.checkpoints import (
+        load_torch_checkpoint,
+        save_torch_checkpoint,
+    )
+
+    if args.to_torch:
+        model = load_model(*options.checkpoints(args.checkpoint))
+    else:
+        model = load_torch_checkpoint(
+            args.checkpoint, args.arch, args.normalization
+        )
+    if args.evaluate:
+        data: Any = load_dataset(args.dataset, **options.data_options(args))
+        result = evaluate(model, data.test, data.class_names)
+    if args.to_torch:
+        save_torch_checkpoint(model, args.output, args.to_torch)
+    else:
+        save_model(model, args.output)
+    print(
+        f"wrote {args.output}: {model.name}, {model.output_shape[-1]} "
+        f"classes, images {describe_normalization(model)}"
+    )
+    if args.evaluate:
+        test = options.scores(result.to_json())
+        print(f"test {test} ({len(data.test):,} images)")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises `InputError` for all that is wrong without loading anything."""
+    if args.to_torch:
+        get_scheme(args.to_torch)
+        check_suffix(args.output)
+        if args.arch or args.normalization:
+            raise InputError(
+                "--to-torch writes the net as it is: leave --arch and "
+                "--normalization out"
+            )
+    elif args.output.suffix != ".keras":
+        raise InputError(
+            f"-o {args.output}: name a .keras file, or a scheme with --to-torch"
+        )
+    if args.output.exists():
+        raise InputError(f"{args.output} exists: name another file with -o")
+    if args.arch:
+        architectures.parse(args.arch)
+    if args.evaluate and args.dataset is None:
+        raise InputError("--evaluate needs a --dataset, e.g. cifar10")
+    if args.dataset is not None and args.dataset not in DATASETS:
+        raise unknown("dataset", args.dataset, DATASETS)

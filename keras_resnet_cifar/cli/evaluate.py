@@ -1,0 +1,73 @@
+"""The command `evaluate`."""
+
+import argparse
+import time
+from pathlib import Path
+
+from keras_resnet_cifar.cli import options
+from keras_resnet_cifar.cli.start import import_keras
+from keras_resnet_cifar.errors import InputError
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `evaluate`."""
+    parser.add_argument("models", nargs="+", type=Path, metavar="RUN|MODEL")
+    which, splits = ("last", "best", "all"), ("test", "validation", "train")
+    folder = "of the reports (default: evaluation/ beside the model)"
+    options.add(
+        parser,
+        ("--checkpoint", which, "of a run; all adds single epochs", "last"),
+        ("--split", splits, "of the data", "test"),
+        ("--output-dir", Path, folder),
+        ("--mistakes", int, "most confident mistakes to draw", 25),
+    )
+    options.add_data_options(parser, "the run's")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate checkpoints: accuracy, calibration, confusion, mistakes."""
+    if not 1 <= args.mistakes <= 100:
+        raise InputError(f"mistakes={args.mistakes}: give 1 to 100")
+    jobs: dict[Path, tuple[Path, dict]] = {}
+    for model_or_run in args.models:
+        for path in options.checkpoints(model_or_run, args.checkpoint):
+            request, same = options.data_request(path, args)
+            folder = _folder(path, args, same)
+            if folder in jobs:
+                raise InputError(
+                    f"two models would write to {folder}: evaluate them one by "
+                    "one, each with its own --output-dir"
+                )
+            jobs[folder] = path, request
+    import_keras()
+    from keras_resnet_cifar.data.load import load_dataset
+    from keras_resnet_cifar.evaluation.evaluate import report
+    from keras_resnet_cifar.models.saving import load_model
+
+    loaded = None
+    for folder, (path, request) in jobs.items():
+        if request != loaded:  # most often, all models share one dataset
+            data, loaded = load_dataset(**request), request
+        split = getattr(data, args.split)
+        if split is None:
+            raise InputError(
+                f"the run of {path} has no validation split: use --split test "
+                "or train"
+            )
+        model = load_model(path)
+        start = time.perf_counter()
+        result = report(model, split, data.class_names, folder, args.mistakes)
+        seconds = time.perf_counter() - start
+        print(
+            f"{path}: {args.split} {options.scores(result.to_json())} "
+            f"({len(split):,} images, {seconds:.1f} s; {folder})"
+        )
+
+
+def _folder(path: Path, args: argparse.Namespace, same: bool) -> Path:
+    """Returns where a report goes; it names a dataset that is not the run's."""
+    dataset = [] if same else [Path(args.dataset).name]
+    name = "-".join([path.stem, *dataset, args.split])
+    if args.output_dir:
+        return args.output_dir / f"{path.parent.name}-{name}"
+    return path.parent / "evaluation" / name

@@ -1,0 +1,60 @@
+"""The command `export`."""
+
+import argparse
+from pathlib import Path
+
+from keras_resnet_cifar.cli import options
+from keras_resnet_cifar.cli.start import import_keras
+from keras_resnet_cifar.export.export import FORMATS
+from keras_resnet_cifar.export.verify import TOLERANCE
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `export`."""
+    parser.add_argument("model", type=Path, metavar="RUN|MODEL")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        required=True,
+        help="the model's folder, which gets the next free version; or a "
+        "version in it, e.g. saved_models/resnet20/1",
+    )
+    off = "how far a probability may differ from the Keras model's"
+    options.add(
+        parser,
+        ("--format", tuple(FORMATS), "of the exported model", "saved_model"),
+        ("--int8", bool, "LiteRT in int8, calibrated on training images"),
+        ("--checkpoint", ("last", "best"), "of a run", "last"),
+        ("--images", int, "test images to verify on (default: all)"),
+        ("--tolerance", float, off, TOLERANCE),
+    )
+    options.add_data_options(parser, "the run's")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export a model for serving, verified on the test split."""
+    (path,) = options.checkpoints(args.model, args.checkpoint)
+    request, _ = options.data_request(path, args)
+    import_keras()
+    from keras_resnet_cifar.export.export import export_model
+
+    result = export_model(
+        path,
+        args.out,
+        args.format,
+        int8=args.int8,
+        data=request,
+        images=args.images,
+        tolerance=args.tolerance,
+    )
+    check = result.verification
+    print(
+        f"wrote {result.path}: {args.format}{' int8' * args.int8}, "
+        f"{result.size / 1e6:.2f} MB\n"
+        f"verified on {check.images:,} {result.images}: {check.alike:,} have "
+        "the class of the Keras model, probabilities within "
+        f"{check.difference:.1e}\n"
+        f"top-1 {result.top1:.2%}, of the Keras model {result.keras_top1:.2%}; "
+        f"{check.images_per_second:,.0f} images/s on the CPU"
+    )

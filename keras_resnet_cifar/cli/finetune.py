@@ -1,0 +1,109 @@
+"""The command `finetune`."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from keras_resnet_cifar.cli import options, runs
+from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.finetuning.backbones import BACKBONES, FREEZE
+from keras_resnet_cifar.finetuning.phases import PhasedDirectory
+from keras_resnet_cifar.training.recipes import FINETUNING, Recipe, get_recipe
+from keras_resnet_cifar.training.run_directory import check_same
+
+_NAMES = f"{', '.join(BACKBONES)}, or a .keras file of this package"
+_WEIGHTS = (
+    "imagenet, hub (KerasHub's; needs the extra hub), none, or a file: "
+    "PyTorch's, or keras.applications' without the top (default: imagenet; a "
+    ".keras file brings its own)"
+)
+_SIZE = (
+    "side in pixels to which the images are resized for the backbone "
+    "(default: 224; for a .keras file its own)"
+)
+_HEAD = "epochs that train the new head alone (default: 2; 0 skips them)"
+_FREEZE = (
+    "what stays frozen after these epochs; a stage stands for the stem and "
+    "all stages up to it (default: none)"
+)
+_CACHE = "compute a frozen backbone's features once, without augmentation"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `finetune`."""
+    options.add(
+        parser,
+        ("--backbone", str, _NAMES),
+        ("--weights", str, _WEIGHTS),
+        ("--image-size", int, _SIZE),
+        ("--head-epochs", int, _HEAD),
+        ("--head-learning-rate", float, "of theirs (default: the recipe's)"),
+        ("--freeze", FREEZE, _FREEZE),
+        ("--train-norm", bool, "train BatchNorm too, as with --weights none"),
+        ("--cache-features", bool, _CACHE),
+    )
+    runs.add_run_options(parser, FINETUNING, "the recipe's")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fine-tune a pretrained net: its new head, then all that is not frozen."""
+    settings, request = _resumed(args) if args.resume else _new(args)
+    with runs.loaded(args, settings, request, _new_model) as (model, data):
+        from keras_resnet_cifar.finetuning.finetune import finetune
+
+        finished = finetune(model, data, **settings)
+    runs.print_results(finished)
+
+
+def _new(args: argparse.Namespace) -> tuple[dict, dict]:
+    """Returns the arguments of `finetune` and of `load_dataset`."""
+    if args.backbone is None:
+        raise InputError(f"give a --backbone: {_NAMES}")
+    if args.backbone not in BACKBONES and not args.backbone.endswith(".keras"):
+        raise unknown("backbone", args.backbone, [*BACKBONES, "a .keras file"])
+    changes = runs.recipe_changes(args) | {"dataset": args.dataset}
+    recipe = get_recipe(args.recipe or FINETUNING, **changes)
+    settings, request = runs.new_run(args, recipe, Path(args.backbone).stem)
+    settings |= {
+        "freeze": args.freeze or "none",
+        "head_epochs": 2 if args.head_epochs is None else args.head_epochs,
+        "head_learning_rate": args.head_learning_rate,
+        "train_norm": _train_norm(args),
+        "cache_features": args.cache_features,
+    }
+    return settings, request
+
+
+def _train_norm(args: argparse.Namespace) -> bool:
+    return args.train_norm or args.weights == "none"
+
+
+def _new_model(args: argparse.Namespace, recipe: Recipe, data: Any) -> Any:
+    from keras_resnet_cifar.finetuning.finetune import build_finetuned
+
+    return build_finetuned(
+        args.backbone,
+        data.num_classes,
+        weights=args.weights or "imagenet",
+        image_size=args.image_size,
+        input_shape=data.train.images.shape[1:],
+        train_norm=_train_norm(args),
+    )
+
+
+def _resumed(args: argparse.Namespace) -> tuple[dict, dict]:
+    """Returns the arguments of `finetune` and of `load_dataset`."""
+    directory = PhasedDirectory(args.resume)
+    plan = directory.read_plan()
+    config = directory.newest().read_config()
+    recipe = plan.pop("recipe")
+    held = plan | {"recipe": asdict(recipe), "dataset": config["dataset"]}
+    held["output_dir"] = str(args.resume)
+    # The net of a run is fixed: it has no backbone, weights or image size.
+    names = {"backbone", "weights", "image_size", *plan} - {"seed"}
+    changes = {name: getattr(args, name, None) or None for name in names}
+    check_same(held, changes | runs.config_changes(args))
+    recipe = get_recipe(recipe, epochs=args.epochs)
+    settings = runs.settings_of(args, recipe, **plan, output_dir=args.resume)
+    return settings, config["request"] | options.data_options(args)

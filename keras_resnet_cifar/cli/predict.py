@@ -1,0 +1,56 @@
+"""The command `predict`."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from keras_resnet_cifar.cli import options
+from keras_resnet_cifar.cli.start import import_keras
+from keras_resnet_cifar.data.datasets import DATASETS, check_known
+from keras_resnet_cifar.data.folders import class_names
+from keras_resnet_cifar.training.run_directory import find_run
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `predict`."""
+    parser.add_argument("model", type=Path, metavar="RUN|MODEL")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    options.add(
+        parser,
+        ("--dataset", str, "whose classes to name (default: the run's)"),
+        ("--top", int, "how many classes to show", 3),
+        ("--json", bool, "print JSON"),
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Predict the classes of image files."""
+    (path,) = options.checkpoints(args.model)
+    names = _class_names(args.dataset, path)
+    import_keras()
+    from keras_resnet_cifar.evaluation.predict import predict_files
+    from keras_resnet_cifar.models.saving import load_model
+
+    rows = predict_files(load_model(path), args.images, names, args.top)
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        classes = ", ".join(
+            f"{entry['class']} {entry['probability']:.1%}"
+            for entry in row["classes"]
+        )
+        print(f"{row['image']}: {classes}")
+
+
+def _class_names(dataset: str | None, path: Path) -> Sequence[str] | None:
+    """Returns the classes of a dataset, else of a model's run, if known."""
+    if dataset is None:
+        run = find_run(path)
+        config = run.read_config()["dataset"] if run else {}
+        return config.get("class_names")
+    check_known(dataset)
+    if dataset in DATASETS:
+        return DATASETS[dataset].class_names
+    return class_names(dataset)

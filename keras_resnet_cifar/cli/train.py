@@ -1,0 +1,86 @@
+"""The command `train`."""
+
+import argparse
+from typing import Any
+
+from keras_resnet_cifar.cli import options, runs
+from keras_resnet_cifar.data.datasets import DATASETS
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.models import architectures
+from keras_resnet_cifar.training.recipes import DEFAULT, Recipe, get_recipe
+from keras_resnet_cifar.training.run_directory import RunDirectory, check_same
+
+_ARCH = (
+    "a name that the list command shows, or by the rule "
+    f"{architectures.RULE} (default: the recipe's)"
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `train`."""
+    dataset = "the recipe's if one is named, else shapes"
+    options.add(
+        parser,
+        ("--arch", str, _ARCH),
+        ("--tensorboard", bool, "write TensorBoard logs too"),
+    )
+    runs.add_run_options(parser, DEFAULT, dataset)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train a net by a recipe and evaluate it on the test split."""
+    settings, request = _resumed(args) if args.resume else _new(args)
+    with runs.loaded(args, settings, request, _new_model) as (model, data):
+        from keras_resnet_cifar.training.train import train
+
+        finished = train(model, data, **settings, tensorboard=args.tensorboard)
+    runs.print_results(finished)
+
+
+def _new(args: argparse.Namespace) -> tuple[dict, dict]:
+    """Returns the arguments of `train` and of `load_dataset`."""
+    recipe = get_recipe(
+        args.recipe or DEFAULT,
+        arch=args.arch,
+        dataset=None if args.recipe else "shapes",
+        **runs.recipe_changes(args),
+    )
+    recipe = get_recipe(recipe, dataset=args.dataset)
+    return runs.new_run(args, recipe, architectures.parse(recipe.arch).name)
+
+
+def _new_model(args: argparse.Namespace, recipe: Recipe, data: Any) -> Any:
+    from keras_resnet_cifar.models.resnet import build_resnet
+
+    # Images of one's own are normalized like ImageNet's.
+    statistics = data.name if data.name in DATASETS else "imagenet"
+    return build_resnet(
+        recipe.arch,
+        num_classes=data.num_classes,
+        input_shape=data.train.images.shape[1:],
+        normalization=recipe.normalization or statistics,
+    )
+
+
+def _resumed(args: argparse.Namespace) -> tuple[dict, dict]:
+    """Returns the arguments of `train` and of `load_dataset`."""
+    config = RunDirectory(args.resume).read_config()
+    try:
+        recipe = get_recipe(Recipe(**config["recipe"]))
+    except (TypeError, InputError) as error:
+        raise InputError(
+            f"cannot read the recipe of {args.resume}: {error}; restore its "
+            "config.json or start a new run"
+        ) from error
+    arch = args.arch and architectures.parse(args.arch).name
+    held = config | {"output_dir": str(args.resume)}
+    check_same(held, runs.config_changes(args) | {"arch": arch})
+    options.checkpoints(args.resume)
+    settings = runs.settings_of(
+        args,
+        get_recipe(recipe, epochs=args.epochs),
+        output_dir=args.resume,
+        seed=config["seed"],
+        deterministic=args.deterministic or config.get("deterministic", False),
+    )
+    return settings, config["request"] | options.data_options(args)
