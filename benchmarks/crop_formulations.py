@@ -1,14 +1,15 @@
 """Times three ways to pad, crop and flip each image at an offset of its own.
 
-    python tests/crop_formulations.py
+    python -m benchmarks.crop_formulations
 
-prints milliseconds a batch of 128, from bytes to floats, compiled, in turns;
-and that all agree.
+prints milliseconds per batch of 128, from bytes to floats, compiled, in
+alternation, and checks that all three agree.
 """
 
-import functools
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 
 import keras
 import numpy as np
@@ -20,7 +21,7 @@ PADDING, SIZE, BATCH = 4, 32, 128
 
 
 def product(images, rows, columns, mirrored, dtype):
-    """0/1 matrices; padding and flip come with them."""
+    """0/1 matrices; they pad and flip as well."""
     rows = ops.one_hot(rows - PADDING, SIZE, dtype=dtype)
     columns = ops.one_hot(columns - PADDING, SIZE, dtype=dtype)
     images = ops.einsum("nij,njwc->niwc", rows, ops.cast(images, dtype))
@@ -28,7 +29,7 @@ def product(images, rows, columns, mirrored, dtype):
 
 
 def gather(images, rows, columns, mirrored, dtype):
-    """One flat index a pixel, as `RandomPadCrop` does it."""
+    """One flat index per pixel, as `RandomPadCrop` does it."""
     side = SIZE + 2 * PADDING
     pixels = ops.reshape(_padded(images), (-1, 3))
     start = ops.arange(BATCH)[:, None, None] * side * side
@@ -37,7 +38,7 @@ def gather(images, rows, columns, mirrored, dtype):
 
 
 def slices(images, rows, columns, mirrored, dtype):
-    """A slice an image, and a flip of all that is chosen from."""
+    """One slice per image, and a flip of the whole batch to choose from."""
     starts = ops.stack(
         [rows[:, 0], ops.min(columns, axis=1), 0 * rows[:, 0]], axis=1
     )
@@ -54,7 +55,7 @@ def _padded(images):
     return ops.pad(images, ((0, 0), border, border, (0, 0)))
 
 
-def compiled(function):
+def compiled(function: Callable) -> Callable:
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
@@ -67,43 +68,39 @@ def compiled(function):
     return function
 
 
-def main():
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (BATCH, SIZE, SIZE, 3))
-    offsets = generator.integers(0, 2 * PADDING + 1, (2, BATCH, 1))
-    flips = generator.integers(0, 2, (BATCH, 1)).astype(bool)
-    rows = offsets[0] + np.arange(SIZE)
-    columns = offsets[1] + np.where(
-        flips, np.arange(SIZE)[::-1], np.arange(SIZE)
-    )
-    for dtype in ("float32", "bfloat16"):
-        arguments = [
-            ops.convert_to_tensor(pixels, "uint8"),
-            *(ops.convert_to_tensor(a, "int32") for a in (rows, columns)),
-            ops.convert_to_tensor(flips),
-        ]
-        ways = [
-            compiled(functools.partial(way, dtype=dtype))
-            for way in (product, gather, slices)
-        ]
-        results = [ops.convert_to_numpy(way(*arguments)) for way in ways]
-        assert all((result == results[0]).all() for result in results)
-        times = [[] for _ in ways]
-        for _ in range(30):
-            for way, taken in zip(ways, times, strict=True):
-                begin = time.perf_counter()
-                for _ in range(5):
-                    result = way(*arguments)
-                ops.convert_to_numpy(result)
-                taken.append((time.perf_counter() - begin) / 5 * 1000)
-        told = "  ".join(
-            f"{name} {statistics.median(taken):.2f} ms"
-            for name, taken in zip(
-                ("product", "gather", "slices"), times, strict=True
-            )
-        )
-        print(f"{keras.backend.backend()} {dtype}: {told}")
+def compare(dtype: str, rounds: int = 30, calls: int = 5) -> dict[str, float]:
+    """Returns the median milliseconds per batch of each way."""
+    draw = np.random.default_rng(0).integers
+    offsets = draw(0, 2 * PADDING + 1, (2, BATCH, 1))
+    mirrored = draw(0, 2, (BATCH, 1)).astype(bool)
+    pixels = np.arange(SIZE)
+    columns = offsets[1] + np.where(mirrored, pixels[::-1], pixels)
+    batch = [
+        ops.convert_to_tensor(draw(0, 256, (BATCH, SIZE, SIZE, 3)), "uint8"),
+        ops.convert_to_tensor(offsets[0] + pixels, "int32"),
+        ops.convert_to_tensor(columns, "int32"),
+        ops.convert_to_tensor(mirrored),
+    ]
+    ways = {
+        way.__name__: compiled(partial(way, dtype=dtype))
+        for way in (product, gather, slices)
+    }
+    results = [ops.convert_to_numpy(way(*batch)) for way in ways.values()]
+    if not all((result == results[0]).all() for result in results):
+        raise AssertionError("the formulations disagree")
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            for _ in range(calls):
+                result = way(*batch)
+            ops.convert_to_numpy(result)  # waits
+            times[name].append((time.perf_counter() - begin) / calls * 1000)
+    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 if __name__ == "__main__":
-    main()
+    for dtype in ("float32", "bfloat16"):
+        medians = compare(dtype).items()
+        line = "  ".join(f"{name} {ms:.2f} ms" for name, ms in medians)
+        print(f"{keras.backend.backend()} {dtype}: {line}")

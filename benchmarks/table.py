@@ -1,11 +1,14 @@
 """A benchmark's result as a table, for the screen and for documents."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from keras_resnet_cifar.errors import InputError, one_line
 
 _MIB = 2**20
-_DAMAGE = (  # what comes of JSON of another shape
+_DAMAGE = (  # what JSON of another shape raises
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -24,135 +27,115 @@ _HEAD = (
 )
 
 
-def read(path):
-    """Returns what `benchmark` found, from the JSON that was written of it.
+def read(path: Path) -> dict[str, Any]:
+    """Returns a result of `benchmark` from its JSON file.
 
     Raises:
-        InputError: It cannot be read, or is of another kind.
+        InputError: The file cannot be read, or holds something else.
     """
     try:
-        found = json.loads(path.read_text())
-        if not found["contenders"]:
+        result = json.loads(path.read_text())
+        if not result["contenders"]:
             raise ValueError("no contender in it")
-        text_of(found)
+        as_text(result)
     except (OSError, *_DAMAGE) as error:
         raise InputError(
             f"{path} holds no benchmark ({one_line(error)}): name a file that "
-            "--output wrote"
+            "an earlier run wrote"
         ) from error
-    return found
+    return result
 
 
-def text_of(found):
-    """Returns what `benchmark` returned as aligned text."""
-    table = [_HEAD, *_cells(found)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(_HEAD))]
+def as_text(result: dict[str, Any]) -> str:
+    """Returns a result of `benchmark` as an aligned table."""
+    table = [_HEAD, *_rows(result)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for name, *rest in table:
         cells = [name.ljust(widths[0])]
         cells += [c.rjust(w) for c, w in zip(rest, widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
-    return "\n".join([*_about(found), *lines, *_below(found)])
+    return "\n".join([*_heading(result), *lines, *_notes(result)])
 
 
-def markdown_of(found):
-    """Returns the same as a Markdown table with its command and machine."""
-    rows = [_HEAD, ("---",) + ("---:",) * (len(_HEAD) - 1), *_cells(found)]
+def as_markdown(result: dict[str, Any]) -> str:
+    """Returns the same in Markdown, below the command that repeats it."""
+    rows = [_HEAD, ("---",) + ("---:",) * (len(_HEAD) - 1), *_rows(result)]
     table = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join(
-        [
-            f"    {command_of(found)}",
-            "",
-            *_about(found),
-            "",
-            *table,
-            "",
-            *(f"- {line}" for line in _below(found)),
-        ]
-    )
+    notes = [f"- {line}" for line in _notes(result)]
+    blocks = [f"    {_command(result)}"], _heading(result), table, notes
+    return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def command_of(found):
-    """Returns the command line that repeats a benchmark, on its backend."""
-    setting = found["setting"]
-    names = [row["name"] for row in found["contenders"]]
-    names += found["left_out"]
+def _command(result: dict[str, Any]) -> str:
+    setting = result["setting"]
+    names = [row["name"] for row in result["contenders"]]
     return (
-        f"KERAS_BACKEND={found['backend']} .venv/bin/python "
+        f"KERAS_BACKEND={result['backend']} .venv/bin/python "
         f"scripts/benchmark.py --arch {setting['arch']} --batch-size "
         f"{setting['batch_size']} --precision {setting['precision']} --steps "
-        f"{setting['steps']} --rounds {setting['turns'] - 1} --contenders "
-        f"{','.join(names)}"
+        f"{setting['steps']} --rounds {setting['rounds']} --contenders "
+        f"{','.join([*names, *result['left_out']])}"
     )
 
 
-def _about(found):
-    """Lines on what was run, and where."""
-    setting, host = found["setting"], found["machine"]
-    versions = found["versions"]
-    told = ("keras", "tensorflow", "jax", "torch")
-    programs = [f"{name} {versions[name]}" for name in told if name in versions]
-    device = found["accelerator"]
-    others = max(found["others"])
+def _heading(result: dict[str, Any]) -> list[str]:
+    """What was run, and where."""
+    setting, host = result["setting"], result["machine"]
+    versions = ", ".join(
+        f"{name} {result['versions'][name]}"
+        for name in ("keras", "tensorflow", "jax", "torch")
+        if name in result["versions"]
+    )
+    accelerator = result["accelerator"]
     lines = [
         f"{setting['arch']}, batch {setting['batch_size']}, "
-        f"{setting['precision']}, Keras on {found['backend']} "
-        f"({', '.join(programs)}); {f'{device}; ' if device else ''}"
+        f"{setting['precision']}, Keras on {result['backend']} "
+        f"({versions}); {f'{accelerator}; ' if accelerator else ''}"
         f"{host['processor']}, {host['cores']} cores, {host['system']}; "
-        f"others used up to {others:.0%} of the cores",
+        f"others used up to {max(result['others']):.0%} of the cores",
     ]
-    if found["busy"]:
+    if result["busy"]:
         lines.append(
-            "BUSY: the ratios are not sound either, for PyTorch's threads wait "
-            "for each other at each operation and suffer most. Repeat it when "
-            "it is quiet."
+            "BUSY: not even the ratios are sound, because PyTorch's threads "
+            "wait for each other and suffer most. Repeat it when it is quiet."
         )
     return lines
 
 
-def _cells(found):
-    """The cells of each row but the first."""
-    first = {}
-    for row in found["contenders"]:
+def _rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    first: dict[str, str] = {}
+    for row in result["contenders"]:
         leader = first.setdefault(row["kind"], row["name"])
-        ratio = found["ratios"].get(f"{leader} / {row['name']}")
+        ratio = result["ratios"].get(f"{leader} / {row['name']}")
+        share = row["median"] / _limit(result)
         starts = row["first_step_seconds"]
+        spread = "{median:.2f} ({least:.2f} to {most:.2f})"
         yield (
             row["name"],
             f"{row['median']:,.0f}",
-            f"{leader} / this: {_spread(ratio)}" if ratio else "",
-            _share(found, row),
+            f"{leader} / this: {spread.format(**ratio)}" if ratio else "",
+            f"{share:.1%}" if row["kind"] == "train" else "",
             *(f"{s:.1f} s" if s else "" for s in starts.values()),
             _memory(row),
         )
 
 
-def _spread(ratio):
-    return "{median:.2f} ({least:.2f} to {most:.2f})".format(**ratio)
-
-
-def _share(found, row):
-    if row["kind"] != "train":
-        return ""
-    return f"{row['median'] / found['limit']['images_per_second']:.1%}"
-
-
-def _memory(row):
-    told = f"{row['peak_memory'] / _MIB:,.0f} MiB"
+def _memory(row: dict[str, Any]) -> str:
+    text = f"{row['peak_memory'] / _MIB:,.0f} MiB"
     if row["peak_device_memory"]:
-        told += f", device {row['peak_device_memory'] / _MIB:,.0f} MiB"
-    return told
+        text += f", device {row['peak_device_memory'] / _MIB:,.0f} MiB"
+    return text
 
 
-def _below(found):
-    """Lines on the limit, and on who was left out."""
-    limit = found["limit"]
+def _notes(result: dict[str, Any]) -> list[str]:
     lines = [
-        f"limit of a train step: {limit['images_per_second']:,.0f} images/s, "
-        f"set by {limit['bound']}: {limit['step_operations'] / 1e9:,.1f} GFLOP "
-        f"at {limit['operations_per_second'] / 1e9:,.0f} GFLOP/s, "
-        f"{limit['step_bytes'] / 1e9:,.2f} GB at "
-        f"{limit['bytes_per_second'] / 1e9:,.0f} GB/s",
+        f"limit of training: {_limit(result):,.0f} images/s, "
+        f"{result['operations_per_image'] / 1e9:,.3f} GFLOP per image at "
+        f"{result['operations_per_second'] / 1e9:,.0f} GFLOP/s",
     ]
-    lines += [f"{name} left out: {v}" for name, v in found["left_out"].items()]
-    return lines
+    return lines + [f"{k} left out: {v}" for k, v in result["left_out"].items()]
+
+
+def _limit(result: dict[str, Any]) -> float:
+    return result["operations_per_second"] / result["operations_per_image"]

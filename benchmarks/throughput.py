@@ -1,214 +1,263 @@
-"""`fit` beside PyTorch and the machine's limit: one machine, one run, in turns.
+"""Training beside Keras's and PyTorch's own, round by round in one run.
 
-Machines are noisy, shared ones most. So the contenders are timed A B C, B C A,
-and what counts is the ratio of two in the same round: its median, and its least
-and most. Images a second of two runs do not compare.
+Machines are noisy, shared ones most. The contenders are therefore timed A B C,
+B C A, ..., and what counts is the ratio of two in the same round: its median,
+minimum and maximum. Images per second of two runs do not compare.
 
-No Keras is imported here: all that computes has a process of its own.
+No Keras is imported here: everything that computes has a process of its own.
 """
 
 import contextlib
-import dataclasses
+import itertools
 import os
 import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks import contenders
-from benchmarks.contenders import CONTENDERS, Setting
-from benchmarks.workers import LeftOut, Worker, take_turns
+from benchmarks.contenders import CONTENDERS
+from benchmarks.setting import Setting
+from benchmarks.workers import LeftOut, Worker, run_rounds
 from keras_resnet_cifar.errors import InputError, unknown
 from keras_resnet_cifar.models.architectures import parse
 from keras_resnet_cifar.training.recipes import CHOICES
 
 _BUSY = 0.1  # share of the cores: above it others are at work as well
-# Steps a turn and rounds: about seven minutes, or under two, on two cores. On
-# an accelerator ten epochs of CIFAR-10, for a step may take 0.1 ms.
-_STEPS, _ACCELERATED_STEPS, _QUICK_STEPS = 50, 3900, 8
+# Steps per round; on an accelerator ten epochs, as a step may take 0.1 ms.
+_STEPS, _ACCELERATED_STEPS, _QUICK_STEPS = 50, 3900, 4
 _ROUNDS, _QUICK_ROUNDS = 5, 3
-_MOST = 10_000  # of each number
+_MOST = 10_000  # steps, rounds, images per step, and epochs of a recipe
 
 
 def benchmark(
-    arch="resnet20",
-    batch_size=128,
-    precision="auto",
-    steps=None,
-    rounds=None,
-    names=None,
-    dataloader=False,
-    quick=False,
-    tell=lambda text: None,
-):
-    """Times the contenders in turns, after a turn each to warm up.
+    arch: str = "resnet20",
+    batch_size: int = 128,
+    precision: str = "auto",
+    steps: int | None = None,
+    rounds: int | None = None,
+    names: Sequence[str] | None = None,
+    dataloader: bool = False,
+    quick: bool = False,
+    report: Callable[[str], Any] = lambda line: None,
+) -> dict[str, Any]:
+    """Times the contenders in alternation, after a warm-up.
 
     Args:
         arch: Name of the net, on images of 32x32.
-        batch_size: Images a step.
+        batch_size: Images per step.
         precision: `"auto"`, `"float32"`, `"mixed_bfloat16"`, ...
-        steps: Steps a turn; `None` for a number that suits the device.
-        rounds: Turns of each contender.
-        names: Which contenders, of `CONTENDERS`; `None` for those that suit
-            the device.
-        dataloader: Also the PyTorch loop with a DataLoader.
+        steps: Steps per round; by default a number that suits the device.
+        rounds: Number of rounds, by default 5.
+        names: Contenders, of `CONTENDERS`; by default those that suit the
+            device.
+        dataloader: Add the PyTorch loop with a `DataLoader`.
         quick: Fewer contenders, steps and rounds: to see that all works.
-        tell: A function that takes a line about the progress.
+        report: Called with one line about each stage and round.
 
     Returns:
-        A dict for JSON: the machine, its versions and limit; the load average
-        before, and the share of the cores that others used before each round;
-        for each contender images a second of each round and their median,
-        seconds from the start of a process to its first step (cold, and with
-        the compile caches that a first process has left), peak memory in
-        bytes; the ratios of each pair of a kind; who was left out, and why.
+        A dict for JSON: the machine, its versions and limit; the share of the
+        cores that others used before each round; for each contender images
+        per second in each round and their median, seconds from the start of a
+        process to its first step (cold, and again with the compile caches of
+        the first), peak memory in bytes; the ratios of each pair of a kind;
+        who was left out, and why.
 
     Raises:
         InputError: An unknown name, a number out of range, or a contender
             that died.
     """
-    if rounds is None:
-        rounds = _QUICK_ROUNDS if quick else _ROUNDS
-    if steps is None and quick:
-        steps = _QUICK_STEPS
-    _check(arch, precision, names, batch_size, rounds, steps)
-    setting = Setting(arch, batch_size, precision, turns=rounds + 1)
-    _check_epochs(dataclasses.replace(setting, steps=steps or _STEPS))
-    load = os.getloadavg()
-    tell("measuring the machine")
-    facts = _machine_facts(setting)
-    accelerated = facts["accelerator"] is not None
-    names = names or default_names(accelerated, dataloader, quick)
-    setting = dataclasses.replace(
-        setting,
-        precision=facts["precision"],
-        steps=steps or (_ACCELERATED_STEPS if accelerated else _STEPS),
-        accelerated=accelerated,
+    if quick:
+        steps = _QUICK_STEPS if steps is None else steps
+        rounds = _QUICK_ROUNDS if rounds is None else rounds
+    setting = Setting(
+        arch,
+        batch_size,
+        precision,
+        steps=_STEPS if steps is None else steps,
+        rounds=_ROUNDS if rounds is None else rounds,
     )
-    with tempfile.TemporaryDirectory() as caches, _Crew() as crew:
-        environment = _environment(Path(caches), len(names))
+    _check(setting, names)
+    report("measuring the machine")
+    worker = Worker(contenders.run, "machine", setting, {})
+    with contextlib.closing(worker):
+        facts = worker.receive()
+    accelerated = facts["accelerator"] is not None
+    if accelerated and steps is None:
+        setting = replace(setting, steps=_ACCELERATED_STEPS)
+    setting = replace(
+        setting, precision=facts["precision"], accelerated=accelerated
+    )
+    names = names or default_names(accelerated, dataloader, quick)
+    workers, starts, left_out, others = [], {}, {}, []
+    with contextlib.ExitStack() as stack:
+        caches = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        environment = _environment(caches, len(names))
         for name in names:
-            tell(f"starting {name}")
-            crew.hire(name, setting, environment, not quick or name == "fit")
-        if not crew.workers:
-            why = "; ".join(f"{k}: {v}" for k, v in crew.left_out.items())
+            report(f"starting {name}")
+            try:
+                worker, starts[name] = _start(
+                    name, setting, environment, not quick, stack
+                )
+            except LeftOut as reason:
+                left_out[name] = str(reason)
+            else:
+                workers.append(worker)
+        if not workers:
+            why = "; ".join(f"{k}: {v}" for k, v in left_out.items())
             raise InputError(f"nothing to time ({why}): name other contenders")
-        others = []
-        speeds = take_turns(
-            crew.workers, rounds, lambda: others.append(share_in_use()), tell
+        results = run_rounds(
+            workers,
+            setting.rounds,
+            lambda: others.append(share_in_use()),
+            report,
         )
-        rows = [
-            _row(worker, speeds[worker.name], crew.starts[worker.name])
-            for worker in crew.workers
-        ]
+    rows = [_row(k, measured, starts[k]) for k, measured in results.items()]
     return {
-        "setting": dataclasses.asdict(setting),
+        "setting": asdict(setting),
         "machine": machine(),
-        "load_average": load,
         "others": others,
         "busy": max(others) > _BUSY,
         **facts,
         "contenders": rows,
-        "left_out": crew.left_out,
+        "left_out": left_out,
         "ratios": ratios(rows),
     }
 
 
-def _check(arch, precision, names, batch_size, rounds, steps):
-    """Raises `InputError` for what is wrong, before anything is started."""
-    parse(arch)
-    if precision not in CHOICES["precision"]:
-        raise unknown("precision", precision, CHOICES["precision"])
-    for name in names or ():
+def default_names(
+    accelerated: bool, dataloader: bool = False, quick: bool = False
+) -> list[str]:
+    """Returns the contenders that suit a device.
+
+    A `DataLoader` and CUDA graphs are for accelerators: on a CPU the loader's
+    processes take the cores from the training.
+    """
+    runs = {"quick"} if quick else {"quick", "full"}
+    if accelerated and not quick:
+        runs.add("accelerator")
+    return [
+        name
+        for name, contender in CONTENDERS.items()
+        if contender.runs in runs or (dataloader and name == "torch-dataloader")
+    ]
+
+
+def machine() -> dict[str, Any]:
+    """Returns the host's processor, cores and system."""
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    cores = os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        cores = len(os.sched_getaffinity(0))
+    return {
+        "processor": processor,
+        "cores": cores,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def share_in_use(seconds: float = 0.5) -> float:
+    """Returns the share of the cores in use, 0 to 1, over some seconds.
+
+    While all contenders sleep, it is that of the machine's other users. Only
+    Linux reports it; elsewhere it is 0.
+    """
+
+    def ticks() -> tuple[int, int]:
+        line = Path("/proc/stat").read_text().partition("\n")[0]
+        numbers = [int(number) for number in line.split()[1:]]
+        return sum(numbers[:8]), sum(numbers[3:5])  # all; idle or waiting
+
+    try:
+        total, idle = ticks()
+        time.sleep(seconds)
+        total_after, idle_after = ticks()
+    except OSError:
+        return 0.0
+    return 1 - (idle_after - idle) / max(total_after - total, 1)
+
+
+def ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns the ratio of each pair of a kind, taken within each round.
+
+    Args:
+        rows: Dicts with `name`, `kind` and `images_per_second` of each round.
+
+    Returns:
+        `{"A / B": {"rounds": [...], "median", "least", "most"}}`, for each A
+        above a B of its kind.
+    """
+    table = {}
+    for above, below in itertools.combinations(rows, 2):
+        if above["kind"] == below["kind"]:
+            speeds = (row["images_per_second"] for row in (above, below))
+            each = [a / b for a, b in zip(*speeds, strict=True)]
+            table[f"{above['name']} / {below['name']}"] = {
+                "rounds": each,
+                "median": statistics.median(each),
+                "least": min(each),
+                "most": max(each),
+            }
+    return table
+
+
+def _check(setting: Setting, names: Sequence[str] | None) -> None:
+    """Raises `InputError` for bad input before anything is started."""
+    parse(setting.arch)
+    if setting.precision not in CHOICES["precision"]:
+        raise unknown("precision", setting.precision, CHOICES["precision"])
+    names = names or ()
+    for name in names:
         if name not in CONTENDERS:
             raise unknown("contender", name, CONTENDERS)
         if names.count(name) > 1:
             raise InputError(f"contender {name} twice: name it once")
-    numbers = {"batch_size": batch_size, "rounds": rounds, "steps": steps}
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name}={value}: must be at least 1")
-        if value is not None and value > _MOST:
-            raise InputError(f"{name}={value}: must be at most {_MOST:,}")
-
-
-def _check_epochs(setting):
-    """Raises `InputError` if a recipe cannot have as many epochs."""
+    for name in ("batch_size", "rounds", "steps"):
+        value = getattr(setting, name)
+        if not 1 <= value <= _MOST:
+            raise InputError(f"{name}={value}: must be from 1 to {_MOST:,}")
     if setting.epochs > _MOST:
         raise InputError(
-            f"{setting.turns - 1} rounds of {setting.steps} steps of "
+            f"{setting.rounds} rounds of {setting.steps} steps of "
             f"{setting.batch_size} images are too many: give fewer rounds or "
             "steps"
         )
 
 
-def default_names(accelerated, dataloader=False, quick=False):
-    """Returns the contenders that suit a device.
+def _start(
+    name: str,
+    setting: Setting,
+    environment: Mapping[str, str],
+    twice: bool,
+    stack: contextlib.ExitStack,
+) -> tuple[Worker, dict[str, float | None]]:
+    """Starts a worker, again on request, and waits until it is ready.
 
-    A DataLoader, and CUDA graphs, are for accelerators: on a CPU the loader's
-    processes take the cores from the training.
+    Returns:
+        The worker, which `stack` closes, and its seconds to the first step:
+        `cold`, and `again` with the compile caches of the first start.
     """
-    wanted = {"everywhere"}
-    if not quick:
-        wanted |= {"full", "accelerator"} if accelerated else {"full"}
-    return [
-        name
-        for name, contender in CONTENDERS.items()
-        if contender.where in wanted
-        or (dataloader and name == "torch-dataloader")
-    ]
-
-
-def _machine_facts(setting):
-    worker = Worker("machine", contenders.command("machine", setting))
-    try:
-        return worker.receive("facts")["facts"]
-    finally:
+    worker = Worker(contenders.run, name, setting, environment)
+    stack.callback(worker.close)
+    seconds = {"cold": worker.first_step(), "again": None}
+    if twice:
         worker.close()
+        worker, start = _start(name, setting, environment, False, stack)
+        return worker, {**seconds, "again": start["cold"]}
+    worker.receive()
+    return worker, seconds
 
 
-class _Crew(contextlib.ExitStack):
-    """The workers of a benchmark, which end with the context.
-
-    Attributes:
-        workers: Those that run, in the order of the turns.
-        starts: `{name: {"cold", "again": seconds to the first step}}`.
-        left_out: `{name: why}` of the others.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.workers, self.starts, self.left_out = [], {}, {}
-
-    def hire(self, name, setting, environment, twice):
-        """Starts a worker, or notes why it cannot run.
-
-        Args:
-            twice: Whether to start it again, its compile caches now filled.
-        """
-        line = contenders.command(name, setting)
-
-        def start():
-            worker = Worker(name, line, environment)
-            self.callback(worker.close)
-            return worker, worker.first_step()
-
-        try:
-            worker, cold = start()
-            again = None
-            if twice:
-                worker.close()
-                worker, again = start()
-            worker.ready()
-        except LeftOut as reason:
-            self.left_out[name] = str(reason)
-            return
-        self.workers.append(worker)
-        self.starts[name] = {"cold": cold, "again": again}
-
-
-def _environment(caches, processes):
+def _environment(caches: Path, processes: int) -> dict[str, str]:
     """Variables of the workers: empty compile caches, and room for all.
 
     Args:
@@ -216,14 +265,14 @@ def _environment(caches, processes):
         processes: How many share an accelerator's memory.
     """
     folders = {
-        "XDG_CACHE_HOME": "xdg",
+        "XDG_CACHE_HOME": "xdg",  # of JAX, unless the next one is set
         "JAX_COMPILATION_CACHE_DIR": "jax",
         "TORCHINDUCTOR_CACHE_DIR": "inductor",
         "TRITON_CACHE_DIR": "triton",
         "CUDA_CACHE_PATH": "cuda",
     }
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folders.pop("JAX_COMPILATION_CACHE_DIR")  # it is in XDG_CACHE_HOME
+        del folders["JAX_COMPILATION_CACHE_DIR"]
     return {
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
@@ -232,88 +281,18 @@ def _environment(caches, processes):
     }
 
 
-def machine():
-    """Returns the host's processor, cores and system, for people."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
+def _row(
+    name: str,
+    results: Sequence[Mapping[str, Any]],
+    starts: Mapping[str, float | None],
+) -> dict[str, Any]:
+    speeds = [result["images_per_second"] for result in results]
     return {
-        "processor": name,
-        "cores": cores(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def cores():
-    """Returns how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def share_in_use(seconds=0.5, stat=Path("/proc/stat")):
-    """Returns the share of the cores in use, 0 to 1, over so many seconds.
-
-    While all contenders sleep, it is that of the machine's other users. Where
-    the system does not tell (it is Linux's), 0.
-    """
-
-    def read():
-        ticks = [int(t) for t in stat.read_text().split("\n")[0].split()[1:]]
-        return sum(ticks[:8]), sum(ticks[3:5])  # all; idle or waiting for I/O
-
-    try:
-        total, idle = read()
-        time.sleep(seconds)
-        total, idle = (
-            now - then for now, then in zip(read(), (total, idle), strict=True)
-        )
-    except OSError:
-        return 0.0
-    return 1 - idle / total if total else 0.0
-
-
-def _row(worker, speeds, starts):
-    return {
-        "name": worker.name,
-        "kind": CONTENDERS[worker.name].kind,
+        "name": name,
+        "kind": CONTENDERS[name].kind,
         "images_per_second": speeds,
         "median": statistics.median(speeds),
         "first_step_seconds": starts,
-        "peak_memory": worker.last["memory"],
-        "peak_device_memory": worker.last["device_memory"],
+        "peak_memory": results[-1]["memory"],
+        "peak_device_memory": results[-1]["device_memory"],
     }
-
-
-def ratios(rows):
-    """Returns the ratio of each pair of a kind, in the rounds' pairs.
-
-    Args:
-        rows: Dicts with `name`, `kind` and `images_per_second`, of as many
-            rounds each.
-
-    Returns:
-        `{"A / B": {"rounds": [...], "median", "least", "most"}}`, for each A
-        above a B of its kind.
-    """
-    found = {}
-    for index, above in enumerate(rows):
-        for below in rows[index + 1 :]:
-            if above["kind"] != below["kind"]:
-                continue
-            pairs = zip(
-                above["images_per_second"],
-                below["images_per_second"],
-                strict=True,
-            )
-            each = [a / b for a, b in pairs]
-            found[f"{above['name']} / {below['name']}"] = {
-                "rounds": each,
-                "median": statistics.median(each),
-                "least": min(each),
-                "most": max(each),
-            }
-    return found

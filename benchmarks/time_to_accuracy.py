@@ -1,13 +1,17 @@
-"""Wall seconds that training takes to an accuracy, cold and warm."""
+"""Seconds of training to an accuracy, cold and warm."""
 
-import dataclasses
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import keras
 
+from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.device import fresh_compilations
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models.resnet import build_resnet
+from keras_resnet_cifar.training.recipes import Recipe
 from keras_resnet_cifar.training.train import train
 
 SPLITS = ("validation", "test")
@@ -17,142 +21,109 @@ class StopAt(keras.callbacks.Callback):
     """Stops after the first epoch that reaches an accuracy.
 
     Args:
-        target: Share of right answers on the split that `fit` validates on.
+        target: Accuracy on the validation split of `fit`, 0 to 1.
 
     Attributes:
-        seconds: From its making to the end of that epoch; `None` if it was
-            not reached.
-        first_step: From its making to the end of the first call of the
-            compiled step, which may be several steps.
-        epochs: How many have run.
-        best: The highest accuracy so far.
+        result: `seconds` from now to the end of that epoch, or `None`;
+            `first_step` seconds to the end of the first call of the compiled
+            step; `epochs` run; the highest `accuracy`.
     """
 
-    async_safe = True  # it reads the logs of a batch once
+    async_safe = True  # it reads the logs of one batch only
 
-    def __init__(self, target):
+    def __init__(self, target: float) -> None:
         super().__init__()
         self.target = target
-        self.seconds = self.first_step = None
-        self.epochs, self.best = 0, 0.0
+        self.result: dict[str, Any] = {
+            "seconds": None,
+            "first_step": None,
+            "epochs": 0,
+            "accuracy": 0.0,
+        }
         self._begin = time.perf_counter()
 
-    def _elapsed(self):
-        return time.perf_counter() - self._begin
-
     def on_train_batch_end(self, batch, logs=None):
-        if self.first_step is None:
+        if self.result["first_step"] is None:
             float(logs["loss"])  # waits
-            self.first_step = self._elapsed()
+            self.result["first_step"] = time.perf_counter() - self._begin
 
     def on_epoch_end(self, epoch, logs=None):
-        self.epochs = epoch + 1
-        self.best = max(self.best, float(logs["val_accuracy"]))
-        if self.best >= self.target:
-            self.seconds = self._elapsed()
+        best = max(self.result["accuracy"], float(logs["val_accuracy"]))
+        self.result |= {"epochs": epoch + 1, "accuracy": best}
+        if best >= self.target:
+            self.result["seconds"] = time.perf_counter() - self._begin
             self.model.stop_training = True
 
 
 def time_to(
-    target,
-    data,
-    arch,
-    recipe,
-    split="validation",
-    seed=0,
-    tell=print,
-    **changes,
-):
+    target: float,
+    data: Dataset,
+    arch: str,
+    recipe: str | Recipe,
+    split: str = "validation",
+    report: Callable[[str], Any] = print,
+    **changes: Any,
+) -> list[dict[str, Any]]:
     """Trains twice, a new net each time, until an accuracy is reached.
 
-    The first run is cold: it compiles all, whatever has been kept before.
-    The second is warm as far as the backend keeps what the first has compiled;
-    `first_step` is what is left of it. No files are written. Building the net
-    and each epoch's validation are in the time, loading the data and the
-    imports are not.
+    The first run is cold: it compiles everything. The second is warm as far as
+    the backend keeps what the first has compiled. The time includes building
+    the net and validating after each epoch, not loading the data or importing
+    libraries. No files are written.
 
     Args:
         target: Accuracy, above 0 and up to 1.
-        data: A `Dataset`; its validation split is looked at, if that is
-            `split`.
+        data: The dataset.
         arch: Name of the net.
         recipe: A name of `RECIPES` or a `Recipe`.
-        split: After each epoch the net is tried on this split. That of `"test"`
-            is how published times to an accuracy are taken; it chooses when to
-            stop by the test split, so that what is reached is a time and no
-            result.
-        seed: Of the first run; the second has the next one.
-        tell: A function that takes a line about each run.
+        split: The split to evaluate after each epoch. Published times to an
+            accuracy use `"test"`; as it then chooses when to stop, what is
+            reached is a time and not a result.
+        report: Called with one line about each run.
         **changes: Fields of the recipe to replace.
 
     Returns:
-        A list of two dicts: run, seconds (`None` if not reached), first_step,
-        epochs, accuracy (the highest), seed.
+        Two dicts: `run`, `seed`, `seconds` (`None` if not reached),
+        `first_step`, `epochs` and the highest `accuracy`.
 
     Raises:
-        InputError: A target out of range, a split that is not there.
+        InputError: The target is out of range, or there is no such split.
     """
     check_target(target, split)
-    data = _looking_at(data, split)
-    found = []
-    with fresh_compilations():
-        for index, name in enumerate(("cold", "warm")):
-            run = _run(target, data, arch, recipe, seed + index, changes)
-            found.append({"run": name, **run})
-            tell(told(found[-1], target, split))
-    return found
-
-
-def _run(target, data, arch, recipe, seed, changes):
-    stop = StopAt(target)
-    keras.utils.set_random_seed(seed)
-    model = build_resnet(
-        arch,
-        num_classes=data.num_classes,
-        input_shape=data.train.images.shape[1:],
-        normalization=data.name,
-    )
-    train(
-        model,
-        data,
-        recipe,
-        seed=seed,
-        callbacks=[stop],
-        verbose=False,
-        **changes,
-    )
-    return {
-        "seconds": stop.seconds,
-        "first_step": stop.first_step,
-        "epochs": stop.epochs,
-        "accuracy": stop.best,
-        "seed": seed,
-    }
-
-
-def check_target(target, split):
-    """Raises `InputError` for a target or a split that cannot be."""
-    if not 0 < target <= 1:
-        raise InputError(
-            f"--time-to {target}: give a share of 1, such as 0.94 for 94 %"
-        )
-    if split not in SPLITS:
-        raise InputError(f"--split {split}: give {' or '.join(SPLITS)}")
-
-
-def _looking_at(data, split):
-    """The data with `split` as what `fit` validates on."""
     if split == "test":
-        return dataclasses.replace(data, validation=data.test)
+        data = replace(data, validation=data.test)
     if data.validation is None:
         raise InputError(
             "the data has no validation split: load_dataset(..., "
-            "validation=5000), or look at the test split"
+            "validation=5000), or use split='test'"
         )
-    return data
+    runs = []
+    with fresh_compilations():
+        for seed, name in enumerate(("cold", "warm")):
+            stop = StopAt(target)
+            keras.utils.set_random_seed(seed)
+            model = build_resnet(
+                arch,
+                num_classes=data.num_classes,
+                input_shape=data.train.images.shape[1:],
+                normalization=data.name,
+            )
+            options = {"callbacks": [stop], "verbose": False, **changes}
+            train(model, data, recipe, seed=seed, **options)
+            runs.append({"run": name, "seed": seed, **stop.result})
+            report(summary(runs[-1], target, split))
+    return runs
 
 
-def told(run, target, split):
+def check_target(target: float, split: str) -> None:
+    """Raises `InputError` for an impossible target or an unknown split."""
+    if not 0 < target <= 1:
+        raise InputError(f"time_to={target}: give a share, such as 0.94")
+    if split not in SPLITS:
+        raise InputError(f"split={split}: give {' or '.join(SPLITS)}")
+
+
+def summary(run: dict[str, Any], target: float, split: str) -> str:
     """Returns a run as one line."""
     epochs = f"{run['epochs']} epoch{'s' if run['epochs'] > 1 else ''}"
     if run["seconds"] is None:

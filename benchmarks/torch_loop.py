@@ -1,66 +1,75 @@
 """The training loop that PyTorch's users write, to be timed beside `fit`.
 
-It takes what makes such a loop fast: the images lie on the device, padded and
-normalised once (as in KellerJordan/cifar10-airbench), a batch is cropped and
-flipped by one gather, memory is channels_last, the optimizer is fused, losses
-are added up without waiting for the device, and cuDNN and TF32 are let loose.
-No Keras is imported here.
+It does what makes such a loop fast: the images lie on the device, padded and
+normalised once (as in KellerJordan/cifar10-airbench), one gather crops and
+flips a batch, memory is channels_last, the optimizer is fused, losses are added
+up without waiting for the device, cuDNN searches, and TF32 is allowed.
 """
 
-import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.torch_nets import net_like
-from keras_resnet_cifar.training.schedules import rates_of
+from keras_resnet_cifar.models.architectures import Architecture
+from keras_resnet_cifar.training.recipes import Recipe
 
-EVALUATION_BATCH = 500
+Batches = Iterable[tuple[Tensor, Tensor]]
+_EVALUATION_BATCH = 500
 
 
 class TorchLoop:
-    """A ResNet in training by a recipe.
+    """A ResNet that trains by a recipe of crops, flips, SGD and one cycle.
 
     Args:
-        arch: An `Architecture`.
-        recipe: A `Recipe`; its augmentation may be crops and flips.
+        arch: The architecture.
+        recipe: The recipe.
         images: uint8 `[N, H, W, 3]`, in host memory.
         labels: Integers `[N]`.
-        mean, std: Of each channel, in 0 to 1.
+        mean: Of each channel, 0 to 1.
+        std: Likewise.
         precision: `"float32"` or `"mixed_bfloat16"`, which is autocast.
-        compiler: A mode of `torch.compile`, or `None` to run eagerly.
+        compiler: A mode of `torch.compile`; by default the loop runs eagerly.
     """
 
     def __init__(
-        self, arch, recipe, images, labels, mean, std, precision, compiler=None
-    ):
-        self.device = torch.device(
-            "cuda" if torch.cuda.is_available() else "cpu"
-        )
+        self,
+        arch: Architecture,
+        recipe: Recipe,
+        images: np.ndarray,
+        labels: np.ndarray,
+        mean: Sequence[float],
+        std: Sequence[float],
+        precision: str,
+        compiler: str | None = None,
+    ) -> None:
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda" if cuda else "cpu")
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
         self.recipe = recipe
-        self.images = _normalized(images, mean, std, recipe, self.device)
-        self.labels = torch.as_tensor(
-            labels, dtype=torch.int64, device=self.device
-        )
+        self.images = self._prepared(images, mean, std)
+        self.labels = torch.as_tensor(labels.astype("int64")).to(self.device)
         self.half = precision == "mixed_bfloat16"
         self.net = net_like(arch, classes=int(labels.max()) + 1).to(
             self.device, memory_format=torch.channels_last
         )
-        self.rates = rates_of(recipe, len(labels) // recipe.batch_size)
         self.optimizer = _optimizer(self.net, recipe)
+        self.rates = one_cycle(recipe, len(labels) // recipe.batch_size)
         self.steps = 0
-        self.total = torch.zeros(2, device=self.device)  # of loss, of hits
+        self.total = torch.zeros(2, device=self.device)  # of losses, of hits
         self.forward = self._forward
         if compiler:
             self.forward = torch.compile(self._forward, mode=compiler)
 
-    def train(self, batches, steps):
-        """Takes so many steps on batches, and waits for the last."""
+    def train(self, batches: Batches, steps: int) -> None:
+        """Takes a number of steps and waits for the last."""
         self.net.train()
-        for images, labels in itertools.islice(batches, steps):
+        for images, labels in islice(batches, steps):
             for group in self.optimizer.param_groups:
                 group["lr"] = float(self.rates[self.steps])
             loss, logits = self.forward(images, labels)
@@ -72,35 +81,20 @@ class TorchLoop:
             self.steps += 1
         self.total.tolist()  # waits
 
-    def _forward(self, images, labels):
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.half
-        ):
-            logits = self.net(images)
-        loss = functional.cross_entropy(
-            logits.float(), labels, label_smoothing=self.recipe.label_smoothing
-        )
-        return loss, logits
-
-    def batches(self):
-        """Yields augmented batches without end, all of it on the device."""
-        size = self.recipe.batch_size
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields augmented batches without end, made on the device."""
+        size, recipe = self.recipe.batch_size, self.recipe
         while True:
             order = torch.randperm(len(self.labels), device=self.device)
-            for start in range(0, len(order) - size + 1, size):
-                picked = order[start : start + size]
+            for picked in order.split(size)[: len(order) // size]:
                 images = augmented(
-                    self.images, picked, self.recipe.padding, self.recipe.flip
+                    self.images, picked, recipe.padding, recipe.flip
                 )
                 yield images, self.labels[picked]
 
-    def loaded(self, workers):
-        """Yields batches as a DataLoader's processes make them, image by image.
-
-        Args:
-            workers: How many processes.
-        """
-        loader = torch.utils.data.DataLoader(
+    def loaded(self, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields batches of a `DataLoader`, which augments image by image."""
+        loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
             _Augmented(self.images.cpu(), self.labels.cpu(), self.recipe),
             batch_size=self.recipe.batch_size,
             shuffle=True,
@@ -111,36 +105,68 @@ class TorchLoop:
         )
         while True:
             for images, labels in loader:
-                yield (
-                    images.to(
-                        self.device,
-                        memory_format=torch.channels_last,
-                        non_blocking=True,
-                    ),
-                    labels.to(self.device, non_blocking=True),
-                )
+                images = images.to(self.device, non_blocking=True)
+                images = images.contiguous(memory_format=torch.channels_last)
+                yield images, labels.to(self.device, non_blocking=True)
 
     @torch.inference_mode()
-    def evaluate(self):
-        """Returns the share of right answers on all images, unaugmented."""
+    def evaluate(self) -> float:
+        """Returns the accuracy on all images, 0 to 1, without augmentation."""
         self.net.eval()
         padding = self.recipe.padding
-        side = self.images.shape[1] - 2 * padding
-        crop = slice(padding, padding + side)
+        crop = slice(padding, self.images.shape[1] - padding)
+        images = self.images[:, crop, crop].permute(0, 3, 1, 2)
         hits = torch.zeros((), device=self.device)
-        for start in range(0, len(self.labels), EVALUATION_BATCH):
-            part = slice(start, start + EVALUATION_BATCH)
-            images = self.images[part, crop, crop].permute(0, 3, 1, 2)
-            images = images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(
-                self.device.type, torch.bfloat16, enabled=self.half
-            ):
-                logits = self.net(images)
-            hits += (logits.argmax(1) == self.labels[part]).sum()
+        for batch, labels in zip(
+            images.split(_EVALUATION_BATCH),
+            self.labels.split(_EVALUATION_BATCH),
+            strict=True,
+        ):
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            logits = self._logits(batch)
+            hits += (logits.argmax(1) == labels).sum()
         return hits.item() / len(self.labels)
 
+    def _forward(self, images, labels):
+        logits = self._logits(images)
+        smoothing = self.recipe.label_smoothing
+        loss = functional.cross_entropy(
+            logits, labels, label_smoothing=smoothing
+        )
+        return loss, logits
 
-def augmented(images, picked, padding, flip):
+    def _logits(self, images):
+        kind = self.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.half):
+            return self.net(images).float()
+
+    def _prepared(self, images, mean, std):
+        """float32 `[N, H, W, 3]` on the device, normalised and padded."""
+        border = (self.recipe.padding, self.recipe.padding)
+        mode = "constant" if self.recipe.padding_mode == "zero" else "reflect"
+        images = np.pad(images, ((0, 0), border, border, (0, 0)), mode)
+        images = torch.from_numpy(images).to(self.device)
+        mean, std = (torch.tensor(x, device=self.device) for x in (mean, std))
+        return images.float().div_(255).sub_(mean).div_(std)
+
+
+def one_cycle(recipe: Recipe, steps_per_epoch: int) -> np.ndarray:
+    """Returns the rate at each step of a one-cycle recipe.
+
+    The line is written out again because no Keras may be imported here.
+    """
+    name, shape = recipe.schedule
+    if name != "one_cycle":
+        raise ValueError(f"schedule={name!r}: the loop knows one_cycle only")
+    steps = recipe.epochs * steps_per_epoch
+    corners = [0, shape["warmup"] * steps, steps]
+    factors = [shape.get("start", 0.0), 1.0, shape.get("end", 0.0)]
+    return recipe.learning_rate * np.interp(range(steps), corners, factors)
+
+
+def augmented(
+    images: Tensor, picked: Tensor, padding: int, flip: bool
+) -> Tensor:
     """Crops and flips a batch of padded images, each in its own way.
 
     Args:
@@ -172,35 +198,24 @@ class _Augmented(torch.utils.data.Dataset):
         return len(self.labels)
 
     def __getitem__(self, index):
-        picked = torch.tensor([index])
-        image = augmented(
-            self.images, picked, self.recipe.padding, self.recipe.flip
-        )
+        picked, recipe = torch.tensor([index]), self.recipe
+        image = augmented(self.images, picked, recipe.padding, recipe.flip)
         return image[0], self.labels[index]
-
-
-def _normalized(images, mean, std, recipe, device):
-    """float32 `[N, H, W, 3]` on the device, padded on each side."""
-    sides = (0, 0), (recipe.padding,) * 2, (recipe.padding,) * 2, (0, 0)
-    mode = "constant" if recipe.padding_mode == "zero" else "reflect"
-    images = torch.from_numpy(np.pad(images, sides, mode)).to(device)
-    mean, std = (torch.tensor(part, device=device) for part in (mean, std))
-    return images.float().div_(255).sub_(mean).div_(std)
 
 
 def _optimizer(net, recipe):
     """`torch.optim.SGD` with the recipe's numbers."""
-    spared = [p for p in net.parameters() if p.ndim < 2]
-    kernels = [p for p in net.parameters() if p.ndim >= 2]
     decay = recipe.weight_decay
+    spared = decay if recipe.decay_on == "all" else 0.0
+    groups = [
+        {
+            "params": [p for p in net.parameters() if (p.ndim > 1) == kernels],
+            "weight_decay": decay if kernels else spared,
+        }
+        for kernels in (True, False)
+    ]
     return torch.optim.SGD(
-        [
-            {"params": kernels, "weight_decay": decay},
-            {
-                "params": spared,
-                "weight_decay": decay if recipe.decay_on == "all" else 0.0,
-            },
-        ],
+        groups,
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,

@@ -1,22 +1,36 @@
-"""ResNets in plain PyTorch, with the module names of `torch_schemes.py`.
+"""ResNets in plain PyTorch, with the module names of known repositories.
 
-The benchmark times them, and the tests take them for PyTorch's truth: they are
-written after the papers and share no code with the Keras nets.
+The benchmark times them, and tests compare the Keras nets with them: they are
+written after the papers and share no code with the package.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.functional import pad
 
 from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.models.architectures import Architecture
 
 
 def relu(x):
-    return functional.relu(x, inplace=True)  # one pass over memory less
+    return functional.relu(x, inplace=True)  # saves a pass over memory
 
 
 def conv(inputs, outputs, kernel, stride=1):
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+
+
+def convolutions(inputs, width, stride, bottleneck):
+    """The convolutions of a block."""
+    if bottleneck:
+        return [
+            conv(inputs, width, 1),
+            conv(width, width, 3, stride),
+            conv(width, 4 * width, 1),
+        ]
+    return [conv(inputs, width, 3, stride), conv(width, width, 3)]
 
 
 class OptionA(nn.Module):
@@ -24,18 +38,7 @@ class OptionA(nn.Module):
 
     def forward(self, x):
         side = x.shape[1] // 2
-        return pad(x[:, :, ::2, ::2], (0, 0, 0, 0, side, side))
-
-
-def plan(inputs, width, stride, bottleneck):
-    """(inputs, outputs, kernel, stride) of a block's convolutions."""
-    if bottleneck:
-        return [
-            (inputs, width, 1, 1),
-            (width, width, 3, stride),
-            (width, 4 * width, 1, 1),
-        ]
-    return [(inputs, width, 3, stride), (width, width, 3, 1)]
+        return functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, side, side))
 
 
 def shortcut(inputs, outputs, stride, kind):
@@ -43,23 +46,21 @@ def shortcut(inputs, outputs, stride, kind):
         return nn.Sequential()
     if kind == "identity":
         return OptionA()
-    kernel = 3 if kind == "conv3x3" else 1
-    return nn.Sequential(
-        conv(inputs, outputs, kernel, stride), nn.BatchNorm2d(outputs)
-    )
+    projection = conv(inputs, outputs, 3 if kind == "conv3x3" else 1, stride)
+    return nn.Sequential(projection, nn.BatchNorm2d(outputs))
 
 
 class Block(nn.Module):
-    """Post-activation; the shortcut's module has the name that is asked."""
+    """Post-activation."""
 
     def __init__(self, inputs, width, stride, bottleneck, kind, name):
         super().__init__()
-        convs = plan(inputs, width, stride, bottleneck)
+        convs = convolutions(inputs, width, stride, bottleneck)
         self.depth, self.name = len(convs), name
-        for i, shape in enumerate(convs, start=1):
-            self.add_module(f"conv{i}", conv(*shape))
-            self.add_module(f"bn{i}", nn.BatchNorm2d(shape[1]))
-        self.outputs = convs[-1][1]
+        for i, layer in enumerate(convs, start=1):
+            self.add_module(f"conv{i}", layer)
+            self.add_module(f"bn{i}", nn.BatchNorm2d(layer.out_channels))
+        self.outputs = convs[-1].out_channels
         self.add_module(name, shortcut(inputs, self.outputs, stride, kind))
 
     def forward(self, x):
@@ -71,15 +72,15 @@ class Block(nn.Module):
 
 
 class SequentialBlock(nn.Module):
-    """The same in weiaicunzai's words."""
+    """The same with weiaicunzai's module names."""
 
     def __init__(self, inputs, width, stride, bottleneck, kind, name):
         super().__init__()
-        steps = []
-        for shape in plan(inputs, width, stride, bottleneck):
-            steps += [conv(*shape), nn.BatchNorm2d(shape[1]), nn.ReLU()]
-        self.residual_function = nn.Sequential(*steps[:-1])
-        self.outputs = shape[1]
+        layers = []
+        for layer in convolutions(inputs, width, stride, bottleneck):
+            self.outputs = layer.out_channels
+            layers += [layer, nn.BatchNorm2d(self.outputs), nn.ReLU()]
+        self.residual_function = nn.Sequential(*layers[:-1])
         self.shortcut = shortcut(inputs, self.outputs, stride, kind)
 
     def forward(self, x):
@@ -91,19 +92,17 @@ class PreActBlock(nn.Module):
 
     def __init__(self, inputs, width, stride, bottleneck, kind, name):
         super().__init__()
-        convs = plan(inputs, width, stride, bottleneck)
+        convs = convolutions(inputs, width, stride, bottleneck)
         self.depth = len(convs)
-        for i, shape in enumerate(convs, start=1):
-            self.add_module(f"bn{i}", nn.BatchNorm2d(shape[0]))
-            self.add_module(f"conv{i}", conv(*shape))
-        self.outputs = convs[-1][1]
-        path = shortcut(inputs, self.outputs, stride, kind)
-        if len(path):
-            self.shortcut = path[:1]
+        for i, layer in enumerate(convs, start=1):
+            self.add_module(f"bn{i}", nn.BatchNorm2d(layer.in_channels))
+            self.add_module(f"conv{i}", layer)
+        self.outputs = convs[-1].out_channels
+        self.shortcut = shortcut(inputs, self.outputs, stride, kind)[:1]
 
     def forward(self, x):
         y = relu(self.bn1(x))
-        x = self.shortcut(y) if hasattr(self, "shortcut") else x
+        x = self.shortcut(y) if len(self.shortcut) else x
         y = self.conv1(y)
         for i in range(2, self.depth + 1):
             y = getattr(self, f"conv{i}")(relu(getattr(self, f"bn{i}")(y)))
@@ -111,19 +110,14 @@ class PreActBlock(nn.Module):
 
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
-
+CONVS = ("conv2_x", "conv3_x", "conv4_x", "conv5_x")
 # Scheme -> block, name of its shortcut, names of the stages, name of the head.
 NAMES = {
     "akamaster": (Block, "shortcut", LAYERS[:3], "linear"),
     "chenyaofo": (Block, "downsample", LAYERS[:3], "fc"),
     "kuangliu": (Block, "shortcut", LAYERS, "linear"),
     "kuangliu-preact": (PreActBlock, "shortcut", LAYERS, "linear"),
-    "weiaicunzai": (
-        SequentialBlock,
-        "shortcut",
-        ("conv2_x", "conv3_x", "conv4_x", "conv5_x"),
-        "fc",
-    ),
+    "weiaicunzai": (SequentialBlock, "shortcut", CONVS, "fc"),
     "torchvision": (Block, "downsample", LAYERS, "fc"),
 }
 
@@ -133,8 +127,9 @@ class Net(nn.Module):
 
     Args:
         scheme: A key of `NAMES`.
-        widths, blocks: Of each stage.
-        bottleneck: Kind of block.
+        widths: Filters of each stage.
+        blocks: Blocks of each stage.
+        bottleneck: Whether the blocks are bottlenecks.
         kind: `"identity"`, `"projection"` or `"conv3x3"`.
         stem: Kernel of the stem: 3, or 7 with stride 2 and pooling.
         classes: Number of logits.
@@ -142,41 +137,36 @@ class Net(nn.Module):
 
     def __init__(
         self,
-        scheme,
-        widths,
-        blocks,
-        bottleneck=False,
-        kind="projection",
-        stem=3,
-        classes=10,
+        scheme: str,
+        widths: Sequence[int],
+        blocks: Sequence[int],
+        bottleneck: bool = False,
+        kind: str = "projection",
+        stem: int = 3,
+        classes: int = 10,
     ):
         super().__init__()
-        block, shortcut_name, self.stages, self.head = NAMES[scheme]
+        block, path, self.stages, self.head = NAMES[scheme]
         self.pool = stem == 7
-        self.conv1 = conv(3, widths[0], stem, 2 if self.pool else 1)
+        inputs = widths[0]
+        first = conv(3, inputs, stem, 2 if self.pool else 1)
         if block is SequentialBlock:
-            self.conv1 = nn.Sequential(
-                self.conv1, nn.BatchNorm2d(widths[0]), nn.ReLU()
-            )
-        elif block is not PreActBlock:
-            self.bn1 = nn.BatchNorm2d(widths[0])
-        channels = widths[0]
-        for i, (stage, width, count) in enumerate(
-            zip(self.stages, widths, blocks, strict=True)
-        ):
-            made = []
-            for j in range(count):
+            first = nn.Sequential(first, nn.BatchNorm2d(inputs), nn.ReLU())
+        self.conv1 = first
+        if block is Block:
+            self.bn1 = nn.BatchNorm2d(inputs)
+        for i, stage in enumerate(self.stages):
+            layers = []
+            for j in range(blocks[i]):
                 stride = 2 if i and not j else 1
-                made.append(
-                    block(
-                        channels, width, stride, bottleneck, kind, shortcut_name
-                    )
+                layers.append(
+                    block(inputs, widths[i], stride, bottleneck, kind, path)
                 )
-                channels = made[-1].outputs
-            self.add_module(stage, nn.Sequential(*made))
-        self.add_module(self.head, nn.Linear(channels, classes))
+                inputs = layers[-1].outputs
+            self.add_module(stage, nn.Sequential(*layers))
+        self.add_module(self.head, nn.Linear(inputs, classes))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv1(x)
         if hasattr(self, "bn1"):
             x = relu(self.bn1(x))
@@ -187,11 +177,11 @@ class Net(nn.Module):
         return getattr(self, self.head)(x.mean((2, 3)))
 
 
-def net_like(arch, classes=10):
+def net_like(arch: Architecture, classes: int = 10) -> Net:
     """Returns the `Net` of an `Architecture`.
 
     Raises:
-        InputError: No project has such nets.
+        InputError: No known repository has such nets.
     """
     scheme = {3: "akamaster", 4: "torchvision"}.get(len(arch.widths))
     if arch.preactivation:
@@ -207,8 +197,8 @@ def net_like(arch, classes=10):
         scheme,
         arch.widths,
         arch.stage_blocks,
-        bottleneck=arch.block == "bottleneck",
-        kind=arch.shortcut,
-        stem=7 if arch.stem == "imagenet" else 3,
-        classes=classes,
+        arch.block == "bottleneck",
+        arch.shortcut,
+        7 if arch.stem == "imagenet" else 3,
+        classes,
     )

@@ -1,198 +1,193 @@
-"""Processes that live side by side and work in turns, one at a time.
+"""Processes that measure one at a time.
 
-Two frameworks in one process fight over its threads and its memory, and two
-processes at once fight over the cores. Here each has a process of its own,
-which sleeps on a pipe until it is its turn. Messages are lines of JSON.
-
-The worker's side is a `Turns`, the other side a `Worker`. A worker says
-`first_step` once its first step is done, warms up, says `ready`, and then
-answers each `go` with what it has measured.
+Two frameworks in one process compete for its threads and memory, and two busy
+processes compete for the cores. Each contender therefore has a process of its
+own, which sleeps on a pipe except when it measures.
 """
 
-import contextlib
-import json
+import multiprocessing
 import os
 import resource
-import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
 
-from keras_resnet_cifar.errors import InputError
+from benchmarks.setting import Setting
+from keras_resnet_cifar.errors import InputError, one_line
 
 
 class LeftOut(Exception):
     """A contender that cannot run here; the message says why."""
 
 
-class Turns:
-    """A worker's side of the pipe.
+class Rounds:
+    """The worker's end of the pipe.
 
     Args:
-        read: The stream that says `go`; its end ends the process.
-        write: The stream to answer on.
+        pipe: The process ends when the other end closes.
 
     Attributes:
-        memory: A function without arguments that the worker may set: bytes of
-            its device's memory at the peak, or `None` if it has no device.
+        device_memory: Returns the peak bytes used on an accelerator, or `None`
+            without one. A contender sets it.
     """
 
-    def __init__(self, read, write):
-        self._read, self._write = read, write
-        self.memory = lambda: None
+    def __init__(self, pipe: Connection) -> None:
+        self.send = pipe.send
+        self._wait = pipe.recv
+        self.device_memory: Callable[[], int | None] = lambda: None
 
-    def first_step(self):
-        """Tells that the first step is done; the warm-up may follow."""
-        self._send({"first_step": True})
+    def first_step(self) -> None:
+        """Reports that the first step is done; the warm-up may follow."""
+        self.send("first step")
 
-    def begin(self):
-        """Waits for the next turn, and starts the clock."""
-        self._send({"ready": True})  # and idle from here on
-        if not self._read.readline():
-            raise SystemExit  # the other side has seen enough
+    def begin(self) -> None:
+        """Waits for the next round and starts the clock."""
+        self.send("ready")
+        self._wait()
         self._begin = time.perf_counter()
 
-    def end(self, images):
-        """Tells how fast the turn was that ends now."""
+    def end(self, images: int) -> None:
+        """Reports the speed of the round that ends now."""
         seconds = time.perf_counter() - self._begin
-        self._send(
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.send(
             {
                 "images_per_second": images / seconds,
-                "memory": peak_memory(),
-                "device_memory": self.memory(),
+                "memory": peak if sys.platform == "darwin" else 1024 * peak,
+                "device_memory": self.device_memory(),
             }
         )
 
-    def tell(self, **facts):
-        """Sends a message of one's own."""
-        self._send(facts)
+    def measure(self, run: Callable[[int], None], setting: Setting) -> None:
+        """Takes a first step, warms up, and then measures round after round.
 
-    def _send(self, message):
-        self._write.write(json.dumps(message) + "\n")
-        self._write.flush()
-
-
-def serve(work):
-    """Runs `work(turns)` as a worker process, its pipes on stdin and stdout.
-
-    What libraries print goes to stderr, so that it cannot get in between.
-    """
-    write = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    turns = Turns(sys.stdin, write)
-    try:
-        work(turns)
-    except LeftOut as reason:
-        turns.tell(left_out=str(reason))
-    except InputError as error:
-        turns.tell(error=str(error))
-
-
-def peak_memory():
-    """Bytes of memory that this process has held at most."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+        Args:
+            run: Takes a number of steps and waits for the last.
+            setting: What is timed.
+        """
+        run(1)
+        self.first_step()
+        run(setting.round_steps)
+        while True:
+            self.begin()
+            run(setting.round_steps)
+            self.end(setting.round_images)
 
 
 class Worker:
-    """A process that works when it is told to.
+    """The parent's end of the pipe.
 
     Args:
-        name: What to call it in errors.
-        command: Its command line, a list.
-        environment: Variables to set on top of this process's.
-
-    Attributes:
-        last: Its newest answer to `go`.
+        work: A module's function `(name, setting, rounds)`.
+        name: Name of the contender.
+        setting: What is timed.
+        environment: Variables to set before it imports anything heavy.
     """
 
-    def __init__(self, name, command, environment=()):
+    def __init__(
+        self,
+        work: Callable[[str, Setting, Rounds], None],
+        name: str,
+        setting: Setting,
+        environment: Mapping[str, str],
+    ) -> None:
         self.name = name
-        self.last = {}
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._begin = time.perf_counter()
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, **dict(environment)},
+        context = multiprocessing.get_context("spawn")
+        self._pipe, pipe = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(pipe, work, name, setting, environment)
         )
+        self._process.start()
+        pipe.close()
 
-    def first_step(self):
+    def first_step(self) -> float:
         """Waits for the first step; returns the seconds since the start."""
-        self.receive("first_step")
+        self.receive()
         return time.perf_counter() - self._begin
 
-    def ready(self):
-        """Waits until it has warmed up and sleeps."""
-        self.receive("ready")
+    def measure(self) -> dict[str, Any]:
+        """Lets the worker, which is ready, measure a round."""
+        self._pipe.send("go")
+        result = self.receive()
+        self.receive()  # it is ready again
+        return result
 
-    def go(self):
-        """Gives it a turn; returns its images a second."""
-        with contextlib.suppress(BrokenPipeError):  # then `receive` tells why
-            self._process.stdin.write("go\n")
-            self._process.stdin.flush()
-        self.last = self.receive("images_per_second")
-        self.ready()
-        return self.last["images_per_second"]
-
-    def receive(self, key):
-        """Waits for the message that has this key, and returns it.
+    def receive(self) -> Any:
+        """Waits for the next message.
 
         Raises:
             LeftOut: The worker cannot run here.
-            InputError: The worker refused its input, or has died.
+            InputError: The worker refused its input, or died.
         """
-        line = self._process.stdout.readline()
-        message = json.loads(line) if line else {"error": self._death()}
-        if "left_out" in message:
-            raise LeftOut(message["left_out"])
-        if "error" in message:
-            raise InputError(message["error"])
-        return message if key in message else self.receive(key)
+        try:
+            message = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            message = _died(self.name, f"exit code {self._process.exitcode}")
+        if isinstance(message, Exception):
+            raise message
+        return message
 
-    def _death(self):
-        code = self._process.wait()
-        self._errors.seek(0)
-        told = self._errors.read().strip().splitlines()[-1:]
-        return (
-            f"the worker {self.name} died (exit code {code}"
-            f"{''.join(f': {line}' for line in told)}); leave it out of "
-            "--contenders, or take a smaller --batch-size"
-        )
-
-    def close(self):
-        """Ends the process, whatever it does; it has nothing to lose."""
+    def close(self) -> None:
+        """Kills the process; it has nothing to lose."""
         self._process.kill()
-        self._process.wait()
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.stdout.close()
-        self._errors.close()
+        self._process.join()
+        self._pipe.close()
 
 
-def take_turns(workers, rounds, before=lambda: None, tell=lambda text: None):
-    """Gives each worker a turn in each round: A B C, B C A, C A B, ...
+def _serve(pipe, work, name, setting, environment):
+    os.environ.update(environment)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # libraries print notices
+        os.dup2(nowhere, stream)
+    try:
+        work(name, setting, Rounds(pipe))
+    except EOFError:  # the parent has gone
+        return
+    except (LeftOut, InputError) as error:
+        pipe.send(error)
+    except Exception as error:
+        pipe.send(_died(name, one_line(error)))
 
-    Who comes first changes, for the first turn after a rest may be slow.
+
+def _died(name: str, reason: str) -> InputError:
+    return InputError(
+        f"the contender {name} died ({reason}): leave it out, or take a "
+        "smaller batch size"
+    )
+
+
+def run_rounds(
+    workers: Sequence[Worker],
+    rounds: int,
+    before: Callable[[], Any] = lambda: None,
+    report: Callable[[str], Any] = lambda line: None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Lets each worker measure once per round: A B C, B C A, C A B, ...
+
+    The order rotates because the first after a rest may be slow.
 
     Args:
-        workers: A list of `Worker`s.
-        rounds: How many turns each has.
-        before: A function called before each round, while all of them sleep.
-        tell: A function that takes a line about each round.
+        workers: Workers that are ready.
+        rounds: Number of rounds.
+        before: Called before each round, while all workers sleep.
+        report: Called with one line per round.
 
     Returns:
-        `{name: [images a second of each round]}`.
+        `{name: [result of each round]}`.
     """
-    found = {worker.name: [] for worker in workers}
+    results: dict[str, list] = {worker.name: [] for worker in workers}
     for number in range(rounds):
         before()
         first = number % len(workers)
         for worker in [*workers[first:], *workers[:first]]:
-            found[worker.name].append(worker.go())
-        speeds = ", ".join(f"{k} {v[-1]:,.0f}" for k, v in found.items())
-        tell(f"round {number + 1} of {rounds}: {speeds}")
-    return found
+            results[worker.name].append(worker.measure())
+        speeds = ", ".join(
+            f"{name} {measured[-1]['images_per_second']:,.0f}"
+            for name, measured in results.items()
+        )
+        report(f"round {number + 1} of {rounds}: {speeds}")
+    return results
