@@ -1,6 +1,6 @@
-"""Names of architectures: one rule, one table, and what is near a wrong name.
+"""Names of architectures: the rule, the table, and suggestions.
 
-The rule is `resnet{depth}` followed by any of the suffixes
+A name is `resnet{depth}`, followed by any of the suffixes
 
     -bottleneck                 three stages of bottleneck blocks, depth 9n+2
     -preact                     full pre-activation (He et al. 2016)
@@ -9,28 +9,31 @@ The rule is `resnet{depth}` followed by any of the suffixes
     -imagenet                   7x7 stride-2 stem and max pooling
 
 A bare depth of 18, 34, 50, 101 or 152 is the four-stage net of that depth;
-every other bare depth is 6n+2, the three-stage net of basic blocks. So
-`resnet50` is the four-stage 50, although 50 = 6*8+2 as well; that one is
+every other bare depth is 6n+2, a three-stage net of basic blocks. So
+`resnet50` is the four-stage net, although 50 = 6*8+2 as well; that one is
 `build_resnet(depth=50, block="basic")`.
 
-Without a suffix the shortcut is the identity (option A of He et al. 2015) for
-three stages of basic blocks, and the projection (option B) for all others.
+Without a suffix, the shortcut is the identity (option A of He et al. 2015) in
+three-stage nets of basic blocks, and the projection (option B) in all others.
 """
 
+import contextlib
 import numbers
 import operator
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from keras_resnet_cifar.errors import InputError, unknown
 
 BLOCKS = {"basic": 2, "bottleneck": 3}  # weight layers of one block
 SHORTCUTS = ("identity", "projection", "conv3x3")
 STEMS = ("cifar", "imagenet")
-SUFFIXES = ("bottleneck", "preact", *SHORTCUTS, "imagenet")
 
 THREE_STAGE_WIDTHS = (16, 32, 64)
 FOUR_STAGE_WIDTHS = (64, 128, 256, 512)
+_WIDTHS = {3: THREE_STAGE_WIDTHS, 4: FOUR_STAGE_WIDTHS}
 # He et al. 2015, table 1: depth -> block, blocks of each stage.
 FOUR_STAGE = {
     18: ("basic", (2, 2, 2, 2)),
@@ -38,6 +41,14 @@ FOUR_STAGE = {
     50: ("bottleneck", (3, 4, 6, 3)),
     101: ("bottleneck", (3, 4, 23, 3)),
     152: ("bottleneck", (3, 8, 36, 3)),
+}
+
+# Suffix of a name -> fields of `Architecture` that it sets.
+SUFFIXES: dict[str, dict[str, Any]] = {
+    "bottleneck": {"block": "bottleneck", "widths": THREE_STAGE_WIDTHS},
+    "preact": {"preactivation": True},
+    **{name: {"shortcut": name} for name in SHORTCUTS},
+    "imagenet": {"stem": "imagenet"},
 }
 
 RULE = (
@@ -52,212 +63,172 @@ class Architecture:
     """What a ResNet is, apart from its input and its classes.
 
     Attributes:
-        depth: Weight layers on the main path, shortcuts not counted.
-        block: `"basic"` (3x3, 3x3) or `"bottleneck"` (1x1, 3x3, 1x1, which
-            ends four times as wide).
-        preactivation: BatchNorm and ReLU before the convolutions.
+        depth: Weight layers on the main path; shortcuts do not count.
+        block: `"basic"` (3x3, 3x3) or `"bottleneck"` (1x1, 3x3, 1x1, the last
+            four times as wide).
         shortcut: `"identity"`, `"projection"` or `"conv3x3"`: the shortcut
             where the shape changes.
         widths: Filters of each stage, before a bottleneck's expansion.
         stage_blocks: Blocks of each stage.
+        preactivation: Whether BatchNorm and ReLU precede each convolution.
         stem: `"cifar"` or `"imagenet"`.
         final_norm: Whether a pre-activation net ends in BatchNorm and ReLU.
-            The paper's do; kuangliu/pytorch-cifar's do not.
+            The paper's nets do; kuangliu/pytorch-cifar's do not.
     """
 
     depth: int
     block: str
-    preactivation: bool
     shortcut: str
-    widths: tuple
-    stage_blocks: tuple
+    widths: tuple[int, ...]
+    stage_blocks: tuple[int, ...]
+    preactivation: bool = False
     stem: str = "cifar"
     final_norm: bool = True
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The name in the table or by the rule, else `resnet{depth}-custom`."""
-        for name, entry in ARCHITECTURES.items():
-            if entry.architecture == self:
-                return name
-        three_stage = len(self.widths) == 3 and self.block == "bottleneck"
-        suffixes = {
-            "bottleneck": three_stage,
-            "preact": self.preactivation,
-            "imagenet": self.stem == "imagenet",
-        }
-        for shortcut in (None, self.shortcut):
-            chosen = [s for s in SUFFIXES if s == shortcut or suffixes.get(s)]
-            name = "-".join([f"resnet{self.depth}", *chosen])
-            try:
+        fields = vars(self).items()
+        suffixes = [s for s in SUFFIXES if SUFFIXES[s].items() <= fields]
+        short = [s for s in suffixes if s not in SHORTCUTS]
+        special = [name for name, row in ARCHITECTURES.items() if row.fields]
+        for name in (
+            "-".join([f"resnet{self.depth}", *short]),
+            "-".join([f"resnet{self.depth}", *suffixes]),
+            *special,
+        ):
+            with contextlib.suppress(InputError):
                 if parse(name) == self:
                     return name
-            except InputError:
-                break
         return f"resnet{self.depth}-custom"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table: trainable parameters for 10 classes, and a source."""
+    """A row of the table: trainable parameters for 10 classes, and a source.
+
+    `fields` are those of `resolve`, for a name that does not follow the rule.
+    """
 
     parameters: int
     source: str
-    architecture: Architecture | None = None  # where the rule has no name
+    fields: dict[str, Any] | None = None
 
 
-def resolve(
-    name=None,
-    *,
-    depth=None,
-    block=None,
-    preactivation=None,
-    shortcut=None,
-    widths=None,
-    stage_blocks=None,
-    stem=None,
-    final_norm=None,
-):
+def resolve(name: str | None = None, **fields: Any) -> Architecture:
     """Returns the `Architecture` of a name, of a depth, or of explicit stages.
 
     Args:
-        name: A name by the rule or of the table; the other arguments, where
-            given, replace what it says.
-        depth: 6n+2 (basic), 9n+2 (bottleneck) or a four-stage depth.
-        block, preactivation, shortcut, widths, stage_blocks, stem,
-            final_norm: See `Architecture`. `stage_blocks` together with
-            `widths` describes any net; its depth follows.
+        name: A name from the table or by the rule.
+        **fields: Fields of `Architecture`; they override the name. `None`
+            leaves a field to the name or to its default. A depth alone is
+            6n+2 (basic), 9n+2 (bottleneck) or that of a four-stage net;
+            `stage_blocks` with `widths` describes any net and sets its depth.
 
     Raises:
-        InputError: If nothing, or two things that disagree, are described.
+        InputError: The fields describe no net, or contradict each other.
     """
-    given = {
-        "depth": depth,
-        "block": block,
-        "preactivation": preactivation,
-        "shortcut": shortcut,
-        "widths": _integers("widths", widths),
-        "stage_blocks": _integers("stage_blocks", stage_blocks),
-        "stem": stem,
-        "final_norm": final_norm,
-    }
-    given = {key: value for key, value in given.items() if value is not None}
+    given = {key: value for key, value in fields.items() if value is not None}
+    for key in given.keys() & {"widths", "stage_blocks"}:
+        given[key] = _positive_integers(key, given[key])
+    for key in given.keys() & {"preactivation", "final_norm"}:
+        if not isinstance(given[key], bool):
+            raise InputError(f"{key}={given[key]!r}: give True or False")
     if not isinstance(given.get("depth", 0), numbers.Integral):
-        raise InputError(f"depth={depth!r}: give a whole number")
-    if not isinstance(given.get("preactivation", False), bool):
-        raise InputError(f"preactivation={preactivation!r}: True or False")
-    if name is not None:
-        if depth is not None:
-            raise InputError(
-                f"give arch={name!r} or depth={depth}, not both: the name "
-                "says the depth"
-            )
-        described = _described(name)
-        if stage_blocks is not None:
-            described.pop("depth")  # it follows from the blocks
-        return _complete(described | given)
-    return _complete(given)
-
-
-def parse(name):
-    """Returns the `Architecture` that a name means."""
-    return _complete(_described(name))
-
-
-def _described(name):
-    """A name's meaning as keyword arguments, before the defaults."""
-    entry = ARCHITECTURES.get(name)
-    if entry is not None and entry.architecture is not None:
-        return dict(vars(entry.architecture))
-    match = re.fullmatch(r"resnet(\d{1,5})((?:-[a-z0-9]+)*)", str(name))
-    suffixes = match[2].split("-")[1:] if match else []
-    repeated = len(set(suffixes)) < len(suffixes)
-    shortcuts = [s for s in suffixes if s in SHORTCUTS]
-    if not match or repeated or len(shortcuts) > 1:
-        raise unknown(
-            "arch",
-            name,
-            ARCHITECTURES,
-            hint=f"such as resnet20; the rule is {RULE}",
+        raise InputError(f"depth={given['depth']!r}: give a whole number")
+    if name is None:
+        return _complete(given)
+    if "depth" in given:
+        raise InputError(
+            f"give arch={name!r} or depth={given['depth']}, not both: the name "
+            "contains the depth"
         )
-    for suffix in suffixes:
+    named = _fields_of(name)
+    if "stage_blocks" in given:
+        named.pop("depth", None)  # it follows from the blocks
+    return _complete(named | given)
+
+
+def parse(name: str) -> Architecture:
+    """Returns the `Architecture` of a name.
+
+    Raises:
+        InputError: No net has this name; the message suggests similar ones.
+    """
+    return _complete(_fields_of(name))
+
+
+def _fields_of(name: str) -> dict[str, Any]:
+    """Returns the fields that a name sets, without defaults."""
+    name = str(name)
+    entry = ARCHITECTURES.get(name)
+    if entry is not None and entry.fields is not None:
+        return dict(entry.fields)
+    match = re.fullmatch(r"resnet(\d{1,5})((?:-[a-z0-9]+)*)", name)
+    fields: dict[str, Any] = {"depth": int(match[1])} if match else {}
+    for suffix in match[2].split("-")[1:] if match else ():
         if suffix not in SUFFIXES:
             raise unknown("suffix", f"{suffix} in {name}", SUFFIXES)
-    described = {"depth": int(match[1])}
-    if "bottleneck" in suffixes:
-        described |= {"block": "bottleneck", "widths": THREE_STAGE_WIDTHS}
-    if "preact" in suffixes:
-        described["preactivation"] = True
-    if shortcuts:
-        described["shortcut"] = shortcuts[0]
-    if "imagenet" in suffixes:
-        described["stem"] = "imagenet"
-    return described
+        if fields.keys() & SUFFIXES[suffix].keys():  # a second shortcut, say
+            match = None
+        fields |= SUFFIXES[suffix]
+    if match is None:
+        hint = f"such as resnet20; the rule is {RULE}"
+        raise unknown("arch", name, ARCHITECTURES, hint=hint)
+    return fields
 
 
-def _complete(given):
-    """Fills what is not given: stages from the depth, then the defaults."""
-    _check_choice(given, "block", BLOCKS)
-    _check_choice(given, "shortcut", SHORTCUTS)
-    _check_choice(given, "stem", STEMS)
-    block, widths, blocks = _stages(given)
-    depth = BLOCKS[block] * sum(blocks) + 2
-    if given.get("depth", depth) != depth:
+def _complete(given: dict[str, Any]) -> Architecture:
+    """Returns the architecture of some fields, with defaults for the others."""
+    choices = {"block": list(BLOCKS), "shortcut": SHORTCUTS, "stem": STEMS}
+    for key in given.keys() & choices.keys():
+        if given[key] not in choices[key]:
+            raise unknown(key, given[key], choices[key])
+    fields = {"block": "basic"} | given
+    if "stage_blocks" not in fields:
+        fields |= _stages_of_depth(given)
+    block, stage_blocks = fields["block"], fields["stage_blocks"]
+    widths = fields.setdefault("widths", _WIDTHS.get(len(stage_blocks), ()))
+    if len(widths) != len(stage_blocks):
         raise InputError(
-            f"depth={given['depth']} is not that of stage_blocks={blocks} of "
-            f"{block} blocks: it is {depth}; leave depth out"
+            f"widths={widths} and stage_blocks={stage_blocks} differ in "
+            "length: give one width per stage"
         )
-    preactivation = bool(given.get("preactivation", False))
-    final_norm = bool(given.get("final_norm", True))
-    if not (final_norm or preactivation):
+    depth = BLOCKS[block] * sum(stage_blocks) + 2
+    if fields.setdefault("depth", depth) != depth:
         raise InputError(
-            "final_norm=False is for pre-activation nets: the others have no "
-            "BatchNorm there; leave it out"
+            f"depth={fields['depth']} contradicts stage_blocks={stage_blocks} "
+            f"of {block} blocks, which make a depth of {depth}: omit depth"
         )
-    plain = block == "basic" and len(widths) == 3 and not preactivation
-    shortcut = given.get("shortcut", "identity" if plain else "projection")
-    if shortcut == "identity" and list(widths) != sorted(widths):
+    plain = block == "basic" and len(widths) == 3
+    option_a = plain and not fields.get("preactivation")
+    fields.setdefault("shortcut", "identity" if option_a else "projection")
+    arch = Architecture(**fields)
+    if not (arch.final_norm or arch.preactivation):
         raise InputError(
-            f"widths={widths}: the identity shortcut pads channels, so a stage "
-            "cannot be narrower than the one before; take shortcut="
-            "'projection'"
+            "final_norm=False: only pre-activation nets end in a BatchNorm; "
+            "omit it"
         )
-    return Architecture(
-        depth=depth,
-        block=block,
-        preactivation=preactivation,
-        shortcut=shortcut,
-        widths=widths,
-        stage_blocks=blocks,
-        stem=given.get("stem", "cifar"),
-        final_norm=final_norm,
-    )
+    if arch.shortcut == "identity" and list(widths) != sorted(widths):
+        raise InputError(
+            f"widths={widths}: with identity shortcuts no stage is narrower "
+            "than the one before; use shortcut='projection'"
+        )
+    return arch
 
 
-def _stages(given):
-    """Returns (block, widths, stage_blocks) of what is given."""
-    depth, block = given.get("depth"), given.get("block")
-    widths, blocks = given.get("widths"), given.get("stage_blocks")
-    if blocks is not None:
-        widths = widths or {
-            3: THREE_STAGE_WIDTHS,
-            4: FOUR_STAGE_WIDTHS,
-        }.get(len(blocks), ())
-        if len(widths) != len(blocks):
-            raise InputError(
-                f"widths={widths} and stage_blocks={blocks} differ in length: "
-                "give one width a stage"
-            )
-        return block or "basic", widths, blocks
-    if depth is None:
+def _stages_of_depth(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the `block` and `stage_blocks` of a net given by its depth."""
+    if "depth" not in given:
         raise InputError(
             "which net? Give a name such as 'resnet20', a depth, or "
             "stage_blocks and widths"
         )
-    stages = len(widths) if widths else None
-    four = FOUR_STAGE.get(depth)
-    if four and block in (None, four[0]) and stages in (None, 4):
-        return four[0], widths or FOUR_STAGE_WIDTHS, four[1]
+    depth, block = given["depth"], given.get("block")
+    stages = len(given["widths"]) if "widths" in given else None
+    four_stage = FOUR_STAGE.get(depth)
+    if four_stage and block in (None, four_stage[0]) and stages in (None, 4):
+        return dict(zip(("block", "stage_blocks"), four_stage, strict=True))
     if stages not in (None, 3):
         raise InputError(
             f"depth={depth} with {stages} widths: a depth alone describes "
@@ -267,48 +238,41 @@ def _stages(given):
     block = block or "basic"
     n, rest = divmod(depth - 2, 3 * BLOCKS[block])
     if rest or n < 1:
-        raise _impossible(depth, block)
-    return block, widths or THREE_STAGE_WIDTHS, (n, n, n)
+        raise _no_such_depth(depth, block)
+    return {"block": block, "stage_blocks": (n, n, n)}
 
 
-def _impossible(depth, block):
-    """The error for a depth that no net has, with its neighbours."""
+def _no_such_depth(depth: int, block: str) -> InputError:
+    """Returns the error for a depth that no net has, with its neighbors."""
     step = 3 * BLOCKS[block]
-    below = max((depth - 2) // step, 1) * step + 2
-    suffix = "-bottleneck" if block == "bottleneck" else ""
-    near = [below, below + step]
-    near = [f"resnet{d}{suffix}" for d in near if suffix or d not in FOUR_STAGE]
-    if not suffix:
-        near += [f"resnet{d}" for d in FOUR_STAGE if abs(d - depth) <= step]
-        if depth > 2 and (depth - 2) % 9 == 0:
-            near.append(f"resnet{depth}-bottleneck")
+    suffix = "" if block == "basic" else "-bottleneck"
+    center = max(depth, step + 2)
+    near = [
+        f"resnet{d}{suffix}"
+        for d in range(center - step + 1, center + step + 1)
+        if (d - 2) % step == 0 or (not suffix and d in FOUR_STAGE)
+    ]
+    if not suffix and depth > 2 and (depth - 2) % 9 == 0:
+        near.append(f"resnet{depth}-bottleneck")
     return InputError(
-        f"no ResNet of {block} blocks has depth {depth}: near are "
+        f"no ResNet of {block} blocks has depth {depth}: the nearest are "
         f"{', '.join(near)}; the rule is {RULE}"
     )
 
 
-def _check_choice(given, key, known):
-    if key in given and given[key] not in known:
-        raise unknown(key, given[key], known)
-
-
-def _integers(key, values):
-    """Positive integers as a tuple of int, `None` as it is."""
-    if values is None:
-        return None
+def _positive_integers(key: str, values: Sequence[int]) -> tuple[int, ...]:
     try:
         integers = tuple(operator.index(value) for value in values)
     except TypeError:
         integers = ()
     if not integers or min(integers) < 1:
         raise InputError(
-            f"{key}={values!r}: give positive integers, one a stage"
+            f"{key}={values!r}: give positive integers, one per stage"
         )
     return integers
 
 
-def list_architectures():
+def list_architectures() -> list[dict[str, Any]]:
     """Returns the table of named nets as a list of dicts.
 
     Each has `name`, `depth`, `block`, `parameters` (trainable, for 10 classes
@@ -355,14 +319,11 @@ ARCHITECTURES = {
     "resnet26-ie534": Entry(
         3_880_490,
         "CIFAR-100 net of UIUC's course IE 534, homework 4 (2018)",
-        Architecture(
-            depth=26,
-            block="basic",
-            preactivation=False,
-            shortcut="conv3x3",
-            widths=(32, 64, 128, 256),
-            stage_blocks=(2, 4, 4, 2),
-        ),
+        {
+            "stage_blocks": (2, 4, 4, 2),
+            "widths": (32, 64, 128, 256),
+            "shortcut": "conv3x3",
+        },
     ),
     "resnet18": Entry(11_173_962, f"{_V1}, table 1; {_STEM}"),
     "resnet34": Entry(21_282_122, f"{_V1}, table 1; {_STEM}"),
@@ -375,15 +336,7 @@ ARCHITECTURES = {
     "resnet18-preact-kuangliu": Entry(
         11_171_146,
         "kuangliu/pytorch-cifar: no BatchNorm and ReLU before the pooling",
-        Architecture(
-            depth=18,
-            block="basic",
-            preactivation=True,
-            shortcut="projection",
-            widths=FOUR_STAGE_WIDTHS,
-            stage_blocks=FOUR_STAGE[18][1],
-            final_norm=False,
-        ),
+        {"depth": 18, "preactivation": True, "final_norm": False},
     ),
     "resnet18-imagenet": Entry(11_181_642, f"{_V1}, table 1"),
     "resnet34-imagenet": Entry(21_289_802, f"{_V1}, table 1"),

@@ -1,26 +1,29 @@
-"""Tensors by name in PyTorch's and safetensors files: read, write, nothing run.
+"""Reads and writes PyTorch and safetensors files of tensors; runs no code.
 
-PyTorch is imported for its own formats only, and when they are used.
+The libraries are imported when they are used, and only that of the format.
 """
 
+import importlib
 import io
 import re
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import atomic_write, check_zip
 
+FORMATS = (".th", ".pt", ".pth", ".safetensors")
 # Under these keys training scripts keep the tensors among other things.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-# What DataParallel and torch.compile put before each name.
+# DataParallel and torch.compile put these before each name.
 PREFIXES = ("module.", "_orig_mod.")
 
 
-def read_tensors(path):
+def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """Returns the tensors of a checkpoint as `{name: NumPy array}`.
 
     Wrappers (`state_dict`, `model`, `net`) are opened and prefixes
@@ -31,29 +34,32 @@ def read_tensors(path):
         path: A .th, .pt, .pth or .safetensors file.
 
     Raises:
-        InputError: The file is missing, damaged, of another kind, wants more
-            than tensors, or holds a name twice; or its library is missing.
+        InputError: The file is missing, damaged, of another kind, contains
+            more than tensors, or has a name twice; or its library is missing.
     """
     path = Path(path)
-    read, _ = _format(path)
+    check_suffix(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a checkpoint file in it")
     if not path.is_file():
-        raise InputError(f"no checkpoint at {path}: name a file that is there")
+        raise InputError(f"no checkpoint at {path}: name an existing file")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty: copy or download it again")
+    read = _read_safetensors if _is_safetensors(path) else _read_torch
     state = _unwrapped(read(path))
     if not isinstance(state, dict) or not state:
         raise InputError(
             f"{path} holds no tensors by name: save a state_dict in PyTorch"
         )
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for key, value in state.items():
-        name = _without_prefixes(str(key))
+        name = str(key)
+        while name.startswith(PREFIXES):
+            name = name.partition(".")[2]
         if name in tensors:
             raise InputError(
                 f"{path} holds {name} twice, with and without a prefix: save "
-                "one of the two in PyTorch"
+                "only one of them in PyTorch"
             )
         if not isinstance(value, np.ndarray):
             raise InputError(
@@ -64,8 +70,8 @@ def read_tensors(path):
     return tensors
 
 
-def write_tensors(tensors, path):
-    """Writes `{name: NumPy array}`, whole or not at all.
+def write_tensors(tensors: dict[str, np.ndarray], path: str | Path) -> None:
+    """Writes `{name: NumPy array}` as a state_dict, atomically.
 
     Args:
         tensors: A state_dict as arrays.
@@ -76,30 +82,53 @@ def write_tensors(tensors, path):
             the system refuses to write.
     """
     path = Path(path)
-    _, write = _format(path)
+    check_suffix(path)
+    library = _import_library(path)
     tensors = {
         name: np.ascontiguousarray(array).reshape(array.shape)
         for name, array in tensors.items()
     }
+    if _is_safetensors(path):
+        content = library.save(tensors)
+    else:
+        # PyTorch's own file writer raises all kinds of errors on a full disk.
+        file = io.BytesIO()
+        library.save(
+            {name: library.from_numpy(a) for name, a in tensors.items()}, file
+        )
+        content = file.getbuffer()
     with atomic_write(path) as temporary:
-        write(tensors, temporary)
+        temporary.write_bytes(content)
 
 
-def check_suffix(path):
-    """Raises `InputError` if a path's suffix is no checkpoint's."""
-    _format(Path(path))
-
-
-def _format(path):
-    if path.suffix not in FORMATS:
+def check_suffix(path: str | Path) -> None:
+    """Raises `InputError` unless a path ends like a checkpoint."""
+    if Path(path).suffix not in FORMATS:
         raise InputError(
             f"{path} is no checkpoint by its name: use one that ends in "
             f"{', '.join(FORMATS)}"
         )
-    return FORMATS[path.suffix]
 
 
-def _unwrapped(state):
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def _import_library(path: Path) -> Any:
+    """Returns the module `torch` or `safetensors.numpy`, by the suffix."""
+    module = "safetensors.numpy" if _is_safetensors(path) else "torch"
+    name = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        remedy = "" if _is_safetensors(path) else ", or use .safetensors"
+        raise InputError(
+            f"{path} needs {name} ({one_line(error)}): pip install {name}"
+            + remedy
+        ) from error
+
+
+def _unwrapped(state: Any) -> Any:
     while isinstance(state, dict):
         inner = [state[key] for key in WRAPPERS if key in state]
         if not inner or not isinstance(inner[0], dict):
@@ -108,84 +137,49 @@ def _unwrapped(state):
     return state
 
 
-def _without_prefixes(name):
-    while name.startswith(PREFIXES):
-        name = name.partition(".")[2]
-    return name
-
-
-def _import_torch(path):
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            f"{path} needs PyTorch ({one_line(error)}): pip install torch, or "
-            "use a .safetensors file"
-        ) from error
-    return torch
-
-
-def _import_safetensors(path):
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise InputError(
-            f"{path} needs safetensors ({one_line(error)}): pip install "
-            "safetensors"
-        ) from error
-    return safetensors.numpy
-
-
-def _read_torch(path):
-    torch = _import_torch(path)
+def _read_torch(path: Path) -> Any:
+    torch = _import_library(path)
     try:
         if zipfile.is_zipfile(path):  # PyTorch does not verify the checksums
             check_zip(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that are refused
+            warnings.simplefilter("ignore")  # of pickles that it refuses
             state = torch.load(path, map_location="cpu", weights_only=True)
         return _as_arrays(torch, state)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise _unreadable(path, error) from error
 
 
-def _as_arrays(torch, value):
-    """`value` with each tensor as an array, floats as float32."""
+def _as_arrays(torch: Any, value: Any) -> Any:
+    """Returns `value` with each tensor as an array, floats as float32."""
     if isinstance(value, dict):
         return {key: _as_arrays(torch, item) for key, item in value.items()}
     if not isinstance(value, torch.Tensor):
         return value
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError("a tensor is larger than its data in the file")
     if value.is_floating_point():
         value = value.float()
     return value.detach().numpy()
 
 
-def _unreadable(path, error):
-    """The error for a file that `torch.load` refuses."""
+def _unreadable(path: Path, error: Exception) -> InputError:
+    """Returns the error for a file that `torch.load` refuses."""
     wanted = re.search(r"(?:GLOBAL|global) ['\"]?([\w.]+)", str(error))
     if wanted:
         return InputError(
-            f"{path} wants more than tensors ({wanted[1]}), and nothing of it "
-            "was run: where you trust it, save its state_dict alone in PyTorch"
+            f"{path} contains more than tensors ({wanted[1]}), none of which "
+            "was run: if you trust it, save its state_dict alone in PyTorch"
         )
-    short = one_line(error).split(". ")[0][:120]
+    reason = one_line(error).split(". ")[0][:120]
     return InputError(
-        f"cannot read {path} as a PyTorch checkpoint ({short}): it is "
+        f"cannot read {path} as a PyTorch checkpoint ({reason}): it is "
         "damaged, or no checkpoint of tensors"
     )
 
 
-def _write_torch(tensors, path):
-    torch = _import_torch(path)
-    file = io.BytesIO()  # on a full disk its own writer raises anything
-    torch.save(
-        {name: torch.from_numpy(array) for name, array in tensors.items()}, file
-    )
-    path.write_bytes(file.getbuffer())
-
-
-def _read_safetensors(path):
-    library = _import_safetensors(path)
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    library = _import_library(path)
     try:
         tensors = library.load_file(path)
     except Exception as error:  # its own kind, and those of the system
@@ -193,21 +187,8 @@ def _read_safetensors(path):
             f"cannot read {path} as safetensors ({one_line(error)[:120]}): it "
             "is damaged, or another format"
         ) from error
-    # ml_dtypes' bfloat16 and float8 are of kind "V".
+    # The kind of ml_dtypes' bfloat16 and float8 is "V".
     return {
         name: array.astype("float32") if array.dtype.kind in "fV" else array
         for name, array in tensors.items()
     }
-
-
-def _write_safetensors(tensors, path):
-    path.write_bytes(_import_safetensors(path).save(tensors))
-
-
-_TORCH = (_read_torch, _write_torch)
-FORMATS = {
-    ".th": _TORCH,
-    ".pt": _TORCH,
-    ".pth": _TORCH,
-    ".safetensors": (_read_safetensors, _write_safetensors),
-}

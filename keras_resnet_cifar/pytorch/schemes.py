@@ -1,197 +1,189 @@
 """How PyTorch projects name a ResNet's modules: one table.
 
-Checkpoints are recognised, read, written and complained about by this table
-alone. It maps our layers (`stage2_block0_conv1`) to modules (`layer2.0.conv1`)
-and back; it knows no shapes and needs no framework.
+A scheme maps our layers (`stage2_block0_conv1`) to modules (`layer2.0.conv1`)
+and back. It knows no shapes and needs no framework.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
-from keras_resnet_cifar.errors import unknown
+from keras_resnet_cifar.errors import InputError, unknown
 
-# Means and deviations that the projects' own training code normalises with.
-_KUANGLIU_10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_LAYERS = ("layer1", "layer2", "layer3", "layer4")
+
+# Number of classes -> normalization in the projects' own training code.
+Normalizations = dict[int | None, Any]
+_CIFAR: Normalizations = {
+    10: ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    20: "cifar100-coarse",
+    100: "cifar100",
+}
 _CHENYAOFO_100 = ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761))
 _WEIAICUNZAI_100 = (
     (0.5070751592371323, 0.48654887331495095, 0.4409178433670343),
     (0.2673342858792401, 0.2564384629170883, 0.27615047132568404),
 )
-_CIFAR = {10: _KUANGLIU_10, 20: "cifar100-coarse", 100: "cifar100"}
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """One project's names.
+    """The names of one project's modules.
 
     Attributes:
-        name: What `--to-torch` calls it.
-        source: The project, and which nets of it.
+        source: The project, and which of its nets.
         stages: The module of each stage; a net has as many stages.
-        parts: `{part of a block: module inside the block}`.
-        ends: `{layer before or after the blocks: module}`.
-        normalization: `{classes: normalisation}` of the project's own
-            training; the key `None` stands for any other number.
+        stem: The stem's convolution and BatchNorm.
+        convs: The convolutions of a block, in order.
+        norms: The BatchNorms of a block, in order.
+        shortcut: What holds a shortcut's convolution, `0`, and BatchNorm, `1`.
+        head: The dense layer.
+        normalization: That of the project's own training, by the number of
+            classes; the key `None` stands for any other number.
         identity: Whether a shortcut may have no tensors (option A).
-        preactivation: Whether its nets are pre-activation nets (without
-            BatchNorm before the pooling).
-        stems: Stems that its nets may have.
+        preactivation: Whether the nets are pre-activation nets; they have no
+            BatchNorm in the stem, in shortcuts and before the pooling.
+        stems: The kinds of stem that the nets have.
     """
 
-    name: str
     source: str
-    stages: tuple
-    parts: dict
-    ends: dict
-    normalization: dict = field(default_factory=lambda: _CIFAR)
+    stages: tuple[str, ...] = _LAYERS
+    stem: tuple[str, str] = ("conv1", "bn1")
+    convs: tuple[str, ...] = ("conv1", "conv2", "conv3")
+    norms: tuple[str, ...] = ("bn1", "bn2", "bn3")
+    shortcut: str = "shortcut"
+    head: str = "linear"
+    normalization: Normalizations = field(default_factory=lambda: _CIFAR)
     identity: bool = False
     preactivation: bool = False
-    stems: tuple = ("cifar",)
-
-    def module(self, layer):
-        """The module of one of our layers, or `None` if it has none."""
-        if layer in self.ends:
-            return self.ends[layer]
-        match = re.fullmatch(r"stage(\d+)_block(\d+)_(\w+)", layer)
-        if not match or match[3] not in self.parts:
-            return None
-        stage = int(match[1]) - 1
-        if stage >= len(self.stages):
-            return None
-        return f"{self.stages[stage]}.{match[2]}.{self.parts[match[3]]}"
-
-    def layer(self, module):
-        """Our layer that a module is, or `None` if there is none."""
-        for layer, name in self.ends.items():
-            if name == module:
-                return layer
-        stage, _, rest = module.partition(".")
-        block, _, inner = rest.partition(".")
-        if stage not in self.stages or not re.fullmatch(r"0|[1-9]\d*", block):
-            return None
-        for part, name in self.parts.items():
-            if name == inner:
-                number = self.stages.index(stage) + 1
-                return f"stage{number}_block{block}_{part}"
-        return None
+    stems: tuple[str, ...] = ("cifar",)
 
     @property
-    def essential(self):
-        """Layers that each net of this scheme has."""
-        firsts = [f"stage{s + 1}_block0_conv1" for s in range(len(self.stages))]
-        return [*self.ends, *firsts]
+    def name(self) -> str:
+        return next(name for name, row in SCHEMES.items() if row is self)
+
+    @cached_property
+    def _modules(self) -> dict[str, str]:
+        """`{layer: module}`, with `#` for the number of a block."""
+        modules = {"stem_conv": self.stem[0], "head_dense": self.head}
+        parts = {f"conv{i}": name for i, name in enumerate(self.convs, start=1)}
+        parts |= {f"bn{i}": name for i, name in enumerate(self.norms, start=1)}
+        parts["shortcut_conv"] = f"{self.shortcut}.0"
+        if not self.preactivation:
+            modules["stem_bn"] = self.stem[1]
+            parts["shortcut_bn"] = f"{self.shortcut}.1"
+        for number, stage in enumerate(self.stages, start=1):
+            for part, module in parts.items():
+                modules[f"stage{number}_block#_{part}"] = f"{stage}.#.{module}"
+        return modules
+
+    @cached_property
+    def _layers(self) -> dict[str, str]:
+        return {module: layer for layer, module in self._modules.items()}
+
+    def module(self, layer: str) -> str | None:
+        """Returns the module of one of our layers, `None` if it has none."""
+        return _look_up(self._modules, r"_block(\d+)_", layer)
+
+    def layer(self, module: str) -> str | None:
+        """Returns our layer of a module, `None` if there is none."""
+        return _look_up(self._layers, r"\.(0|[1-9]\d*)\.", module)
+
+    @property
+    def essential(self) -> list[str]:
+        """The layers that each net of this scheme has."""
+        return [
+            layer.replace("#", "0")
+            for layer in self._modules
+            if "#" not in layer or layer.endswith("_conv1")
+        ]
+
+    def default_normalization(self, stem: str, num_classes: int) -> Any:
+        """Returns the normalization that the scheme's nets were trained with.
+
+        That of ImageNet for akamaster's nets and those with the ImageNet stem,
+        else the project's own for the CIFAR with so many classes.
+
+        Raises:
+            InputError: The project has no data set of so many classes.
+        """
+        if stem == "imagenet":
+            return "imagenet"
+        for key in (num_classes, None):
+            if key in self.normalization:
+                return self.normalization[key]
+        raise InputError(
+            f"the scheme {self.name} has no normalization for {num_classes} "
+            "classes: pass the one that the net was trained with, e.g. "
+            "normalization='cifar10'"
+        )
 
 
-def _blocks(convs, bns, shortcut, shortcut_bn):
-    """The table `Scheme.parts` from modules in the order of the layers."""
-    parts = {f"conv{i}": name for i, name in enumerate(convs, start=1)}
-    parts |= {f"bn{i}": name for i, name in enumerate(bns, start=1)}
-    parts["shortcut_conv"] = shortcut
-    if shortcut_bn:
-        parts["shortcut_bn"] = shortcut_bn
-    return parts
+def _look_up(table: dict[str, str], pattern: str, name: str) -> str | None:
+    """Looks a name up in a table that has `#` where `pattern` has a number."""
+    match = re.search(pattern, name)
+    if match is None:
+        return None if "#" in name else table.get(name)
+    start, end = match.span(1)
+    other = table.get(f"{name[:start]}#{name[end:]}")
+    return other and other.replace("#", match[1])
 
-
-_CONVS, _BNS = ("conv1", "conv2", "conv3"), ("bn1", "bn2", "bn3")
-_SHORTCUT = _blocks(_CONVS, _BNS, "shortcut.0", "shortcut.1")
-_DOWNSAMPLE = _blocks(_CONVS, _BNS, "downsample.0", "downsample.1")
-_LAYERS = ("layer1", "layer2", "layer3", "layer4")
-_STEM = {"stem_conv": "conv1", "stem_bn": "bn1"}
 
 SCHEMES = {
-    scheme.name: scheme
-    for scheme in (
-        Scheme(
-            name="akamaster",
-            source="akamaster/pytorch_resnet_cifar10: three stages, option A "
-            "or B",
-            stages=_LAYERS[:3],
-            parts=_SHORTCUT,
-            ends=_STEM | {"head_dense": "linear"},
-            normalization={None: "imagenet"},
-            identity=True,
-        ),
-        Scheme(
-            name="chenyaofo",
-            source="chenyaofo/pytorch-cifar-models: three stages",
-            stages=_LAYERS[:3],
-            parts=_DOWNSAMPLE,
-            ends=_STEM | {"head_dense": "fc"},
-            normalization=_CIFAR | {100: _CHENYAOFO_100},
-        ),
-        Scheme(
-            name="kuangliu",
-            source="kuangliu/pytorch-cifar, ResNet: four stages",
-            stages=_LAYERS,
-            parts=_SHORTCUT,
-            ends=_STEM | {"head_dense": "linear"},
-        ),
-        Scheme(
-            name="kuangliu-preact",
-            source="kuangliu/pytorch-cifar, PreActResNet: four stages",
-            stages=_LAYERS,
-            parts=_blocks(_CONVS, _BNS, "shortcut.0", None),
-            ends={"stem_conv": "conv1", "head_dense": "linear"},
-            preactivation=True,
-        ),
-        Scheme(
-            name="weiaicunzai",
-            source="weiaicunzai/pytorch-cifar100, ResNet: four stages",
-            stages=("conv2_x", "conv3_x", "conv4_x", "conv5_x"),
-            parts=_blocks(
-                [f"residual_function.{i}" for i in (0, 3, 6)],
-                [f"residual_function.{i}" for i in (1, 4, 7)],
-                "shortcut.0",
-                "shortcut.1",
-            ),
-            ends={
-                "stem_conv": "conv1.0",
-                "stem_bn": "conv1.1",
-                "head_dense": "fc",
-            },
-            normalization=_CIFAR | {100: _WEIAICUNZAI_100},
-        ),
-        Scheme(
-            name="torchvision",
-            source="torchvision and timm ResNets: four stages, either stem",
-            stages=_LAYERS,
-            parts=_DOWNSAMPLE,
-            ends=_STEM | {"head_dense": "fc"},
-            stems=("cifar", "imagenet"),
-        ),
-    )
+    "akamaster": Scheme(
+        "akamaster/pytorch_resnet_cifar10: three stages, option A or B",
+        stages=_LAYERS[:3],
+        normalization={None: "imagenet"},
+        identity=True,
+    ),
+    "chenyaofo": Scheme(
+        "chenyaofo/pytorch-cifar-models: three stages",
+        stages=_LAYERS[:3],
+        shortcut="downsample",
+        head="fc",
+        normalization=_CIFAR | {100: _CHENYAOFO_100},
+    ),
+    "kuangliu": Scheme("kuangliu/pytorch-cifar, ResNet: four stages"),
+    "kuangliu-preact": Scheme(
+        "kuangliu/pytorch-cifar, PreActResNet: four stages", preactivation=True
+    ),
+    "weiaicunzai": Scheme(
+        "weiaicunzai/pytorch-cifar100, ResNet: four stages",
+        stages=("conv2_x", "conv3_x", "conv4_x", "conv5_x"),
+        stem=("conv1.0", "conv1.1"),
+        convs=tuple(f"residual_function.{i}" for i in (0, 3, 6)),
+        norms=tuple(f"residual_function.{i}" for i in (1, 4, 7)),
+        head="fc",
+        normalization=_CIFAR | {100: _WEIAICUNZAI_100},
+    ),
+    "torchvision": Scheme(
+        "torchvision and timm ResNets: four stages, either stem",
+        shortcut="downsample",
+        head="fc",
+        stems=("cifar", "imagenet"),
+    ),
 }
 
 
-def get_scheme(name):
+def get_scheme(name: str) -> Scheme:
     """Returns a `Scheme` by name; raises `InputError` if there is none."""
     if name not in SCHEMES:
         raise unknown("scheme", name, SCHEMES)
     return SCHEMES[name]
 
 
-def recognise(modules):
-    """Returns the scheme that fits names of modules with tensors best.
+def recognize(modules: Collection[str]) -> Scheme | None:
+    """Returns the scheme that fits the names of modules with tensors best.
 
-    `None` where more than half of them, counting those that are absent, are
-    wrong in every scheme.
+    `None` if in every scheme more than half of the modules are unknown or
+    missing.
     """
-    best, least = None, len(modules) / 2
+    best, fewest = None, len(modules) / 2
     for scheme in SCHEMES.values():
-        layers = {scheme.layer(module) for module in modules}
-        foreign = sum(scheme.layer(module) is None for module in modules)
-        wrong = foreign + len(set(scheme.essential) - layers)
-        if wrong < least:
-            best, least = scheme, wrong
+        layers = [scheme.layer(module) for module in modules]
+        wrong = layers.count(None) + len({*scheme.essential} - {*layers})
+        if wrong < fewest:
+            best, fewest = scheme, wrong
     return best
-
-
-def default_normalization(scheme, stem, num_classes):
-    """Returns the normalisation that a scheme's nets were trained with.
-
-    ImageNet's for akamaster's nets and those with the ImageNet stem, else the
-    project's own of the CIFAR that has so many classes, else `None`.
-    """
-    if stem == "imagenet":
-        return "imagenet"
-    return scheme.normalization.get(num_classes, scheme.normalization.get(None))

@@ -335,7 +335,7 @@ def test_a_scheme_without_such_nets_says_which_has(arch, tmp_path):
         if scheme in fitting:
             save_torch_checkpoint(model, path, scheme)
             continue
-        remedy = f"use {' or '.join(fitting)}" if fitting else "nor has another"
+        remedy = f"use {' or '.join(fitting)}" if fitting else "nor has any other"
         with pytest.raises(InputError, match=remedy):
             save_torch_checkpoint(model, path, scheme)
         assert not path.exists()
