@@ -1,24 +1,62 @@
-"""Augmentation layers that run inside the compiled step, one draw an image.
+"""Augmentation: layers that draw anew for each image, and a recipe's choice.
 
-They take raw images `[N, H, W, C]`, uint8 or float in 0 to 255, and return
-floats in the layer's compute dtype (bfloat16 holds 0 to 255 exactly). Active
-with `training=True` only; `TrainingModel` applies them, so that none is ever in
-a saved model.
+The layers take batches of raw images `[N, H, W, C]`, uint8 or float in 0 to
+255, and return floats in their compute dtype (bfloat16 holds 0 to 255 exactly).
+They are active with `training=True` only, and compile on every backend.
+`krc.train` runs them inside its step and saves none of them. With plain `fit`
+they are the first layers of a model, or under TensorFlow a map over batches:
+
+    model = keras.Sequential([krc.RandomPadCrop(4, flip=True), net])
+    dataset = dataset.map(lambda x, y: (layer(x, training=True), y))
 """
 
+import contextlib
 import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
-from keras import ops, random
+import numpy as np
+from keras import layers, ops, random
 
-from keras_resnet_cifar.errors import unknown
+from keras_resnet_cifar.errors import InputError, unknown
 
+if TYPE_CHECKING:
+    from keras_resnet_cifar.training.recipes import Recipe
+
+Tensor = Any  # of the backend
 PADDING_MODES = ("zero", "reflect")
 
+_register = keras.saving.register_keras_serializable("keras_resnet_cifar")
 
-@keras.saving.register_keras_serializable(package="keras_resnet_cifar")
-class RandomPadCrop(keras.layers.Layer):
-    """Pads each side, then crops back, at an offset of its own per image.
+
+class _PerImage(layers.Layer):
+    """A layer whose `augment` changes images in training, each on its own."""
+
+    OPTIONS: tuple[str, ...]  # attributes that are arguments of the constructor
+    augment: Callable[[Tensor], Tensor]
+
+    def __init__(self, seed, **kwargs):
+        super().__init__(**kwargs)
+        self.seed = seed
+        self.generator = random.SeedGenerator(seed)
+
+    def call(self, images: Tensor, training: bool | None = None) -> Tensor:
+        if training:
+            images = self.augment(images)
+        return ops.cast(images, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        options = {name: getattr(self, name) for name in self.OPTIONS}
+        return super().get_config() | options | {"seed": self.seed}
+
+
+@_register
+class RandomPadCrop(_PerImage):
+    """Pads each side, then crops back at a random offset.
 
     `keras.layers.RandomCrop` draws one offset for the whole batch; the
     literature (He et al. 2015, section 4.2) draws one for each image, and
@@ -33,25 +71,28 @@ class RandomPadCrop(keras.layers.Layer):
         seed: Integer, or `None` for a random one.
     """
 
-    def __init__(self, padding=4, mode="zero", flip=False, seed=None, **kwargs):
-        super().__init__(**kwargs)
+    OPTIONS = ("padding", "mode", "flip")
+
+    def __init__(
+        self,
+        padding: int = 4,
+        mode: str = "zero",
+        flip: bool = False,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(seed, **kwargs)
         if mode not in PADDING_MODES:
             raise unknown("padding mode", mode, PADDING_MODES)
         self.padding = int(padding)
         self.mode = mode
         self.flip = flip
-        self.seed = seed
-        self.generator = random.SeedGenerator(seed)
 
-    def call(self, images, training=None):
-        if not training:
-            return ops.cast(images, self.compute_dtype)
-        count, height, width = ops.shape(images)[0], *images.shape[1:3]
+    def augment(self, images: Tensor) -> Tensor:
+        count, (height, width) = ops.shape(images)[0], images.shape[1:3]
+        pad = self.padding
         offsets = random.randint(
-            (2, count, 1),
-            -self.padding,
-            self.padding + 1,
-            seed=self.generator,
+            (2, count, 1), -pad, pad + 1, seed=self.generator
         )
         rows, columns = ops.arange(height), ops.arange(width)
         if self.flip:
@@ -62,35 +103,23 @@ class RandomPadCrop(keras.layers.Layer):
             rows = _reflected(rows, height)
             columns = _reflected(columns, width)
         else:
-            border = (self.padding, self.padding)
-            images = ops.pad(images, ((0, 0), border, border, (0, 0)))
-            rows, columns = rows + self.padding, columns + self.padding
-        # An index a pixel, of what may still be bytes: of the formulations in
-        # tests/crop_formulations.py the one that is fast on every backend.
-        return ops.cast(_picked(images, rows, columns), self.compute_dtype)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):
-        return super().get_config() | {
-            "padding": self.padding,
-            "mode": self.mode,
-            "flip": self.flip,
-            "seed": self.seed,
-        }
+            images = ops.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+            rows, columns = rows + pad, columns + pad
+        # An index per pixel, of what may still be bytes: of the formulations
+        # in benchmarks/crop_formulations.py the fast one on every backend.
+        return _picked(images, rows, columns)
 
 
-@keras.saving.register_keras_serializable(package="keras_resnet_cifar")
-class RandomResizedCrop(keras.layers.Layer):
-    """Crops a random box of each image and resizes it, as torchvision's.
+@_register
+class RandomResizedCrop(_PerImage):
+    """Crops a random box of each image and resizes it, as torchvision does.
 
     The box has a share `scale` of the image's area and an aspect ratio in
-    `ratio`, uniform in its logarithm; of ten draws the first that fits is
-    taken, else the largest central box of an allowed ratio (Szegedy et al.
-    2014, arXiv:1409.4842, as in torchvision). The resizing is bilinear, with a
-    wider filter where it shrinks, as Pillow's: the pixels of the box are
-    resampled once, straight to the size that the net works at.
+    `ratio`, uniform in its logarithm. Of ten draws the first that fits counts,
+    else the largest central box of an allowed ratio (Szegedy et al. 2014,
+    arXiv:1409.4842, as in torchvision). The resizing is bilinear, with a
+    wider filter where it shrinks, as Pillow's: it resamples the pixels of the
+    box once, straight to the size that the net works at.
 
     Args:
         size: Side of the square output in pixels.
@@ -101,44 +130,43 @@ class RandomResizedCrop(keras.layers.Layer):
     """
 
     TRIES = 10
+    OPTIONS = ("size", "scale", "ratio", "flip")
 
     def __init__(
         self,
-        size=224,
-        scale=(0.08, 1.0),
-        ratio=(3 / 4, 4 / 3),
-        flip=False,
-        seed=None,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
+        size: int = 224,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: bool = False,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(seed, **kwargs)
         self.size = int(size)
         self.scale = tuple(scale)
         self.ratio = tuple(ratio)
         self.flip = flip
-        self.seed = seed
-        self.generator = random.SeedGenerator(seed)
 
-    def call(self, images, training=None):
+    def augment(self, images: Tensor) -> Tensor:
         images = ops.cast(images, self.compute_dtype)
-        if not training:
-            return images
-        count = ops.shape(images)[0]
-        boxes = self.draw(count, *images.shape[1:3])
-        rows, columns = self.interpolation(boxes, *images.shape[1:3])
+        count, (height, width) = ops.shape(images)[0], images.shape[1:3]
+        top, left, tall, wide = self.draw(count, height, width)
+        rows = self.interpolation(top, tall, height)
+        columns = self.interpolation(left, wide, width)
         if self.flip:
             mirrored = random.randint((count, 1, 1), 0, 2, seed=self.generator)
             columns = ops.where(mirrored == 1, ops.flip(columns, 1), columns)
-        # Separable, so two matrix products; that compiles on every backend.
-        return _resampled(images, rows, columns)
+        # Separable, so two matrix products; they compile on every backend.
+        images = ops.einsum("nij,njwc->niwc", rows, images)
+        return ops.einsum("nij,nhjc->nhic", columns, images)
 
-    def draw(self, count, height, width):
-        """Returns boxes (top, left, height, width), each whole `[count]`."""
-        drawn = (self.TRIES, count)
-        area = random.uniform(drawn, *self.scale, seed=self.generator)
+    def draw(self, count: int, height: int, width: int) -> tuple[Tensor, ...]:
+        """Return boxes (top, left, height, width) in pixels, each `[count]`."""
+        shape = (self.TRIES, count)
+        area = random.uniform(shape, *self.scale, seed=self.generator)
         area = area * (height * width)
         logarithms = [math.log(bound) for bound in self.ratio]
-        ratio = ops.exp(random.uniform(drawn, *logarithms, seed=self.generator))
+        ratio = ops.exp(random.uniform(shape, *logarithms, seed=self.generator))
         tall = ops.round(ops.sqrt(area / ratio))
         wide = ops.round(ops.sqrt(area * ratio))
         fits = ops.logical_and(tall <= height, wide <= width)
@@ -148,83 +176,75 @@ class RandomResizedCrop(keras.layers.Layer):
             ops.take_along_axis(sides, first, axis=0)[0]
             for sides in (tall, wide)
         )
-        found = ops.any(fits, axis=0)
+        # Where none fits: the central box.
+        fits = ops.any(fits, axis=0)
         least, most = self.ratio
-        tall = ops.where(found, tall, min(height, round(width / least)))
-        wide = ops.where(found, wide, min(width, round(height * most)))
+        tall = ops.where(fits, tall, min(height, round(width / least)))
+        wide = ops.where(fits, wide, min(width, round(height * most)))
         place = random.uniform((2, count), seed=self.generator)
-        # The central box, if none was found.
-        place = ops.where(found, place, 0.5)
+        place = ops.where(fits, place, 0.5)
         top = ops.floor(place[0] * (height - tall + 1))
         left = ops.floor(place[1] * (width - wide + 1))
         return top, left, tall, wide
 
-    def interpolation(self, boxes, height, width):
-        """Returns matrices `[N, size, height]` and `[N, size, width]`."""
-        top, left, tall, wide = boxes
-        return (
-            self._weights(top, tall, height),
-            self._weights(left, wide, width),
-        )
+    def interpolation(self, first: Tensor, extent: Tensor, side: int) -> Tensor:
+        """Return the weight of each input pixel in each output pixel.
 
-    def _weights(self, first, extent, side):
-        """Weight of each input pixel in each output pixel, `[N, size, side]`.
-
-        Pixels have their centres at halves; those outside the box count for
+        Pixels have their centres at halves; those outside of the box count for
         nothing, so that its border is extended.
+
+        Args:
+            first: First row (or column) of each box, `[N]`.
+            extent: Rows (or columns) of each box, `[N]`.
+            side: Rows (or columns) of the images.
+
+        Returns:
+            `[N, size, side]`; each row sums to 1.
         """
         first, extent = first[:, None, None], extent[:, None, None]
         step = extent / self.size
-        centre = (
-            first
-            + (ops.arange(self.size, dtype="float32") + 0.5)[None, :, None]
-            * step
-        )
-        pixel = (ops.arange(side, dtype="float32") + 0.5)[None, None, :]
+        centre = ops.arange(self.size, dtype="float32")[None, :, None] + 0.5
+        centre = first + centre * step
+        pixel = ops.arange(side, dtype="float32")[None, None, :] + 0.5
         inside = ops.logical_and(pixel > first, pixel < first + extent)
         distance = ops.abs(pixel - centre) / ops.maximum(step, 1.0)
         weights = ops.where(inside, ops.relu(1.0 - distance), 0.0)
         weights = weights / ops.sum(weights, axis=-1, keepdims=True)
         return ops.cast(weights, self.compute_dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
         return (input_shape[0], self.size, self.size, input_shape[3])
 
-    def get_config(self):
-        return super().get_config() | {
-            "size": self.size,
-            "scale": self.scale,
-            "ratio": self.ratio,
-            "flip": self.flip,
-            "seed": self.seed,
-        }
 
-
-@keras.saving.register_keras_serializable(package="keras_resnet_cifar")
-class RandomCutout(keras.layers.Layer):
-    """Blanks one square an image (DeVries and Taylor 2017).
+@_register
+class RandomCutout(_PerImage):
+    """Blanks one square in each image (DeVries and Taylor 2017).
 
     Its centre is uniform over the image, so that the square may lie partly
     outside, as in the paper's code.
 
     Args:
         size: Side of the square in pixels.
-        fill: What it becomes: a number or one per channel, 0 to 255. The
-            paper's 0 after normalisation is the data set's mean here.
+        fill: The new value: one number or one per channel, 0 to 255. The
+            paper's 0 after normalization is the dataset's mean here.
         seed: Integer, or `None` for a random one.
     """
 
-    def __init__(self, size=16, fill=127.5, seed=None, **kwargs):
-        super().__init__(**kwargs)
+    OPTIONS = ("size", "fill")
+
+    def __init__(
+        self,
+        size: int = 16,
+        fill: float | Sequence[float] = 127.5,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(seed, **kwargs)
         self.size = int(size)
         self.fill = fill
-        self.seed = seed
-        self.generator = random.SeedGenerator(seed)
 
-    def call(self, images, training=None):
+    def augment(self, images: Tensor) -> Tensor:
         images = ops.cast(images, self.compute_dtype)
-        if not training or not self.size:
-            return images
         rows = self._inside(images, 1)[:, :, None, None]
         columns = self._inside(images, 2)[:, None, :, None]
         fill = ops.cast(ops.convert_to_tensor(self.fill), images.dtype)
@@ -240,16 +260,6 @@ class RandomCutout(keras.layers.Layer):
         position = ops.arange(side)[None, :]
         return ops.logical_and(position >= first, position < first + self.size)
 
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):
-        return super().get_config() | {
-            "size": self.size,
-            "fill": self.fill,
-            "seed": self.seed,
-        }
-
 
 def _reflected(positions, size):
     """Positions outside of 0 to size - 1, mirrored at the border pixels."""
@@ -264,7 +274,94 @@ def _picked(images, rows, columns):
     return ops.take(ops.reshape(images, (-1, channels)), places, axis=0)
 
 
-def _resampled(images, rows, columns):
-    """Images by a matrix `[N, out, in]` each for their rows and columns."""
-    images = ops.einsum("nij,njwc->niwc", rows, images)
-    return ops.einsum("nij,nhjc->nhic", columns, images)
+# --- What a recipe uses
+
+
+def image_layers(
+    recipe: "Recipe", mean: Sequence[float], seed: int
+) -> list[layers.Layer]:
+    """Return the layers on images of a recipe, in their order.
+
+    Args:
+        recipe: A `Recipe`.
+        mean: The dataset's channel mean in 0 to 1: what cutout fills with.
+        seed: Integer; each layer draws from a stream of its own.
+    """
+    chain: list[layers.Layer] = []
+    if recipe.random_resized_crop:
+        side = recipe.random_resized_crop
+        chain.append(RandomResizedCrop(side, flip=recipe.flip, seed=seed))
+    elif recipe.padding or recipe.flip:
+        crop = (recipe.padding, recipe.padding_mode, recipe.flip)
+        chain.append(RandomPadCrop(*crop, seed=seed))
+    if recipe.cutout:
+        fill = [255 * value for value in mean]
+        chain.append(RandomCutout(recipe.cutout, fill, seed=seed + 1))
+    return chain
+
+
+def mixing_layers(recipe: "Recipe", seed: int) -> list[layers.Layer]:
+    """Return Keras's layers on `{"images", "labels"}` of a recipe."""
+    chain: list[layers.Layer] = []
+    if recipe.mixup:
+        chain.append(layers.MixUp(alpha=recipe.mixup, seed=seed + 2))
+    if recipe.cutmix:
+        chain.append(layers.CutMix(factor=recipe.cutmix, seed=seed + 3))
+    return chain
+
+
+def host_transform(
+    recipe: "Recipe", seed: int
+) -> Callable[[np.ndarray, int, int], np.ndarray] | None:
+    """Return RandAugment as a function `(images, epoch, step)`, or `None`.
+
+    It runs on the host ahead of the step, for no backend compiles it; inside
+    the step it would make JAX run the whole step eagerly. The layers keep
+    states of their own and draw from the global one as well. So each batch
+    gets a new layer, and sets the global seeds of Python, NumPy and the
+    backend.
+    """
+    if not recipe.rand_augment:
+        return None
+
+    def transform(images, epoch, step):
+        drawn = int(np.random.default_rng([seed, epoch, step]).integers(2**31))
+        keras.utils.set_random_seed(drawn)
+        layer = rand_augment(recipe.rand_augment, drawn)
+        augmented = layer(images.astype("float32"), training=True)
+        return ops.convert_to_numpy(augmented).astype("uint8")
+
+    return transform
+
+
+def rand_augment(operations: int, seed: int) -> layers.Layer:
+    """Return a RandAugment layer that applies so many operations per image.
+
+    Under TensorFlow it is KerasCV's, which takes half the time of Keras's own;
+    on other backends, and where KerasCV is not installed, Keras's.
+    """
+    shared = {"value_range": (0, 255), "seed": seed}
+    strength = 0.3  # of 1 on KerasCV's scale; 3 of Keras's 10
+    if keras.backend.backend() == "tensorflow":
+        with contextlib.suppress(ImportError):
+            from keras_cv.layers import RandAugment
+
+            return RandAugment(
+                augmentations_per_image=operations, magnitude=strength, **shared
+            )
+    return layers.RandAugment(num_ops=operations, factor=strength, **shared)
+
+
+def check_crop(recipe: "Recipe", model: keras.Model) -> None:
+    """Raise `InputError` if a model cannot take a recipe's resized crops.
+
+    A model that resizes its images itself takes any.
+    """
+    side = recipe.random_resized_crop
+    resizes = any(isinstance(x, layers.Resizing) for x in model.layers)
+    if side and not resizes and model.input_shape[1:3] != (side, side):
+        raise InputError(
+            f"random_resized_crop={side}, but {model.name} takes images "
+            f"{model.input_shape[1:3]}: give it that side, or fine-tune a net "
+            "of build_finetuned"
+        )

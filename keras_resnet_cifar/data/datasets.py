@@ -1,15 +1,11 @@
-"""The datasets: names, classes, channel statistics and fingerprints.
-
-Plain data without heavy imports: help texts, errors, the loader and the tests
-all read this table.
-"""
+"""The datasets: names, classes, channel statistics and fingerprints."""
 
 import os
 from dataclasses import dataclass, field, replace
 
 from keras_resnet_cifar.errors import unknown
 
-# Where images may come from; without a choice: disk, and then tfds.
+# Where images may come from; by default from disk, else from tfds.
 SOURCES = {
     "disk": "a copy in the data folder or where Keras, torchvision and tfds "
     "keep theirs",
@@ -23,14 +19,14 @@ class DatasetInfo:
     """One dataset of 32x32 RGB images.
 
     Attributes:
-        name: What `load_dataset` and `--dataset` call it.
-        family: Whose images it holds; `"cifar100-coarse"` holds `"cifar100"`'s.
-        class_names: One name per label, in the order of the labels.
+        name: What `load_dataset` and the command line call it.
+        family: The dataset with the same images: `"cifar100"` for
+            `"cifar100-coarse"`.
+        class_names: One name per label.
         mean, std: Per channel R, G, B of the train split, in 0..1.
-        summary: One line for help texts, with what the images are from.
-        fingerprints: `{split: (images, hex)}` of the published splits, see
-            `keras_resnet_cifar.data.load.fingerprint`; empty where images are made
-            by code.
+        summary: One line for help texts.
+        fingerprints: `{split: (images, fingerprint)}` of the published splits;
+            empty for images drawn by code.
     """
 
     name: str
@@ -42,7 +38,7 @@ class DatasetInfo:
     fingerprints: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     @property
-    def num_classes(self):
+    def num_classes(self) -> int:
         return len(self.class_names)
 
 
@@ -141,8 +137,8 @@ FINE_TO_COARSE = (
 )
 
 
-def check_known(name, source=None):
-    """Raises `InputError` for a dataset or a source that there is not.
+def check_known(name: str, source: str | None = None) -> None:
+    """Raise `InputError` for an unknown dataset or source.
 
     Args:
         name: A name of `DATASETS`, or a folder of images.

@@ -1,138 +1,121 @@
-"""Image files, and a user's own images as a dataset: a folder a class."""
+"""A user's own images as a dataset: one folder per class."""
 
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
 
+from keras_resnet_cifar.data.images import open_image
 from keras_resnet_cifar.errors import InputError
 
-# Of images that Pillow reads; other files in a class's folder are left alone.
+# Other files in the folder of a class are ignored.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-LARGEST_SIDE = 256  # what is cropped to 224 is usually kept at that
-# The names that a split's folder may have.
-_FOLDERS = {
+LARGEST_SIDE = 256  # the customary size of images that are cropped to 224
+# The names that the folder of a split may have.
+_SPLITS = {
     "train": ("train",),
     "validation": ("val", "validation", "valid"),
     "test": ("test",),
 }
 
-# Pillow reads many more, some with the help of other programs (EPS starts
-# Ghostscript): these are common, and decoded by libraries alone.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
-
-def open_image(path):
-    """Returns an image file as an upright RGB `PIL.Image.Image`.
+def class_names(folder: str | os.PathLike) -> tuple[str, ...]:
+    """Return the classes of a folder of images: its sorted folder names.
 
     Args:
-        path: A file of one of `FORMATS`.
+        folder: As for `load_folders`.
 
     Raises:
-        InputError: The file is missing or no image, or claims a size that
-            would exhaust memory.
+        InputError: There are fewer than two classes.
     """
-    from PIL import Image, ImageOps
-
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise ValueError("it is no file")  # opening a pipe would wait
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise ValueError(f"its pixels are {image.mode}, not 8 bit")
-                return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow raises many kinds for damaged files
-        told = getattr(error, "strerror", None) or str(error)
-        told = " ".join(told.split())
-        raise InputError(
-            f"cannot read {path} as an image: {told}; give one of "
-            f"{', '.join(FORMATS)}"
-        ) from error
-
-
-def class_names(folder):
-    """Returns the classes of a folder of images: its sorted folder names.
-
-    Args:
-        folder: It holds train/ (and val/, test/), or the classes themselves.
-
-    Raises:
-        InputError: There are no classes.
-    """
-    train = _split_folder(Path(folder), "train") or Path(folder)
-    names = tuple(entry.name for entry in _entries(train) if entry.is_dir())
+    train = _split_folders(folder)["train"]
+    names = tuple(_folders(train))
     if len(names) < 2:
         raise InputError(
-            f"{train} holds {len(names)} folders: it needs one a class, with "
-            "its images"
+            f"{train} needs one folder per class, at least two. Received: "
+            f"{len(names)}"
         )
     return names
 
 
-def load_folders(folder):
-    """Loads images that lie one folder a class.
+def load_folders(
+    folder: str | os.PathLike,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Load images that lie in one folder per class.
 
     All get one size: the side is the median of the shorter sides of the
     training images, at most 256. An image is resized (bicubic) until its
-    shorter side has that length, and the middle is cut out as a square.
+    shorter side has that length, and the middle is cut out as a square. Pillow
+    reads them, for `keras.utils.image_dataset_from_directory` ignores the
+    orientation that cameras note, and needs TensorFlow.
 
     Args:
-        folder: It holds train/ and perhaps val/ and test/, each with a folder
-            a class; or the classes themselves, which are the train split.
+        folder: It holds train/ and perhaps val/ and test/, each with one
+            folder per class; or the classes themselves, as the train split.
 
     Returns:
-        `{split: (uint8 [N, side, side, 3], labels [N])}` for the splits that
-        are there, of "train", "validation" and "test".
+        `{split: (images, labels)}` of the splits that exist, of `"train"`,
+        `"validation"` and `"test"`: images uint8 `[N, side, side, 3]`, labels
+        uint8 `[N]`, uint16 for more than 256 classes.
 
     Raises:
         InputError: A class has no images or is unknown to train/, or a file
             cannot be read.
     """
-    folder = Path(folder)
+    from PIL import Image, ImageOps
+
     names = class_names(folder)
-    roots = {
-        split: _split_folder(folder, split)
-        for split in ("train", "validation", "test")
-    }
-    if roots["train"] is None:
-        roots = {"train": folder}
-    files = {
-        split: _files(root, names) for split, root in roots.items() if root
-    }
-    side = _side(path for path, _ in files["train"])
-    return {split: _read(found, side) for split, found in files.items()}
+    roots = _split_folders(folder)
+    files = {split: _files(root, names) for split, root in roots.items()}
+    shorter = sorted(min(open_image(path).size) for path, _ in files["train"])
+    side = min(shorter[(len(shorter) - 1) // 2], LARGEST_SIDE)
+    splits = {}
+    for split, pairs in files.items():
+        images = np.empty((len(pairs), side, side, 3), "uint8")
+        for index, (path, _) in enumerate(pairs):
+            images[index] = ImageOps.fit(
+                open_image(path), (side, side), Image.Resampling.BICUBIC
+            )
+        kind = "uint8" if len(names) <= 256 else "uint16"
+        splits[split] = images, np.array([label for _, label in pairs], kind)
+    return splits
 
 
-def _entries(folder):
+def _split_folders(folder):
+    """`{split: its folder}` of the splits that exist, train in any case."""
+    folder = Path(folder)
+    folders = {
+        split: folder / name
+        for split, names in _SPLITS.items()
+        for name in reversed(names)
+        if (folder / name).is_dir()
+    }
+    return folders if "train" in folders else {"train": folder}
+
+
+def _folders(root):
     return sorted(
-        entry for entry in folder.iterdir() if not entry.name.startswith(".")
+        entry.name
+        for entry in root.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
     )
 
 
-def _split_folder(folder, split):
-    """The folder of a split, or `None`."""
-    for name in _FOLDERS[split]:
-        if (folder / name).is_dir():
-            return folder / name
-    return None
-
-
 def _files(root, names):
-    """The image files of a split with their labels, in order."""
-    foreign = {entry.name for entry in _entries(root) if entry.is_dir()}
-    foreign -= set(names)
+    """[(image file, label)] of a split, in order."""
+    foreign = set(_folders(root)) - set(names)
     if foreign:
         raise InputError(
-            f"{root} has the class {min(foreign)}, which train has not: the "
-            "folders of all splits are the same classes"
+            f"{root} has the class {min(foreign)}, which the train split "
+            "lacks: all splits need the same folders"
         )
     files = []
     for label, name in enumerate(names):
-        found = _entries(root / name) if (root / name).is_dir() else []
-        images = [p for p in found if p.suffix.lower() in SUFFIXES]
+        images = [
+            path
+            for path in sorted((root / name).glob("[!.]*"))
+            if path.suffix.lower() in SUFFIXES
+        ]
         if not images:
             raise InputError(
                 f"{root / name} holds no images: give it some "
@@ -140,27 +123,3 @@ def _files(root, names):
             )
         files += [(path, label) for path in images]
     return files
-
-
-def _side(paths):
-    """The median of the shorter sides, at most `LARGEST_SIDE`."""
-    shorter = sorted(min(open_image(path).size) for path in paths)
-    return min(shorter[(len(shorter) - 1) // 2], LARGEST_SIDE)
-
-
-def _read(files, side):
-    images = np.empty((len(files), side, side, 3), "uint8")
-    for index, (path, _) in enumerate(files):
-        images[index] = _square(open_image(path), side)
-    labels = np.array([label for _, label in files])
-    kind = "uint8" if labels.max() < 256 else "uint16"
-    return images, labels.astype(kind)
-
-
-def _square(image, side):
-    """The middle of an image, its shorter side resized to `side`."""
-    from PIL import Image, ImageOps
-
-    if image.size == (side, side):
-        return image
-    return ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)

@@ -1,22 +1,23 @@
 """The parquet files of uoft-cs/cifar10 and uoft-cs/cifar100 at Hugging Face.
 
-Downloaded once into a cache and read from there: a mirror for the days when
-the university's host is slow. `HF_ENDPOINT` names another host.
+A mirror for the days when the university's host is slow. Each file is
+downloaded once; `HF_ENDPOINT` names another host.
 """
 
-import http.client
+import contextlib
 import io
 import os
+import socket
 import sys
-import tempfile
-import urllib.request
 from pathlib import Path
 
+import keras
 import numpy as np
 
-from keras_resnet_cifar.data.readers import check
+from keras_resnet_cifar.data.images import opened
+from keras_resnet_cifar.data.verification import Splits, check_form
 from keras_resnet_cifar.errors import InputError, one_line
-from keras_resnet_cifar.files import move_into_place
+from keras_resnet_cifar.files import atomic_write, make_folder
 
 # (repository, folder of its files, column of the labels) per dataset
 REPOSITORIES = {
@@ -24,123 +25,85 @@ REPOSITORIES = {
     "cifar100": ("uoft-cs/cifar100", "cifar100", "fine_label"),
 }
 TIMEOUT = 60  # seconds without a byte
-MAGIC = b"PAR1"  # the first and last bytes of a parquet file
 
 
-def read(family, cache):
-    """Downloads what the cache lacks and reads it.
-
-    Args:
-        family: `"cifar10"` or `"cifar100"`.
-        cache: Folder for the parquet files; made if need be.
-
-    Returns:
-        `{"train": (images, labels), "test": (images, labels)}`, images uint8
-        [N, 32, 32, 3], labels uint8 [N], fine ones for CIFAR-100.
+def read(family: str, cache: str | os.PathLike) -> Splits:
+    """Download what the folder `cache` lacks, and read it.
 
     Raises:
-        InputError: No network, a download that breaks off, a file that is no
-            such parquet, or pyarrow or Pillow is not installed.
+        InputError: No network, an incomplete download, a file that is not the
+            expected one, or pyarrow is not installed.
     """
     try:
-        import PIL.Image  # noqa: F401
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "--source huggingface needs pyarrow and Pillow "
-            f"({one_line(error)}): pip install pyarrow pillow"
+            f"source='huggingface' needs pyarrow ({one_line(error)}): pip "
+            "install pyarrow"
         ) from error
     repository, folder, label_column = REPOSITORIES[family]
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     splits = {}
     for split in ("train", "test"):
         name = f"{folder}/{split}-00000-of-00001.parquet"
-        path = Path(cache) / repository / name
+        path = Path(cache).absolute() / repository / name
         if not path.exists():
             base = f"{endpoint.rstrip('/')}/datasets/{repository}"
-            download(f"{base}/resolve/main/{name}", path)
+            _download(f"{base}/resolve/main/{name}", path)
         splits[split] = read_parquet(path, family, label_column)
     return splits
 
 
-def download(url, path):
-    """Downloads a parquet file; `path` appears whole or not at all.
+def _download(url, path):
+    """Download a parquet file; `path` appears whole or not at all."""
+    from pyarrow.parquet import read_metadata
 
-    Raises:
-        InputError: Names the address, what failed, and the remedy.
-    """
-    part = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            urllib.request.urlopen(url, timeout=TIMEOUT) as response,
-            tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file,
-        ):
-            part = file.name
-            _copy(response, file)
-        move_into_place(part, path)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise InputError(
-            f"cannot download {url} to {path} ({one_line(error)}); check the "
-            "network and HF_ENDPOINT, or point --data-dir at a copy"
-        ) from error
-    finally:
-        if part and os.path.exists(part):
-            os.remove(part)
-
-
-def _copy(response, file):
-    size = int(response.headers.get("Content-Length") or 0)
-    name = response.url.rsplit("/", 1)[-1]
-    done, tail = 0, b""
-    while chunk := response.read(1 << 20):
-        file.write(chunk)
-        done += len(chunk)
-        tail = (tail + chunk)[-len(MAGIC) :]
-        if sys.stderr.isatty():
-            total = f" of {size / 1e6:.0f}" if size else ""
-            print(
-                f"\r{name}: {done / 1e6:.0f}{total} MB",
-                end="",
-                file=sys.stderr,
-            )
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
-    if size and done != size:
-        raise ValueError(f"broke off after {done} of {size} bytes")
-    if tail != MAGIC:
-        raise ValueError("what came is no whole parquet file")
+    make_folder(path.parent)
+    # Keras draws its progress bar on standard output, which is for results.
+    progress = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    default_timeout = socket.getdefaulttimeout()
+    with atomic_write(path) as temporary:
+        try:
+            socket.setdefaulttimeout(TIMEOUT)  # get_file sets none
+            with contextlib.redirect_stdout(progress):
+                keras.utils.get_file(
+                    temporary.name, url, cache_subdir=temporary.parent
+                )
+            read_metadata(temporary)
+        except Exception as error:  # get_file raises many kinds
+            raise InputError(
+                f"cannot download {url} to {path} ({one_line(error)}); check "
+                "the network and HF_ENDPOINT, or point data_dir= at a copy"
+            ) from error
+        finally:
+            socket.setdefaulttimeout(default_timeout)
 
 
-def read_parquet(path, family, label_column):
-    """Reads one split.
+def read_parquet(
+    path: Path, family: str, label_column: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read one split: images uint8 `[N, 32, 32, 3]` and labels uint8 `[N]`.
 
-    Args:
-        path: A parquet file with columns `img` (a struct whose `bytes` is a
-            32x32 RGB PNG) and `label_column`.
-        family: `"cifar10"` or `"cifar100"`.
-        label_column: Name of the column of the labels.
-
-    Returns:
-        Images uint8 [N, 32, 32, 3] and labels uint8 [N].
+    The file has a column of labels and a column `img`, a struct whose `bytes`
+    is a 32x32 RGB PNG.
 
     Raises:
         InputError: Names the file, and says to delete it.
     """
-    import pyarrow.parquet
+    from pyarrow.parquet import ParquetFile
 
+    columns = ["img.bytes", label_column]
     images, labels = [], []
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            # By the batch: the whole table as Python objects is large.
-            for batch in table.iter_batches(
-                batch_size=1000, columns=["img.bytes", label_column]
-            ):
+        with ParquetFile(path) as table:
+            # In batches: the whole table as Python objects is large.
+            for batch in table.iter_batches(batch_size=1000, columns=columns):
                 pngs = batch.column("img").field("bytes").to_pylist()
-                images.append(np.stack([decode(png) for png in pngs]))
+                images.append(np.stack([_decode(png) for png in pngs]))
                 labels.append(batch.column(label_column).to_numpy())
-        images, labels = np.concatenate(images), np.concatenate(labels)
-        return images, check(images, labels, family)
+        return check_form(
+            np.concatenate(images), np.concatenate(labels), family
+        )
     except Exception as error:
         raise InputError(
             f"{path}: not the parquet file of {family} ({one_line(error)}); "
@@ -148,16 +111,8 @@ def read_parquet(path, family, label_column):
         ) from error
 
 
-def decode(png):
-    """Returns the pixels of a PNG, uint8 [32, 32, 3].
-
-    Raises:
-        ValueError: It is no RGB PNG of 32x32 pixels; told from its header,
-            before any pixel is decoded.
-    """
-    from PIL import Image
-
-    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+def _decode(png):
+    with opened(io.BytesIO(png), formats=("PNG",)) as image:
         if image.size != (32, 32) or image.mode != "RGB":
             raise ValueError(f"an image is {image.mode} {image.size}")
         return np.asarray(image)

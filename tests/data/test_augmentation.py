@@ -10,13 +10,11 @@ from keras_resnet_cifar.data.augmentation import (
     RandomCutout,
     RandomPadCrop,
     RandomResizedCrop,
-)
-from keras_resnet_cifar.data.batches import ShuffledBatches
-from keras_resnet_cifar.data.policies import (
     host_transform,
     image_layers,
     mixing_layers,
 )
+from keras_resnet_cifar.data.batches import ShuffledBatches
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.training import compilation
@@ -206,10 +204,9 @@ def test_resized_crop_is_pillows():
     boxes = [(0, 0, 40, 56), (3, 7, 11, 9), (20, 41, 20, 15), (0, 5, 40, 4)]
     x = np.random.default_rng(0).uniform(0, 255, (4, *SIDES, 1))
     layer = RandomResizedCrop(24)
-    rows, columns = layer.interpolation(
-        ops.unstack(ops.transpose(ops.cast(boxes, "float32"))),
-        *SIDES,
-    )
+    top, left, tall, wide = ops.cast(np.transpose(boxes), "float32")
+    rows = layer.interpolation(top, tall, SIDES[0])
+    columns = layer.interpolation(left, wide, SIDES[1])
     out = ops.convert_to_numpy(
         ops.einsum("nij,njwc,nkw->nikc", rows, x.astype("float32"), columns)
     )

@@ -128,7 +128,7 @@ def lone(folder):
         (damaged, "3.png as an image"),
         (empty, "cow holds no images"),
         (foreign, "class dog"),
-        (lone, "one a class"),
+        (lone, "one folder per class"),
     ],
 )
 def test_what_is_refused(folder, spoil, word):

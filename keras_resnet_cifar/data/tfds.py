@@ -1,0 +1,126 @@
+"""CIFAR as `tensorflow_datasets` prepares it: found, read and downloaded."""
+
+import contextlib
+import json
+import os
+import re
+import urllib.request
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_resnet_cifar.data.verification import Splits, check_form
+from keras_resnet_cifar.errors import InputError, one_line
+
+HOST = "https://www.cs.toronto.edu/~kriz/cifar.html"  # tfds downloads from it
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+_TFDS_CLASSES = "tensorflow_datasets.core.features."
+
+
+def home() -> Path:
+    """Return the folder where tfds keeps its datasets."""
+    given = os.environ.get("TFDS_DATA_DIR")
+    return Path(given or Path.home() / "tensorflow_datasets")
+
+
+def find(root: Path, family: str, bare: bool) -> Path | None:
+    """Return the folder of the newest prepared version under `root`.
+
+    With `bare`, `root` itself may be the folder of the dataset or a version.
+    """
+    infos = [*(root / family).glob("*/dataset_info.json")]
+    if bare and not infos:
+        infos = [*root.glob("*/dataset_info.json"), root / "dataset_info.json"]
+    return max(
+        (path.parent for path in infos if os.path.isfile(path)),
+        key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)],
+        default=None,
+    )
+
+
+def read(family: str, folder: Path) -> Splits:
+    """Read a prepared version; raise `InputError` if it is defective."""
+    tfds = _import_tfds(folder)
+    try:
+        _check_features(folder)
+        return _read(tfds, tfds.builder_from_directory(folder), family)
+    except Exception as error:
+        raise InputError(
+            f"{folder}: tensorflow_datasets cannot read it "
+            f"({one_line(error)}); delete it and prepare it again"
+        ) from error
+
+
+def download(family: str, data_dir: str | os.PathLike) -> Splits:
+    """Let tfds download and prepare a dataset in `data_dir`, and read it.
+
+    Raises:
+        InputError: tfds is not installed, or it failed, without a network for
+            example.
+    """
+    tfds = _import_tfds(f"the download of {family}")
+    try:
+        builder = tfds.builder(family, data_dir=data_dir)
+        if not builder.is_prepared():
+            # tfds itself retries for minutes where there is no network.
+            urllib.request.urlopen(HOST, timeout=20).close()
+            builder.download_and_prepare()
+        return _read(tfds, builder, family)
+    except Exception as error:
+        raise InputError(
+            f"the download of {family} by tensorflow_datasets failed "
+            f"({one_line(error)})"
+        ) from error
+
+
+def _import_tfds(purpose):
+    try:
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise InputError(
+            f"{purpose} needs tensorflow-datasets, which is not installed here "
+            f"({one_line(error)}): pip install tensorflow tensorflow-datasets"
+        ) from error
+    if keras.config.backend() != "tensorflow":
+        # TensorFlow would take the GPU's memory from the backend that trains.
+        with contextlib.suppress(RuntimeError):
+            tf.config.set_visible_devices([], "GPU")
+    return tfds
+
+
+def _check_features(folder):
+    """Refuse a features.json that names foreign code.
+
+    tfds imports the module of every class named there, also in JSON inside of
+    strings.
+    """
+
+    def check_strings(entry):
+        for key, value in entry.items():
+            foreign = key in _CLASS_KEYS and not str(value).startswith(
+                _TFDS_CLASSES
+            )
+            if isinstance(value, str) and (foreign or "{" in value):
+                raise InputError(
+                    f"refused: features.json asks for {value[:80]}, and only "
+                    f"{_TFDS_CLASSES}* are read"
+                )
+        return entry
+
+    text = (folder / "features.json").read_text(encoding="utf-8")
+    json.loads(text, object_hook=check_strings)
+
+
+def _read(tfds, builder, family):
+    splits = {}
+    for split in ("train", "test"):
+        dataset = builder.as_dataset(split=split, batch_size=1000)
+        batches = list(tfds.as_numpy(dataset))
+        images, labels = (
+            np.concatenate([batch[key] for batch in batches])
+            for key in ("image", "label")
+        )
+        splits[split] = check_form(images, labels, family)
+    return splits
