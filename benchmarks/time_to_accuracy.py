@@ -18,36 +18,31 @@ SPLITS = ("validation", "test")
 
 
 class StopAt(keras.callbacks.Callback):
-    """Stops after the first epoch that reaches an accuracy.
+    """Stops after the first epoch that reaches a validation accuracy.
 
     Args:
-        target: Accuracy on the validation split of `fit`, 0 to 1.
+        target: The accuracy, 0 to 1.
 
     Attributes:
         result: `seconds` from now to the end of that epoch, or `None`;
-            `first_step` seconds to the end of the first call of the compiled
+            `first_step`, seconds to the end of the first call of the compiled
             step; `epochs` run; the highest `accuracy`.
     """
 
     async_safe = True  # it reads the logs of one batch only
 
-    def __init__(self, target: float) -> None:
+    def __init__(self, target: float):
         super().__init__()
         self.target = target
-        self.result: dict[str, Any] = {
-            "seconds": None,
-            "first_step": None,
-            "epochs": 0,
-            "accuracy": 0.0,
-        }
+        self.result = {"seconds": None, "first_step": None, "accuracy": 0.0}
         self._begin = time.perf_counter()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.result["first_step"] is None:
             float(logs["loss"])  # waits
             self.result["first_step"] = time.perf_counter() - self._begin
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         best = max(self.result["accuracy"], float(logs["val_accuracy"]))
         self.result |= {"epochs": epoch + 1, "accuracy": best}
         if best >= self.target:
@@ -62,7 +57,6 @@ def time_to(
     recipe: str | Recipe,
     split: str = "validation",
     report: Callable[[str], Any] = print,
-    **changes: Any,
 ) -> list[dict[str, Any]]:
     """Trains twice, a new net each time, until an accuracy is reached.
 
@@ -80,11 +74,9 @@ def time_to(
             accuracy use `"test"`; as it then chooses when to stop, what is
             reached is a time and not a result.
         report: Called with one line about each run.
-        **changes: Fields of the recipe to replace.
 
     Returns:
-        Two dicts: `run`, `seed`, `seconds` (`None` if not reached),
-        `first_step`, `epochs` and the highest `accuracy`.
+        Two dicts: `run`, `seed`, and those of `StopAt.result`.
 
     Raises:
         InputError: The target is out of range, or there is no such split.
@@ -108,8 +100,8 @@ def time_to(
                 input_shape=data.train.images.shape[1:],
                 normalization=data.name,
             )
-            options = {"callbacks": [stop], "verbose": False, **changes}
-            train(model, data, recipe, seed=seed, **options)
+            options = {"seed": seed, "callbacks": [stop], "verbose": False}
+            train(model, data, recipe, **options)
             runs.append({"run": name, "seed": seed, **stop.result})
             report(summary(runs[-1], target, split))
     return runs

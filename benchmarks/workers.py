@@ -5,6 +5,7 @@ processes compete for the cores. Each contender therefore has a process of its
 own, which sleeps on a pipe except when it measures.
 """
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -110,7 +111,8 @@ class Worker:
 
     def measure(self) -> dict[str, Any]:
         """Lets the worker, which is ready, measure a round."""
-        self._pipe.send("go")
+        with contextlib.suppress(BrokenPipeError):  # `receive` says why
+            self._pipe.send("go")
         result = self.receive()
         self.receive()  # it is ready again
         return result

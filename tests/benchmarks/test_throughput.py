@@ -75,6 +75,13 @@ def test_a_death_is_one_line_with_its_reason(start, name, reason):
     assert f"{name} died ({reason})" in message
 
 
+def test_a_death_while_asleep_is_reported(start):
+    worker = start("fit")
+    worker._process.kill()
+    worker._process.join()
+    assert "fit died (exit code -9)" in refusal(worker.measure)
+
+
 def row(name, kind, *speeds):
     return {"name": name, "kind": kind, "images_per_second": speeds}
 

@@ -6,6 +6,7 @@ import pytest
 from helpers import refusal
 
 from benchmarks.time_to_accuracy import summary, time_to
+from keras_resnet_cifar.training.recipes import get_recipe
 
 
 @pytest.mark.parametrize(
@@ -15,17 +16,10 @@ def test_training_stops_at_the_accuracy(tiny_data, split):
     lines = []
     if split == "test":
         tiny_data = replace(tiny_data, validation=None)
-    runs = time_to(
-        0.01,
-        tiny_data,
-        "resnet8",
-        "onecycle",
-        split,
-        report=lines.append,
-        epochs=2,
-        batch_size=64,
-        precision="float32",
+    recipe = get_recipe(
+        "onecycle", epochs=2, batch_size=64, precision="float32"
     )
+    runs = time_to(0.01, tiny_data, "resnet8", recipe, split, lines.append)
     assert [run["run"] for run in runs] == ["cold", "warm"]
     for run in runs:
         assert run["epochs"] == 1

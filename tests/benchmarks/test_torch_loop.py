@@ -68,6 +68,15 @@ def crop_of(image, padded):
     return crop
 
 
+@pytest.fixture
+def one_thread():
+    """Threads that wait for each other are slow where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def small_loop(precision):
     torch.manual_seed(0)
     recipe = get_recipe("onecycle", epochs=6, batch_size=32, learning_rate=0.2)
@@ -91,7 +100,7 @@ def test_a_data_loader_makes_the_same_batches():
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_it_learns(precision):
+def test_it_learns(precision, one_thread):
     loop = small_loop(precision)
     loop.train(loop.batches(), 2)
     first = loop.total[0].item() / 2
