@@ -1,15 +1,11 @@
-"""Backbones that come with ImageNet weights: one table.
-
-Plain data without heavy imports: help texts, errors, `pretrained.py` and the
-tests read it.
-"""
+"""The table of backbones that come with ImageNet weights."""
 
 from dataclasses import dataclass
 
-# What stays frozen when a net is fine-tuned; a stage stands for the stem and
-# all stages up to it, "all" for the whole backbone.
+# What stays frozen in fine-tuning: the whole backbone, the stem and the stages
+# up to one, or nothing.
 FREEZE = ("all", "stage4", "stage3", "stage2", "stage1", "none")
-IMAGE_SIZE = 224
+IMAGE_SIZE = 224  # side in pixels of the images that all were trained on
 
 
 @dataclass(frozen=True)
@@ -17,48 +13,58 @@ class Backbone:
     """A ResNet with published ImageNet weights.
 
     Attributes:
-        name: What `--backbone` calls it.
+        name: Its name in `BACKBONES`.
+        preprocessing: What the published weights expect, a mode of
+            `normalization.preprocess_input`. PyTorch's always expect `"torch"`.
+        file: File name of the published weights.
+        sha256: Digest of a file of torchvision's; Keras checks its own.
         application: Its function in `keras.applications`, or `None`.
-        arch: The same net for PyTorch checkpoints, a name of
-            `architectures.py`, or `None`.
-        preprocessing: What the published weights want, see
-            `normalization.preprocess_input`; PyTorch's always want `"torch"`.
-        file: The file of the published weights.
-        preset: The same net in KerasHub, converted from timm, or `None`.
+        arch: The same net in `models.architectures`, or `None`.
+        preset: The same net in KerasHub (converted from timm), or `None`.
     """
 
     name: str
-    application: str | None
-    arch: str | None
     preprocessing: str
     file: str
+    sha256: str | None = None
+    application: str | None = None
+    arch: str | None = None
     preset: str | None = None
 
 
-def _torchvision(name, digest, preset=None):
-    file = f"{name}-{digest}.pth"
-    return Backbone(name, None, f"{name}-imagenet", "torch", file, preset)
+def _torchvision(name, sha256, preset=None):
+    file = f"{name}-{sha256[:8]}.pth"  # torchvision names its files so
+    arch = f"{name}-imagenet"
+    return Backbone(name, "torch", file, sha256, None, arch, preset)
 
 
-def _application(name, function, preprocessing, arch=None, preset=None):
-    file = f"{name}_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    return Backbone(name, function, arch, preprocessing, file, preset)
-
-
-def _v1(name, function, preset):
-    return _application(name, function, "caffe", f"{name}-imagenet", preset)
+def _keras(name, preprocessing, arch=None, preset=None):
+    file = f"{name.lower()}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    row = (name.lower(), preprocessing, file, None, name, arch, preset)
+    return Backbone(*row)
 
 
 BACKBONES = {
-    backbone.name: backbone
-    for backbone in (
-        _torchvision("resnet18", "f37072fd", "resnet_18_imagenet"),
-        _torchvision("resnet34", "b627a593"),
-        _v1("resnet50", "ResNet50", "resnet_50_imagenet"),
-        _v1("resnet101", "ResNet101", "resnet_101_imagenet"),
-        _v1("resnet152", "ResNet152", "resnet_152_imagenet"),
-        _application("resnet50v2", "ResNet50V2", "tf"),
-        _application("resnet101v2", "ResNet101V2", "tf"),
-        _application("resnet152v2", "ResNet152V2", "tf"),
+    row.name: row
+    for row in (
+        _torchvision(
+            "resnet18",
+            "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+            "resnet_18_imagenet",
+        ),
+        _torchvision(
+            "resnet34",
+            "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
+        ),
+        _keras("ResNet50", "caffe", "resnet50-imagenet", "resnet_50_imagenet"),
+        _keras(
+            "ResNet101", "caffe", "resnet101-imagenet", "resnet_101_imagenet"
+        ),
+        _keras(
+            "ResNet152", "caffe", "resnet152-imagenet", "resnet_152_imagenet"
+        ),
+        _keras("ResNet50V2", "tf"),
+        _keras("ResNet101V2", "tf"),
+        _keras("ResNet152V2", "tf"),
     )
 }

@@ -1,138 +1,148 @@
-"""A head trained on features that the frozen backbone computed once."""
+"""Trains a head on features that the frozen backbone computes once."""
 
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
 
-from keras_resnet_cifar.data.batches import one_hot
+from keras_resnet_cifar import files
+from keras_resnet_cifar.data.batches import StreamedSplit
 from keras_resnet_cifar.device import jit_compile
 from keras_resnet_cifar.errors import Diverged, InputError, one_line
 from keras_resnet_cifar.evaluation.evaluate import evaluate, logits_of
-from keras_resnet_cifar.files import sealed, write_json
-from keras_resnet_cifar.models.saving import load_model, save_model
-from keras_resnet_cifar.training.optimizers import TabulatedRate, optimizer_of
-from keras_resnet_cifar.training.run_directory import write_history
-from keras_resnet_cifar.training.schedules import rates_of
+from keras_resnet_cifar.models import saving
+from keras_resnet_cifar.training import run_directory
+from keras_resnet_cifar.training.inputs import Data, as_dataset
+from keras_resnet_cifar.training.optimizers import optimizer_of
+from keras_resnet_cifar.training.recipes import Recipe
 from keras_resnet_cifar.training.train import Run, run_config
 
-# Features are of the images as they are: nothing is drawn anew each epoch.
-_UNAUGMENTED = {
-    "padding": 0,
-    "random_resized_crop": 0,
-    "flip": False,
-    "cutout": 0,
-    "mixup": 0.0,
-    "cutmix": 0.0,
-    "rand_augment": 0,
-    "ema": 0.0,
-    "precision": "float32",
-    "checkpoint_every": 0,
-}
-_BATCH_SIZE = 64  # of the backbone, at 224x224 some hundred MiB
+_BATCH_SIZE = 64  # of the backbone: some hundred MiB at 224x224
 
 
-def train_head(model, data, recipe, directory, seed=0, verbose=True):
+def train_head(
+    model: keras.Model,
+    data: Data,
+    recipe: Recipe,
+    output_dir: Path | None = None,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    verbose: bool = True,
+) -> Run:
     """Trains the last layer alone, on features that are computed once.
 
     Args:
-        model: Of `build_finetuned`; its head is trained in place.
-        data: A `Dataset`.
-        recipe: A `Recipe`; its augmentation and averaging do not apply.
-        directory: A new `RunDirectory`, which gets config.json, history.csv,
-            metrics.json and last.keras at the end; or `None`.
-        seed: Of the order of the images.
-        verbose: Print a line an epoch.
-
-    Returns:
-        A `Run`.
+        model: A model of `build_finetuned`; its head is trained in place.
+        data: A `Dataset`, or `(images, labels)` as in `train`.
+        recipe: Its augmentation, averaged weights, precision, checkpoints and
+            early stopping do not apply.
+        output_dir: Folder for config.json, history.csv, metrics.json and
+            last.keras, which appear together when the head is trained.
+        seed: Random seed of the order of the images.
+        resume: Return the run in `output_dir`, with its weights in `model`.
+        verbose: Whether to print one line per epoch.
 
     Raises:
-        InputError: The folder is in use.
+        InputError: The data do not fit the model, or the folder is in use or
+            holds another run.
         Diverged: The loss became infinite or NaN.
     """
-    if directory is not None:
-        directory.check_unused()
-    recipe = replace(
-        recipe,
-        arch=model.name,
-        dataset=data.name,
-        validation=len(data.validation or ()),
-        **_UNAUGMENTED,
+    data = as_dataset(model, data)
+    if isinstance(data.train, StreamedSplit):
+        raise InputError("cache_features=True needs images in memory")
+    saving.check_classifier(
+        model, data.num_classes, data.train.images.shape[1:]
     )
-    rows = _fit(model, data, recipe, seed, verbose)
-    result = evaluate(model, data.test, data.class_names, _BATCH_SIZE)
-    metrics = {"last": {"epoch": recipe.epochs, "test": result.to_json()}}
-    config = run_config(model, data, recipe, seed, recipe.precision)
-    if directory is not None:
-        directory.create()
-        save_model(model, directory.last)
-        write_history(directory, rows)
-        write_json(directory.metrics, metrics)
-        write_json(directory.config, sealed(config))  # last: now it is a run
-    return Run(model, rows, metrics, config, directory and directory.path)
+    recipe = replace(recipe, arch=model.name, dataset=data.name)
+    recipe = replace(recipe, validation=len(data.validation or ()))
+    config = run_config(model, data, recipe, seed, precision="float32")
+    config["cache_features"] = True
+    directory = output_dir and run_directory.RunDirectory(output_dir)
+    if directory and resume:
+        return _read(directory, model, config)
+    if directory:
+        directory.check_unused()
+
+    history = _fit(model, data, recipe, seed, verbose)
+    if not np.isfinite(history["loss"]).all():
+        raise Diverged("the loss of the head is not finite: try a lower rate")
+    rows = [
+        {"epoch": epoch + 1} | {name: history[name][epoch] for name in history}
+        for epoch in range(recipe.epochs)
+    ]
+    metrics = {}
+    if data.test is not None:
+        result = evaluate(model, data.test, data.class_names, _BATCH_SIZE)
+        metrics = {"last": {"epoch": recipe.epochs, "test": result.to_json()}}
+    run = Run(model, rows, metrics, config, output_dir)
+    if directory:
+        _write(directory, run)
+    return run
 
 
-def finished_head(model, directory):
-    """Returns the `Run` that `train_head` left, its weights in `model`."""
-    model.set_weights(load_model(directory.last).get_weights())
-    config = directory.read_config()
+def _fit(model, data, recipe, seed, verbose):
+    """Fits the head; returns the history, one list for each metric."""
+    pooled = model.get_layer("head_pool").output
+    backbone = keras.Model(model.input, pooled)
+
+    def features(split):
+        x = logits_of(backbone, split.images, _BATCH_SIZE)
+        return x, keras.utils.to_categorical(split.labels, data.num_classes)
+
+    x, y = features(data.train)
+    batch_size = min(recipe.batch_size, len(x))
+    schedule = recipe.schedule_for(-(-len(x) // batch_size))
+    inputs = keras.Input(x.shape[1:])
+    head = keras.Model(inputs, model.get_layer("head_dense")(inputs))
+    head.compile(
+        optimizer_of(recipe, schedule),
+        keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=recipe.label_smoothing
+        ),
+        metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
+        jit_compile=jit_compile(),
+    )
+    keras.utils.set_random_seed(seed)  # `fit` shuffles by the global state
+    return head.fit(
+        x,
+        y,
+        batch_size=batch_size,
+        epochs=recipe.epochs,
+        validation_data=data.validation and features(data.validation),
+        verbose=2 if verbose else 0,
+    ).history
+
+
+def _write(directory, run):
+    """Writes a finished run, whole or not at all."""
+    with files.staged_folder(directory.path.parent) as folder:
+        staged = run_directory.RunDirectory(folder)
+        saving.save_model(run.model, staged.last)
+        run_directory.write_history(staged, run.history)
+        files.write_json(staged.metrics, run.metrics)
+        files.write_json(staged.config, files.sealed(run.config))
+        files.move_folder(folder, directory.path)
+
+
+def _read(directory, model, config):
+    """Reads what `_write` wrote, if it is the run of a config."""
+    held = directory.read_config()
+    run_directory.check_same(held, run_directory.binding(config))
+    model.set_weights(saving.load_model(directory.last).get_weights())
     try:
-        with open(directory.history, newline="", encoding="utf-8") as file:
-            rows = [
-                {name: float(value) for name, value in row.items()}
-                for row in csv.DictReader(file)
-            ]
+        text = directory.history.read_text(encoding="utf-8")
+        rows = [
+            {name: float(value) for name, value in row.items()}
+            for row in csv.DictReader(text.splitlines())
+        ]
         metrics = json.loads(directory.metrics.read_text(encoding="utf-8"))
     except (OSError, TypeError, ValueError) as error:
         raise InputError(
             f"cannot read the finished head in {directory.path} "
             f"({one_line(error)}): restore its files, or start a new run"
         ) from error
-    return Run(model, rows, metrics, config, directory.path)
-
-
-def _fit(model, data, recipe, seed, verbose):
-    """Fits the head; returns the history, a dict an epoch."""
-    backbone = keras.Model(model.input, model.get_layer("head_pool").output)
-    images, labels = _features(backbone, data.train, data.num_classes)
-    size = min(recipe.batch_size, len(images))
-    rates = rates_of(recipe, -(-len(images) // size))
-    inputs = keras.Input(images.shape[1:])
-    head = keras.Model(inputs, model.get_layer("head_dense")(inputs))
-    head.compile(
-        optimizer=optimizer_of(recipe, TabulatedRate(rates)),
-        loss=keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=recipe.label_smoothing
-        ),
-        metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
-        jit_compile=jit_compile(),
-    )
-    held_out = data.validation and _features(
-        backbone, data.validation, data.num_classes
-    )
-    keras.utils.set_random_seed(seed)  # `fit` shuffles by the global state
-    history = head.fit(
-        images,
-        labels,
-        batch_size=size,
-        epochs=recipe.epochs,
-        validation_data=held_out,
-        verbose=2 if verbose else 0,
-    ).history
-    if not np.isfinite(history["loss"]).all():
-        raise Diverged("the head's loss is not finite: try a lower rate")
-    return [
-        {"epoch": epoch} | dict(zip(history, values, strict=True))
-        for epoch, values in enumerate(
-            zip(*history.values(), strict=True), start=1
-        )
-    ]
-
-
-def _features(backbone, split, num_classes):
-    """float32 `[N, features]` and one-hot labels of a split."""
-    features = logits_of(backbone, split.images, _BATCH_SIZE)
-    return features, one_hot(split.labels, num_classes)
+    return Run(model, rows, metrics, held, directory.path)

@@ -1,15 +1,18 @@
 """A fine-tuning run on disk: its plan, and a run directory for each phase."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from keras_resnet_cifar.errors import InputError, one_line
-from keras_resnet_cifar.files import write_json
+from keras_resnet_cifar.files import sealed, unsealed, write_json
 from keras_resnet_cifar.training.recipes import Recipe, get_recipe
 from keras_resnet_cifar.training.run_directory import RunDirectory
 
 PHASES = ("head", "tuned")  # in order
+_PLAN = "finetune.json"
 
 
 @dataclass(frozen=True)
@@ -17,83 +20,62 @@ class PhasedDirectory:
     """The folder of a fine-tuning run.
 
     Attributes:
-        path: The folder. Each phase is an ordinary run in a folder of its own
-            there; finetune.json, the plan, is what repeats both.
+        path: It holds finetune.json, the plan, and a run directory per phase.
     """
 
     path: Path
 
-    @property
-    def plan(self):
-        return self.path / "finetune.json"
-
-    def phase(self, name):
-        """The `RunDirectory` of a phase of `PHASES`."""
+    def phase(self, name: str) -> RunDirectory:
+        """Returns the run directory of a phase of `PHASES`."""
         return RunDirectory(self.path / name)
 
-    def begun(self):
-        """Names of the phases that have begun, in order."""
+    def started_phases(self) -> list[str]:
+        """Returns the names of the phases that have started, in order."""
         return [name for name in PHASES if self.phase(name).config.is_file()]
 
-    def newest(self):
-        """The `RunDirectory` of the last phase that has begun.
+    def newest(self) -> RunDirectory:
+        """Returns the run directory of the last phase that has started.
 
         Raises:
-            InputError: None has.
+            InputError: No phase has started.
         """
-        if not self.begun():
+        started = self.started_phases()
+        if not started:
             raise InputError(
-                f"{self.path} holds no phase that has begun: start a new run "
-                "in another --output-dir"
+                f"{self.path} holds no phase that has started: start a new run "
+                "in another folder"
             )
-        return self.phase(self.begun()[-1])
+        return self.phase(started[-1])
 
-    def check_unused(self):
-        """Raises `InputError` if the folder holds anything."""
-        RunDirectory(self.path).check_unused()
-
-    def write_plan(self, plan):
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Writes the keyword arguments of `finetune` that repeat the run."""
-        write_json(self.plan, _plain(plan))
+        recipe = asdict(plan["recipe"])
+        write_json(self.path / _PLAN, sealed({**plan, "recipe": recipe}))
 
-    def read_plan(self):
+    def read_plan(self) -> dict[str, Any]:
         """Returns what `write_plan` wrote.
 
         Raises:
-            InputError: No phase has begun, or the plan cannot be read.
+            InputError: There is no plan, or it cannot be read.
         """
         try:
-            plan = json.loads(self.plan.read_text(encoding="utf-8"))
-            return plan | {"recipe": get_recipe(Recipe(**plan["recipe"]))}
+            text = (self.path / _PLAN).read_text(encoding="utf-8")
+            plan = unsealed(json.loads(text))
+            recipe = get_recipe(Recipe(**plan.get("recipe", {})))
+            return plan | {"recipe": recipe}
         except FileNotFoundError:
             raise InputError(
-                f"{self.path} holds no fine-tuning run (no {self.plan.name}): "
-                "name the --output-dir of an earlier one"
+                f"{self.path} holds no fine-tuning run (no {_PLAN}): give "
+                "the folder of an earlier run"
             ) from None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(
-                f"cannot read {self.plan} ({one_line(error)}): restore it or "
-                "start a new run"
+                f"cannot read {self.path / _PLAN} ({one_line(error)}): restore "
+                "it or start a new run"
             ) from error
 
-    def check_same(self, plan):
-        """Raises `InputError` if a run is resumed by another plan."""
-        held, plan = _plain(self.read_plan()), _plain(plan)
-        different = [name for name in held if held[name] != plan.get(name)]
-        if different:
-            raise InputError(
-                f"cannot resume with another {different[0]} than "
-                f"{self.plan} has: leave the option out, or start a new run "
-                "in another --output-dir"
-            )
 
-
-def _plain(plan):
-    """A plan as JSON gives it back."""
-    return json.loads(json.dumps(plan | {"recipe": asdict(plan["recipe"])}))
-
-
-def newest_run(path):
-    """Returns the `RunDirectory` that a folder is, or its newest phase's."""
+def newest_run(path: Path) -> RunDirectory:
+    """Returns the run directory at a path; of a fine-tuning run, the newest."""
     phased = PhasedDirectory(path)
-    return phased.newest() if phased.begun() else RunDirectory(path)
+    return phased.newest() if phased.started_phases() else RunDirectory(path)

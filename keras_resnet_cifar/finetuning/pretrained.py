@@ -1,15 +1,20 @@
-"""Backbones with weights: of keras.applications, of PyTorch, our own nets."""
+"""Loads backbones: keras.applications', PyTorch's, KerasHub's, our own nets."""
 
-import hashlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from keras_resnet_cifar.data.load import keras_home
 from keras_resnet_cifar.errors import InputError, one_line, unknown
-from keras_resnet_cifar.finetuning.backbones import BACKBONES, IMAGE_SIZE
+from keras_resnet_cifar.finetuning.backbones import (
+    BACKBONES,
+    IMAGE_SIZE,
+    Backbone,
+)
+from keras_resnet_cifar.models.cloning import clone_with
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import load_model
 from keras_resnet_cifar.pytorch.checkpoints import load_torch_checkpoint
@@ -18,59 +23,64 @@ from keras_resnet_cifar.pytorch.files import FORMATS
 _TORCHVISION = "https://download.pytorch.org/models/"
 
 
-def load_backbone(name, weights="imagenet", image_size=None):
-    """Returns a ResNet without its head, and what it wants of its images.
+def load_backbone(
+    name: str | Path,
+    weights: str | Path = "imagenet",
+    image_size: int | None = None,
+) -> tuple[keras.Model, str | None, int]:
+    """Loads a ResNet without its head.
 
     Args:
-        name: A name of `BACKBONES`, or a `.keras` file of a classifier whose
-            head starts with `GlobalAveragePooling2D`, as our own nets.
-        weights: `"imagenet"`, `"none"` (random), `"hub"` (ImageNet weights of
-            KerasHub, for resnet18, 50, 101 and 152) or a file: of PyTorch
-            (.th, .pt, .pth, .safetensors), or of `keras.applications` (.h5,
-            without the top). A `.keras` file brings its own.
-        image_size: Side of the images at which the net works; by default 224,
-            or what the `.keras` file's net was built for.
+        name: A name of `BACKBONES`, or the `.keras` file of a classifier whose
+            head starts with `GlobalAveragePooling2D`, as in `build_resnet`.
+        weights: `"imagenet"`, `"none"` (random), `"hub"` (KerasHub's ImageNet
+            weights, for resnet18, 50, 101 and 152) or a file: PyTorch's (.th,
+            .pt, .pth, .safetensors) or `keras.applications`' (.h5, without the
+            top). A `.keras` file brings its own weights.
+        image_size: Side of the images inside the net, 32 to 1024 pixels; by
+            default 224, or that of the `.keras` file's net.
 
     Returns:
-        `(base, preprocessing, image_size)`: a `keras.Model` named "backbone"
-        from images to features `[N, h, w, C]`, and a mode of
-        `normalization.preprocess_input`, or `None` where the base takes raw
-        images.
+        `(backbone, preprocessing, image_size)`: a model named "backbone" from
+        images to features `[N, h, w, C]`; the mode of `preprocess_input` for
+        its images, or `None` if it takes raw images; and their side.
 
     Raises:
-        InputError: An unknown name, weights that cannot be had or do not fit,
-            an image size that is too small.
+        InputError: The name is unknown, the weights are not available or do
+            not fit, or the image size is out of range.
     """
     if str(name).endswith(".keras"):
         if weights not in ("imagenet", None):
-            raise InputError(
-                f"weights={weights!r}: {name} brings its own, leave them out"
-            )
-        return _own(Path(name), image_size)
+            raise InputError(f"weights={str(weights)!r}: {name} has its own")
+        return _own_net(Path(name), image_size)
     if name not in BACKBONES:
         raise unknown("backbone", name, [*BACKBONES, "a .keras file"])
-    backbone = BACKBONES[name]
-    image_size = _checked_size(image_size or IMAGE_SIZE)
-    weights = str(weights)
+    row, weights = BACKBONES[str(name)], str(weights)
+    side = _checked_size(image_size or IMAGE_SIZE)
     if weights == "hub":
-        return _from_hub(backbone, image_size), "torch", image_size
-    if weights == "imagenet" and not backbone.application:
-        weights = str(_torchvision_file(backbone))
+        return _keras_hub_net(row, side), "torch", side
+    if weights == "imagenet" and row.sha256:
+        weights = _torchvision_file(row)
     if Path(weights).suffix in FORMATS:
-        return _from_torch(backbone, weights, image_size), "torch", image_size
-    build = _application if backbone.application else _random
-    base = build(backbone, weights, image_size)
-    return base, backbone.preprocessing, image_size
+        return _pytorch_net(row, weights, side), "torch", side
+    if row.application:
+        return _application(row, weights, side), row.preprocessing, side
+    if weights == "none":
+        return _headless(build_resnet(row.arch), side), row.preprocessing, side
+    raise InputError(
+        f"weights={weights!r}: for {name} give 'imagenet', 'none' or a PyTorch "
+        f"checkpoint ({', '.join(FORMATS)})"
+    )
 
 
-def _checked_size(size):
+def _checked_size(size: Any) -> int:
     if not isinstance(size, int) or not 32 <= size <= 1024:
         raise InputError(f"image_size={size!r}: give 32 to 1024 pixels")
     return size
 
 
-def _own(path, image_size):
-    """The features of a net in a `.keras` file, its normalisation included."""
+def _own_net(path, image_size):
+    """A net of a `.keras` file up to its head, with its normalization."""
     model = load_model(path)
     pools = [
         layer
@@ -79,152 +89,113 @@ def _own(path, image_size):
     ]
     if not pools:
         raise InputError(
-            f"{path} has no GlobalAveragePooling2D, so where its head begins "
-            "is not known: name a net of this package"
+            f"{path} has no GlobalAveragePooling2D, where its head would start:"
+            " give a net of this package"
         )
-    side = image_size and _checked_size(image_size)
-    shape = (side, side, 3) if side else model.input_shape[1:]
-    if None in shape or shape[0] != shape[1]:
-        raise InputError(f"{path} takes images {shape}: give an image_size")
-    base = keras.Model(model.input, pools[-1].input, name="backbone")
-    return _at_size(base, shape[0]), None, shape[0]
+    height, width = model.input_shape[1:3]
+    if height != width and not image_size:
+        raise InputError(
+            f"{path} takes {height} x {width} images: give image_size="
+        )
+    side = _checked_size(image_size or height)
+    return _backbone(model.input, pools[-1].input, side), None, side
 
 
-def _application(backbone, weights, image_size):
+def _application(row, weights, side):
     """A net of keras.applications without its top."""
-    build = getattr(keras.applications, backbone.application)
-    shape = {"include_top": False, "input_shape": (image_size, image_size, 3)}
-    if weights == "imagenet":
-        try:
-            return build(weights="imagenet", name="backbone", **shape)
-        except Exception as error:  # of the network, or a damaged file
-            raise _missing(backbone, [_models()], error) from error
-    base = build(weights=None, name="backbone", **shape)
-    if weights != "none":
-        _load_weights(base, backbone, Path(weights))
-    return base
-
-
-def _load_weights(base, backbone, path):
-    if not path.is_file():
+    if weights not in ("imagenet", "none") and not Path(weights).is_file():
         raise InputError(
-            f"no weights at {path}: give imagenet, none, or a file that is "
-            "there"
+            f"no weights at {weights}: give weights='imagenet', 'none' or an "
+            "existing file"
         )
     try:
-        base.load_weights(path)
-    except Exception as error:  # h5py and Keras each raise their own
-        torch = f" or a PyTorch checkpoint of {backbone.arch}"
+        return getattr(keras.applications, row.application)(
+            include_top=False,
+            weights=None if weights == "none" else weights,
+            input_shape=(side, side, 3),
+            name="backbone",
+        )
+    except Exception as error:  # the network, h5py and Keras raise many kinds
+        if weights == "imagenet":
+            raise _no_download(row, error) from error
+        checkpoint = f" or a PyTorch checkpoint of {row.arch}"
         raise InputError(
-            f"cannot load {path} into {backbone.name} ({one_line(error)}): give "
-            f"{backbone.file}{torch if backbone.arch else ''}"
+            f"cannot load {weights} into {row.name} ({one_line(error)}): give "
+            f"{row.file}{checkpoint if row.arch else ''}"
         ) from error
 
 
-def _random(backbone, weights, image_size):
-    if weights != "none":
+def _pytorch_net(row, path, side):
+    if row.arch is None:
         raise InputError(
-            f"weights={weights}: for {backbone.name} give imagenet, none, or "
-            f"a PyTorch checkpoint ({', '.join(FORMATS)})"
+            f"{path}: {row.name} has no PyTorch checkpoints of the same net; "
+            f"give {row.file}"
         )
-    return _headless(build_resnet(backbone.arch), image_size)
+    return _headless(load_torch_checkpoint(path, row.arch), side)
 
 
-def _from_torch(backbone, path, image_size):
-    if backbone.arch is None:
+def _keras_hub_net(row, side):
+    if row.preset is None:
+        known = ", ".join(name for name in BACKBONES if BACKBONES[name].preset)
         raise InputError(
-            f"{path}: {backbone.name} has no PyTorch checkpoints of the same "
-            f"net; give {backbone.file}"
-        )
-    return _headless(load_torch_checkpoint(path, backbone.arch), image_size)
-
-
-def _from_hub(backbone, image_size):
-    """Our net with the weights of KerasHub's preset."""
-    if backbone.preset is None:
-        having = [name for name, row in BACKBONES.items() if row.preset]
-        raise InputError(
-            f"weights=hub: KerasHub has no {backbone.name}, but "
-            f"{', '.join(having)}"
+            f"weights='hub': KerasHub has no {row.name}, only {known}"
         )
     try:
-        from keras_hub.models import Backbone
-    except ImportError as error:
+        import keras_hub
+
+        net = keras_hub.models.Backbone.from_preset(row.preset)
+    except Exception as error:  # the network and Kaggle's client: many kinds
         raise InputError(
-            f"weights=hub needs KerasHub ({one_line(error)}): pip install "
-            "keras-hub"
+            f"KerasHub cannot load {row.preset} ({one_line(error)}): pip "
+            "install keras-hub if it is missing, or give weights='imagenet', "
+            "'none' or a file"
         ) from error
-    try:
-        hub = Backbone.from_preset(backbone.preset)
-    except Exception as error:  # of Kaggle's client, or of the network
-        raise InputError(
-            f"KerasHub cannot load {backbone.preset} ({one_line(error)}): take "
-            "--weights imagenet, a file, or none"
-        ) from error
-    model = build_resnet(backbone.arch, normalization="imagenet")
-    for layer in hub.layers:
-        if layer.weights:
-            ours = model.get_layer(hub_layer(layer.name))
-            ours.set_weights(layer.get_weights())
-    return _headless(model, image_size)
+    return _backbone(net.input, net.output, side, _name_as_ours)
 
 
-def hub_layer(name):
-    """Our name of a layer of KerasHub's ResNets."""
+def _name_as_ours(layer, config):
+    """Renames a layer of KerasHub's ResNets as in `build_resnet`."""
+    name = layer.name.replace("conv1_", "stem_")
     match = re.fullmatch(r"stack(\d)_block(\d+)_(\d)_(conv|bn)", name)
-    if not match:
-        return name.replace("conv1_", "stem_")
-    stage, block, index, kind = match.groups()
-    part = f"shortcut_{kind}" if index == "0" else f"{kind}{index}"
-    return f"stage{int(stage) + 1}_block{block}_{part}"
+    if match:
+        stage, block, index, kind = match.groups()
+        part = f"shortcut_{kind}" if index == "0" else f"{kind}{index}"
+        name = f"stage{int(stage) + 1}_block{block}_{part}"
+    return type(layer), config | {"name": name}
 
 
-def _headless(model, image_size):
-    """A net of `build_resnet` between its normalisation and its head."""
+def _headless(model, side):
+    """A net of `build_resnet` between its normalization and its head."""
     first = model.get_layer("normalization").output
-    features = model.get_layer("head_pool").input
-    return _at_size(keras.Model(first, features, name="backbone"), image_size)
+    return _backbone(first, model.get_layer("head_pool").input, side)
 
 
-def _at_size(base, side):
-    """The same net with the same weights, for square images of this side."""
-    again = keras.models.clone_model(base, keras.Input((side, side, 3)))
-    again.set_weights(base.get_weights())
-    return again
+def _backbone(inputs, features, side, change=None):
+    """A copy of the net between two tensors, for square images."""
+    part = keras.Model(inputs, features, name="backbone")
+    return clone_with(part, change, inputs=keras.Input((side, side, 3)))
 
 
-def _models():
-    return keras_home() / "models"
-
-
-def _torchvision_file(backbone):
-    """The file of torchvision's weights: torch's cache, Keras's, a download."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    torch_home = Path(os.environ.get("TORCH_HOME") or cache / "torch")
-    folders = [torch_home / "hub" / "checkpoints", _models()]
-    for folder in folders:
-        if (folder / backbone.file).is_file():
-            return folder / backbone.file
+def _torchvision_file(row):
+    """Path of torchvision's weights, in torch's cache or in Keras's."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    torch_home = os.environ.get("TORCH_HOME") or Path(cache, "torch")
+    path = Path(torch_home, "hub", "checkpoints", row.file)
+    if path.is_file():
+        return str(path)
     try:
-        path = keras.utils.get_file(
-            backbone.file,
-            _TORCHVISION + backbone.file,
+        return keras.utils.get_file(
+            origin=_TORCHVISION + row.file,
+            file_hash=row.sha256,
             cache_subdir="models",
-            cache_dir=str(keras_home()),
         )
-    except Exception as error:  # of the network, in many kinds
-        raise _missing(backbone, folders, error) from error
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    if not digest.startswith(Path(path).stem.rpartition("-")[2]):
-        os.remove(path)  # torchvision's names end in the digest's beginning
-        raise _missing(backbone, folders, "the download was damaged")
-    return Path(path)
+    except Exception as error:  # the network raises many kinds
+        raise _no_download(row, error) from error
 
 
-def _missing(backbone, folders, error):
-    told = error if isinstance(error, str) else one_line(error)
+def _no_download(row: Backbone, error: Exception) -> InputError:
     return InputError(
-        f"no ImageNet weights for {backbone.name}: {backbone.file} is not in "
-        f"{' or '.join(map(str, folders))} and no download came ({told}); put "
-        "a copy there, point --weights at one, or take --weights none"
+        f"no ImageNet weights for {row.name}: cannot download {row.file} "
+        f"({one_line(error)}); put a copy into {keras_home() / 'models'}, give "
+        "its path as weights=, or give weights='none'"
     )
