@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -46,8 +47,8 @@ from keras_resnet_cifar.pytorch.checkpoints import (
     load_torch_checkpoint,
     save_torch_checkpoint,
 )
-from keras_resnet_cifar.training import backups
-from keras_resnet_cifar.training import run_directory as runs
+from keras_resnet_cifar.training import checkpointing
+from keras_resnet_cifar.training.run_directory import RunDirectory
 
 SECONDS = 60  # a case that takes longer hangs
 EDGE = 1024  # bytes: heads and tails of files hold what steers a reader
@@ -253,28 +254,34 @@ def write_config(folder):
 
 
 def read_config(folder):
-    config = runs.RunDirectory(folder).read_config()
-    held = {key: config[key] for key in small_config()}
-    return [np.array(json.dumps(held, sort_keys=True))]
+    config = RunDirectory(folder).read_config()
+    known = {key: config[key] for key in small_config()}
+    return [np.array(json.dumps(known, sort_keys=True))]
 
 
-BACKUP = [np.arange(300, dtype="float32").reshape(3, 100), np.array(7)]
+BACKUP = checkpointing.Snapshot(
+    run="this one",
+    rows=[{"epoch": 1, "loss": 0.5}],
+    variables=[np.arange(300, dtype="float32").reshape(3, 100), np.array(7)],
+    metrics=[np.ones(2)],
+)
 
 
 def write_backup(folder):
-    rows = [{"epoch": 1, "loss": 0.5}]
-    state = runs.State(epoch=1, rows=rows, best={"epoch": 1})
-    backup = backups.Backup(state, BACKUP, metrics=[np.ones(2)], best=BACKUP)
-    backups.save_backup(runs.RunDirectory(folder), backup)
+    BACKUP.write(RunDirectory(folder))
 
 
 def read_backup(folder):
-    backup, fault = backups.load_backup(
-        runs.RunDirectory(folder), [array.shape for array in BACKUP], [(2,)]
-    )
-    assert fault is None  # there is none to fall back to
-    arrays = [*backup.variables, *backup.metrics, *backup.best]
-    return [np.array(json.dumps(vars(backup.state))), *arrays]
+    model = SimpleNamespace(metrics_variables=BACKUP.metrics)
+    with mock.patch.object(
+        checkpointing, "resumed_variables", lambda model: BACKUP.variables
+    ):
+        backup, fault = checkpointing.read_snapshot(
+            RunDirectory(folder), model, BACKUP.run
+        )
+    assert fault is None  # there is no older one
+    rows = np.array(json.dumps(backup.rows))
+    return [rows, *backup.variables, *backup.metrics]
 
 
 def write_image(folder, name, **options):
