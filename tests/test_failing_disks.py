@@ -5,27 +5,32 @@ import errno
 import itertools
 import os
 import resource
+import signal
 import stat
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
-from fuzz import small_model
-from helpers import refusal
-from test_training import quietly
+from helpers import TINY, refusal
 
-from benchmarks import table as benchmark_table
-from benchmarks import throughput as benchmark
+from benchmarks import command as benchmark_command
+from benchmarks import table, throughput
 from keras_resnet_cifar import files
 from keras_resnet_cifar.cli import main as cli
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation import plots
+from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import load_model, save_model
 from keras_resnet_cifar.pytorch.checkpoints import save_torch_checkpoint
 from keras_resnet_cifar.pytorch.files import write_tensors
-from keras_resnet_cifar.training import backups
-from keras_resnet_cifar.training import run_directory as runs
+from keras_resnet_cifar.training.checkpointing import Snapshot
+from keras_resnet_cifar.training.run_directory import (
+    RunDirectory,
+    write_history,
+)
+from keras_resnet_cifar.training.train import train
 
 NOBODY = 65534
 TENSORS = {"a": np.ones((100, 100), "float32")}
@@ -46,15 +51,23 @@ WRITERS = {
     "mistakes.png": lambda path, model: plots.plot_mistakes(
         IMAGES, [0, 1], [1, 0], [0.6, 0.7], ("cat", "dog"), path
     ),
-    "history.csv": lambda path, model: runs.write_history(
-        runs.RunDirectory(path.parent), [{"epoch": 1, "loss": 0.5}]
+    "history.csv": lambda path, model: write_history(
+        RunDirectory(path.parent), [{"epoch": 1, "loss": 0.5}]
     ),
-    "backup.npz": lambda path, model: backups.save_backup(
-        runs.RunDirectory(path.parent),
-        backups.Backup(runs.State(), list(TENSORS.values())),
-    ),
+    "backup.npz": lambda path, model: Snapshot(
+        "a run", [], list(TENSORS.values())
+    ).write(RunDirectory(path.parent)),
 }
 LIBRARIES = {".pth": "torch", ".safetensors": "safetensors"}
+SLOW = ("net.pth", "confusion.png", "mistakes.png")
+
+
+def cases(names, slow):
+    """Names as parameters, some of them marked slow."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in slow))
+        for name in names
+    ]
 
 
 @contextlib.contextmanager
@@ -84,7 +97,8 @@ def read_only(folder):
 
 @pytest.fixture(scope="module")
 def model():
-    return small_model()
+    keras.utils.set_random_seed(0)
+    return build_resnet(**TINY, normalization="shapes")
 
 
 def contents(folder):
@@ -95,7 +109,7 @@ def contents(folder):
     }
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", cases(WRITERS, SLOW))
 def test_a_file_that_does_not_fit_leaves_the_older_one(name, model, tmp_path):
     path = tmp_path / name
     if path.suffix in LIBRARIES:
@@ -105,12 +119,12 @@ def test_a_file_that_does_not_fit_leaves_the_older_one(name, model, tmp_path):
     size = path.stat().st_size
     for most in (0, 1, size // 2, size - 1):
         with disk_of(most):
-            told = refusal(WRITERS[name], path, model)
-        assert told.startswith(f"cannot write {path}: File too large")
+            line = refusal(WRITERS[name], path, model)
+        assert line.startswith(f"cannot write {path}: File too large")
         assert contents(tmp_path) == before
     with read_only(tmp_path):
-        told = refusal(WRITERS[name], path, model)
-    assert told.startswith(f"cannot write {path}: Permission denied")
+        line = refusal(WRITERS[name], path, model)
+    assert line.startswith(f"cannot write {path}: Permission denied")
     assert contents(tmp_path) == before
 
 
@@ -194,15 +208,17 @@ def place(model, tiny_cifar, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     save_model(model, folder / "net.keras")
     save_torch_checkpoint(model, folder / "net.safetensors", "akamaster")
-    monkeypatch.setattr(benchmark, "benchmark", lambda *_, **__: {"a": 1})
-    monkeypatch.setattr(benchmark_table, "text_of", str)
-    return folder
+    monkeypatch.setattr(throughput, "benchmark", lambda *_, **__: {"a": 1})
+    monkeypatch.setattr(table, "as_text", str)
+    terminate = signal.getsignal(signal.SIGTERM)
+    yield folder
+    signal.signal(signal.SIGTERM, terminate)
 
 
 DATA = "--dataset cifar10 --data-dir ../data --allow-unverified"
 # Command -> how many files it writes.
 COMMANDS = {
-    f"evaluate net.keras {DATA} --output-dir {{}}out": 3,
+    f"evaluate net.keras {DATA} --mistakes 1 --output-dir {{}}out": 3,
     "convert net.safetensors -o {}out.keras": 1,
     "convert net.keras --to-torch akamaster -o {}out.safetensors": 1,
     "benchmark --output {}out.json": 1,
@@ -210,7 +226,10 @@ COMMANDS = {
 
 
 def run(command):
-    return cli.main(command.split())
+    name, *options = command.split()
+    if name == "benchmark":
+        return benchmark_command.main(options)
+    return cli.main([name, *options])
 
 
 def error_of(capfd):
@@ -250,13 +269,26 @@ def test_a_place_where_even_root_cannot_write(command, place, capfd):
     assert contents(place) == before
 
 
-OFTEN = {"epochs": 2, "checkpoint_every": 1, "backup_every": 1}
+def trained(model, data, folder, **options):
+    """A run of two epochs that writes each of its files twice."""
+    return train(
+        model,
+        data,
+        output_dir=folder,
+        epochs=2,
+        batch_size=64,
+        precision="float32",
+        checkpoint_every=1,
+        backup_every=1,
+        verbose=False,
+        **options,
+    )
 
 
 def check_refused_run(model, data, folder, disk):
     """A run that meets a full disk leaves whole files; `False` if it ends."""
     try:
-        quietly(model, data, folder, **OFTEN)
+        trained(model, data, folder)
         return False
     except InputError as error:
         # The older backup is kept on the way to the newer one.
@@ -270,7 +302,11 @@ def check_refused_run(model, data, folder, disk):
 
 @pytest.mark.parametrize(
     ("name", "at"),
-    [("config.json", 1), ("history.csv", 2), ("metrics.json", 1)],
+    [
+        ("history.csv", 2),
+        pytest.param("config.json", 1, marks=pytest.mark.slow),
+        pytest.param("metrics.json", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_write_of_a_run(name, at, tiny_model, tiny_data, tmp_path, disk):
     folder = tmp_path / "run"
@@ -278,14 +314,11 @@ def test_a_write_of_a_run(name, at, tiny_model, tiny_data, tmp_path, disk):
     assert check_refused_run(tiny_model(), tiny_data, folder, disk)
     if name == "history.csv":  # the epoch before goes on where there is space
         disk.fill(0)
-        run = quietly(tiny_model(), tiny_data, folder, resume=True, **OFTEN)
+        run = trained(tiny_model(), tiny_data, folder, resume=True)
         assert [row["epoch"] for row in run.history] == [1, 2]
 
 
-@pytest.mark.skipif(
-    not os.environ.get("KERAS_RESNET_CIFAR_LONG"),
-    reason="takes minutes: set KERAS_RESNET_CIFAR_LONG=1",
-)
+@pytest.mark.slow
 def test_every_write_of_a_run_in_turn(tiny_model, tiny_data, tmp_path, disk):
     refused = []
     for at in itertools.count(1):
@@ -313,13 +346,13 @@ def test_output_onto_a_full_disk(buffer):
     if not os.path.exists("/dev/full"):
         pytest.skip("has no /dev/full")
     with open("/dev/full", "w") as full:
-        found = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", PRINTER, str(buffer)],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
         )
-    assert found.returncode == 2
-    assert found.stderr.startswith("error: ")
-    assert "No space left" in found.stderr
-    assert found.stderr.count("\n") == 1
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert "No space left" in result.stderr
+    assert result.stderr.count("\n") == 1

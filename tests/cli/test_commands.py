@@ -1,0 +1,213 @@
+"""What the commands do, and what they say of bad input."""
+
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_resnet_cifar.training.recipes import RECIPES
+
+# --- The whole path, each command on what the one before it left
+
+
+def test_train_prints_what_it_does(trained):
+    _, output = trained
+    assert "resnet8 on cifar10 (200 train, 56 validation, 64 test" in output
+    assert "NOT verified" in output
+    assert "epoch 2/2  loss" in output
+    assert "images/s" in output
+    assert "last (epoch 2): top-1" in output
+
+
+def test_the_source_of_data_is_not_the_source_of_the_recipe(trained):
+    config = json.loads((trained[0] / "config.json").read_text())
+    assert config["request"]["source"] == "disk"
+    assert config["recipe"]["source"] == RECIPES["onecycle"].source
+    assert config["recipe"]["arch"] == "resnet8"
+
+
+def test_evaluate_all_checkpoints(finished_run, run, capsys):
+    assert (
+        run("evaluate", finished_run, "--checkpoint", "all", "--mistakes", 1)
+        == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    files = [line.split(": ")[0].split("/")[-1] for line in lines]
+    assert files == [
+        "epoch-0001.keras",
+        "epoch-0002.keras",
+        "best.keras",
+        "last.keras",
+    ]
+    report = finished_run / "evaluation" / "last-test" / "metrics.json"
+    metrics = json.loads((finished_run / "metrics.json").read_text())
+    assert json.loads(report.read_text()) == metrics["last"]["test"]
+
+
+def test_reports_of_several_models_lie_apart(trained, run, tmp_path, capsys):
+    models = [trained[0] / "best.keras", trained[0]]
+    options = ["--split", "validation", "--mistakes", 1]
+    options += ["--output-dir", tmp_path]
+    assert run("evaluate", *models, *options) == 0
+    assert capsys.readouterr().out.count("56 images") == 2
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "run-best-validation",
+        "run-last-validation",
+    }
+
+
+def test_predict(trained, run, tmp_path, capsys):
+    image = tmp_path / "a picture.png"
+    Image.new("RGB", (40, 50), "red").save(image)
+    assert run("predict", trained[0], image, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["image"] == str(image)
+    assert len(row["classes"]) == 3
+    model = trained[0] / "best.keras"
+    assert run("predict", model, image, "--top", 1, "--dataset", "shapes") == 0
+    line = capsys.readouterr().out
+    assert line.startswith(f"{image}: ")
+    assert line.count("%") == 1
+
+
+@pytest.mark.slow
+def test_a_run_repeats_from_its_config(trained, fast, run, tmp_path):
+    """Same options, same seed, same machine: the same weights."""
+    import keras
+
+    options = ["--validation", 56, "--quiet", "--output-dir", tmp_path / "run"]
+    assert run("train", *fast, *options) == 0
+    one, other = (
+        keras.saving.load_model(folder / "last.keras").get_weights()
+        for folder in (trained[0], tmp_path / "run")
+    )
+    for expected, got in zip(one, other, strict=True):
+        np.testing.assert_array_equal(expected, got)
+
+
+# --- Bad input
+
+TINY = "the data of this test"  # stands for its options
+BAD_TRAIN = {
+    "arch": (["--arch", "resnet21"], "resnet20"),
+    "depth": (["--arch", "resnet3"], "resnet8"),
+    "dataset": (["--dataset", "mnist"], "cifar10"),
+    "recipe": (["--recipe", "papr"], "paper"),
+    "source": (["--dataset", "cifar10", "--source", "ftp"], "huggingface"),
+    "epochs": (["--epochs", "0"], "--epochs 0: must be at least 1"),
+    "batch": (["--batch-size", "-1"], "--batch-size -1"),
+    "batch too large": ([TINY, "--batch-size", "99999"], "--batch-size 99999"),
+    "validation": ([TINY, "--validation", "256"], "--validation 256"),
+    "number": (["--epochs", "many"], "many"),
+    "fraction": (["--mixup", "much"], "invalid number value: 'much'"),
+    "option": (["--epoch", "3"], "--epoch"),
+    "line break": (["--epoch", "3\n4"], "--epoch 3 4"),
+    "data folder": (
+        ["--dataset", "cifar10", "--data-dir", "/nowhere"],
+        "/nowhere",
+    ),
+    "output": ([TINY, "--output-dir", "/proc/run"], "/proc/run"),
+    "seed": (["--seed", "-1"], "--seed -1"),
+    "huge": (["--epochs", "99999999999"], "at most"),
+    "cutmix": (["--cutmix", "5"], "--cutmix 5"),
+    "no name": (["--arch", ""], "resnet20"),
+    "resume": (["--resume", "/nowhere"], "/nowhere"),
+    "backup": (["--backup-every", "often"], "--backup-every often"),
+    "tensorboard": (["--tensorboard", "--data-dir"], "--data-dir"),
+}
+
+
+def refused(run, capfd, *arguments):
+    """The line with which a command refuses its arguments."""
+    assert run(*arguments) == 2, arguments
+    out, err = capfd.readouterr()
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    assert "epoch 1/" not in out
+    return err
+
+
+@pytest.mark.parametrize("name", BAD_TRAIN)
+def test_bad_options(name, run, data_options, tmp_path, capfd):
+    arguments, word = BAD_TRAIN[name]
+    if arguments[0] == TINY:
+        arguments = [*data_options, *arguments[1:]]
+    if "--output-dir" not in arguments and "--resume" not in arguments:
+        arguments = [*arguments, "--output-dir", tmp_path / "run"]
+    assert word in refused(run, capfd, "train", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+def batch(data, labels):
+    return pickle.dumps({b"data": data, b"labels": labels})
+
+
+BAD_DATA = {
+    "empty": None,
+    "truncated": b"\x80",
+    "malicious": batch(Bomb(), [0]),
+    "sizes": batch(np.zeros((2, 99), "uint8"), [0, 1]),
+    "label": batch(np.zeros((1, 3072), "uint8"), [77]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_bad_data(name, run, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    if BAD_DATA[name]:
+        (folder / "data_batch_1").write_bytes(BAD_DATA[name])
+    data = ["--dataset", "cifar10", "--data-dir", folder.parent]
+    out = ["--output-dir", tmp_path / "run"]
+    assert str(folder.parent) in refused(run, capfd, "train", *data, *out)
+    assert not (tmp_path / "exploded").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_models_and_images(trained, run, data_options, tmp_path, capfd):
+    directory, _ = trained
+    (tmp_path / "text.keras").write_text("no model")
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    lonely = tmp_path / "lonely.keras"
+    lonely.write_bytes((directory / "last.keras").read_bytes())
+    for arguments, word in (
+        (("evaluate", tmp_path / "none"), "none"),
+        (("evaluate", tmp_path / "empty"), "last.keras"),
+        (("evaluate", tmp_path / "text.keras", *data_options), "text.keras"),
+        (("evaluate", lonely), "--dataset"),
+        (("evaluate", lonely, "--dataset", "cifr10"), "cifar10"),
+        (("evaluate", directory, "--checkpoint", "first"), "first"),
+        (("evaluate", directory, "--mistakes", "0"), "--mistakes 0: give 1 to"),
+        (("evaluate", directory, directory), "two models"),
+        (("predict", directory, tmp_path / "text.png"), "text.png"),
+        (("predict", directory, tmp_path / "none.png"), "none.png"),
+        (("predict", tmp_path / "none.keras", tmp_path / "text.png"), "none"),
+        (("predict", directory, "a.png", "--dataset", "cifr10"), "cifar10"),
+        (("export", lonely, "--out", tmp_path / "out"), "--dataset"),
+        (("convert", lonely, "-o", tmp_path / "a.txt"), ".keras file"),
+        (("convert", lonely, "-o", lonely), "another file"),
+        (
+            ("convert", "a.th", "-o", tmp_path / "a.keras", "--evaluate"),
+            "needs a --dataset",
+        ),
+        ((), "COMMAND"),
+        (("fit",), "fit"),
+        (("benchmark",), "benchmark"),
+    ):
+        assert word in refused(run, capfd, *arguments)
+
+
+def test_a_rate_far_too_high_exits_with_3(fast, run, tmp_path, capfd):
+    options = ["--learning-rate", "1e30", "--output-dir", tmp_path / "run"]
+    assert run("train", *fast, *options) == 3
+    assert "lower learning rate" in capfd.readouterr().err

@@ -1,0 +1,214 @@
+"""The command line as such: help, exit codes, and errors in one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keras_resnet_cifar.cli import main as cli
+from keras_resnet_cifar.data.datasets import DATASETS
+from keras_resnet_cifar.errors import (
+    Diverged,
+    ExportFailed,
+    InputError,
+    Stopped,
+)
+from keras_resnet_cifar.finetuning.backbones import BACKBONES
+from keras_resnet_cifar.models.architectures import list_architectures
+from keras_resnet_cifar.pytorch.schemes import SCHEMES
+from keras_resnet_cifar.training.recipes import OPTIONS, RECIPES
+
+ROOT = Path(__file__).parents[2]
+LIGHT = """
+import sys
+from keras_resnet_cifar.cli.main import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as stop:
+    code = stop.code
+heavy = {"keras", "tensorflow", "jax", "torch", "matplotlib", "PIL", "pandas"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+sys.exit(code)
+"""
+
+
+def python(*arguments, **options):
+    """Runs Python; returns the finished process with its output as text."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def parser_of_a_command():
+    parser = cli.Parser(prog="a command")
+    parser.add_argument("images", nargs="*", metavar="IMAGE")
+    parser.add_argument("-o", "--output")
+    for name in ("batch-size", "data-dir", "source", "learning-rate", "resume"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--allow-unverified", action="store_true")
+    parser.add_argument("--flip", action=cli.argparse.BooleanOptionalAction)
+    return parser
+
+
+MESSAGES = {
+    "batch_size=64: too large": "--batch-size 64: too large",
+    "try batch_size=64, or less": "try --batch-size 64, or less",
+    "learning_rate=1e-05.": "--learning-rate 1e-05.",
+    "check data_dir= or its copy": "check --data-dir or its copy",
+    "data_dir=/a/b.c: empty": "--data-dir /a/b.c: empty",
+    "(data_dir=, source=)": "(--data-dir, --source)",
+    "take source='huggingface'": "take --source huggingface",
+    'take source="a b"': "take --source 'a b'",
+    "source='' is empty": "--source '' is empty",
+    "allow_unverified=True": "--allow-unverified",
+    "go on with resume=True": "go on with --resume",
+    "allow_unverified=False": "allow_unverified=False",
+    "train with flip=True": "train with --flip",
+    "train with flip=False": "train with --no-flip",
+    "source=None": "source=None",
+    "output='x.keras' exists": "--output x.keras exists",
+    "images=[] is empty": "IMAGE [] is empty",
+    "model=1, seed=2": "model=1, seed=2",
+    "load(source=1) or source=1": "load(source=1) or --source 1",
+    "runs/batch_size=64 is a file": "runs/batch_size=64 is a file",
+    "`batch_size=64`": "`--batch-size 64`",
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_python_arguments_become_options(message):
+    assert parser_of_a_command().in_options(message) == MESSAGES[message]
+
+
+OUTCOMES = [
+    (InputError("batch_size=0: too\nsmall"), 2, "--batch-size 0: too small"),
+    (ExportFailed("source='x' failed"), 1, "error: --source x failed"),
+    (Diverged("try learning_rate=0.1"), 3, "error: try --learning-rate 0.1"),
+    (OSError(28, "No space left"), 2, "No space left"),
+    (KeyboardInterrupt(), 130, "interrupted\n"),
+    (Stopped(signal.SIGTERM), 143, "interrupted\n"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "text"), OUTCOMES)
+def test_an_error_is_one_line_and_an_exit_code(error, code, text, capfd):
+    def command(args):
+        raise error
+
+    parser = parser_of_a_command()
+    parser.set_defaults(run=command, parser=parser)
+    assert cli.run(parser, []) == code
+    line = capfd.readouterr().err
+    assert text in line
+    assert line.count("\n") == 1
+
+
+HELP = {
+    "train": (*RECIPES, *DATASETS, "--label-smoothing", "per epoch"),
+    "finetune": (*BACKBONES, *RECIPES, "stage4"),
+    "evaluate": ("RUN|MODEL", *DATASETS, "(default: 25)"),
+    "predict": ("IMAGE", "print JSON"),
+    "convert": (*SCHEMES, ".safetensors"),
+    "export": ("litert", "1e-05"),
+    "list": ("--json",),
+}
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_comes_from_the_tables(command, run, capsys):
+    assert list(HELP) == cli.COMMANDS
+    with pytest.raises(SystemExit) as stop:
+        run(command, "--help")
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert [word for word in HELP[command] if word not in text] == []
+
+
+def test_each_field_of_a_recipe_is_an_option(run, capsys):
+    for command in ("train", "finetune"):
+        with pytest.raises(SystemExit):
+            run(command, "--help")
+        text = capsys.readouterr().out
+        for field in OPTIONS:
+            assert f"--{field.name.replace('_', '-')}" in text
+
+
+def test_list_shows_the_tables(run, capsys):
+    assert run("list") == 0
+    text = capsys.readouterr().out
+    names = [row["name"] for row in list_architectures()]
+    for word in (*RECIPES, *DATASETS, *names, "19,421,274"):
+        assert word in text
+    assert run("list", "--json") == 0
+    tables = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in tables["recipes"]] == list(RECIPES)
+    assert [row["name"] for row in tables["datasets"]] == list(DATASETS)
+    assert tables["architectures"] == list_architectures()
+
+
+LIGHT_COMMANDS = {
+    ("--help",): 0,
+    ("train", "--help"): 0,
+    ("list",): 0,
+    ("train", "--arch", "resnet21"): 2,
+    ("train", "--resume", "nowhere"): 2,
+    ("train", "--backup-every", "often"): 2,
+    ("finetune", "--backbone", "resnet19"): 2,
+    ("evaluate", "nowhere"): 2,
+    ("predict", "nowhere", "a.png"): 2,
+    ("convert", "a.th", "-o", "a.txt"): 2,
+    ("export", "nowhere", "--out", "there"): 2,
+}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(arguments, marks=[pytest.mark.slow] * (index > 3))
+        for index, arguments in enumerate(LIGHT_COMMANDS)
+    ],
+    ids=" ".join,
+)
+def test_help_and_simple_errors_need_no_keras(arguments, tmp_path):
+    result = python("-c", LIGHT, *arguments, cwd=tmp_path)
+    assert result.returncode == LIGHT_COMMANDS[arguments], result.stderr
+
+
+def test_an_unknown_backend(tmp_path):
+    result = python(
+        *("-m", "keras_resnet_cifar", "train"),
+        cwd=tmp_path,
+        env={**os.environ, "KERAS_BACKEND": "theano"},
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert "theano" in result.stderr
+
+
+def test_output_into_a_closed_pipe():
+    shell = f"{sys.executable} -m keras_resnet_cifar list | head -1"
+    result = subprocess.run(shell, shell=True, capture_output=True, text=True)
+    assert result.stdout.startswith("architectures")
+    assert result.stderr == ""
+
+
+SCRIPTS = ("train", "finetune", "evaluate", "predict", "convert", "export")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "train"))
+        for name in SCRIPTS
+    ],
+)
+def test_scripts_and_module_are_the_same(name, tmp_path):
+    script = python(ROOT / f"scripts/{name}.py", "--dataset", cwd=tmp_path)
+    module = python("-m", "keras_resnet_cifar", name, "--dataset", cwd=tmp_path)
+    assert script.stderr == module.stderr
+    assert f"keras_resnet_cifar {name} --help" in script.stderr
+    assert script.returncode == module.returncode == 2

@@ -1,0 +1,246 @@
+"""Runs that are interrupted, resumed, or not resumed as another."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keras_resnet_cifar.cli.options import newest_run
+from keras_resnet_cifar.finetuning.phases import PhasedDirectory
+from keras_resnet_cifar.training.recipes import RECIPES, get_recipe
+from keras_resnet_cifar.training.run_directory import RunDirectory
+
+ROOT = Path(__file__).parents[2]
+# A shell starts its background jobs deaf to Ctrl-C, and the tests with them.
+HEARING = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def script(name, *arguments):
+    path = ROOT / "scripts" / f"{name}.py"
+    command = [sys.executable, "-c", HEARING, path, *arguments]
+    return subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def finish(process):
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def history(directory, column):
+    rows = (directory / "history.csv").read_text().splitlines()
+    place = rows[0].split(",").index(column)
+    return [float(row.split(",")[place]) for row in rows[1:]]
+
+
+class Interrupting(io.StringIO):
+    """Output that sends Ctrl-C when the first epoch is reported."""
+
+    def write(self, text):
+        if text.startswith("epoch 1/"):
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+def test_ctrl_c_and_resume(fast, run, tmp_path, monkeypatch, capfd):
+    directory = tmp_path / "run"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", Interrupting())
+            options = ["--epochs", 3, "--output-dir", directory]
+            assert run("train", *fast, *options) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    command = f"python -m keras_resnet_cifar train --resume {directory}"
+    assert f"interrupted; to resume: {command}\n" in capfd.readouterr().err
+    assert newest_run(directory).path == directory
+    with RunDirectory(directory).locked():
+        assert run("train", "--resume", directory) == 2
+    assert "another process" in capfd.readouterr().err
+    assert run("train", "--resume", directory, "--quiet") == 0
+    assert history(directory, "epoch") == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_resume_in_processes(fast, tmp_path):
+    directory = tmp_path / "run"
+    options = ["--output-dir", directory, "--epochs", "40"]
+    process = script("train", *fast, *options)
+    for line in process.stdout:
+        if line.startswith("epoch  2/40"):
+            break
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130
+    assert f"--resume {directory}" in err
+    assert "Traceback" not in err
+
+    code, _, err = finish(script("train", "--resume", directory))
+    assert code == 0, err
+    assert history(directory, "epoch") == list(range(1, 41))
+    # One line down to zero from a fifth of the run, as if never interrupted.
+    steps = 4 * np.arange(1, 41) - 1  # the last of each epoch
+    expected = np.interp(steps, [0, 32, 160], [0, 0.4, 0])
+    rates = history(directory, "learning_rate")
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_the_process_at_once(tmp_path):
+    directory = tmp_path / "run"
+    long = ["--arch", "resnet110", "--batch-size", "512", "--quiet"]
+    process = script("train", *long, "--output-dir", directory)
+    while not (directory / "config.json").exists():
+        assert process.poll() is None, finish(process)
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    for line in process.stderr:
+        if "again to exit at once" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == -signal.SIGTERM
+    assert "Traceback" not in err
+
+
+OTHERS = {
+    "arch": (["--arch", "resnet20"], "arch was 'resnet8', now 'resnet20'"),
+    "recipe": (["--recipe", "paper"], "now 'paper'"),
+    "field": (["--batch-size", "32"], "batch_size was 64, now 32"),
+    "flag": (["--no-flip"], "flip was True, now False"),
+    "dataset": (["--dataset", "shapes"], "now 'shapes'"),
+    "seed": (["--seed", "1"], "seed was 0, now 1"),
+    "folder": (["--output-dir", "elsewhere"], "now 'elsewhere'"),
+}
+
+
+def refused(run, capfd, *arguments):
+    assert run(*arguments) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_run_is_not_resumed_as_another(name, trained, run, capfd):
+    options, word = OTHERS[name]
+    err = refused(run, capfd, "train", "--resume", trained[0], *options)
+    assert "cannot resume with another config" in err
+    assert word in err
+
+
+def test_a_run_is_not_overwritten(finished_run, run, capfd):
+    before = {p: p.read_bytes() for p in finished_run.glob("*.*")}
+    err = refused(run, capfd, "train", "--output-dir", finished_run)
+    assert "another run" in err
+    assert f"--output-dir {finished_run}" in err
+    resume = ["train", "--resume", finished_run]
+    err = refused(run, capfd, *resume, "--epochs", 9)
+    assert "one_cycle schedule depend on it" in err
+    assert before == {p: p.read_bytes() for p in finished_run.glob("*.*")}
+
+
+def test_a_run_without_its_backup_is_not_started_over(finished_run, run, capfd):
+    before = (finished_run / "history.csv").read_text()
+    for name in ("backup.npz", "backup-previous.npz"):
+        (finished_run / name).unlink()
+    err = refused(run, capfd, "train", "--resume", finished_run)
+    assert "backup-previous.npz is missing" in err
+    assert (finished_run / "history.csv").read_text() == before
+
+
+def test_a_run_without_its_net(finished_run, run, capfd):
+    (finished_run / "last.keras").unlink()
+    err = refused(run, capfd, "train", "--resume", finished_run)
+    assert "last.keras" in err
+
+
+CONFIG = {
+    "arch": "resnet8",
+    "parameters": 1,
+    "dataset": {"name": "shapes"},
+    "recipe": dataclasses.asdict(RECIPES["onecycle"]),
+    "seed": 0,
+    "precision": "float32",
+    "request": {"name": "shapes"},
+    "backend": "tensorflow",
+    "versions": {},
+}
+BAD_CONFIGS = {
+    "empty": {},
+    "no object": [],
+    "recipe": CONFIG | {"recipe": {"speed": 1}},
+    "value": CONFIG | {"recipe": CONFIG["recipe"] | {"epochs": "many"}},
+    "kind": CONFIG | {"request": None},
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_a_damaged_config(name, run, tmp_path, capfd):
+    (tmp_path / "config.json").write_text(json.dumps(BAD_CONFIGS[name]))
+    assert "config" in refused(run, capfd, "train", "--resume", tmp_path)
+
+
+# --- Fine-tuning: the options against the plan
+
+PLAN = {
+    "recipe": get_recipe("coursework-finetune"),
+    "freeze": "stage1",
+    "head_epochs": 2,
+    "head_learning_rate": 0.001,
+    "train_norm": False,
+    "cache_features": False,
+    "seed": 0,
+    "deterministic": False,
+}
+
+
+@pytest.fixture
+def started(tmp_path):
+    """The folder of a fine-tuning run whose first phase has started."""
+    PhasedDirectory(tmp_path).write_plan(PLAN)
+    (tmp_path / "head").mkdir()
+    (tmp_path / "head" / "config.json").write_text(json.dumps(CONFIG))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--freeze", "all"], "freeze was 'stage1', now 'all'"),
+        (["--head-epochs", "3"], "head_epochs was 2, now 3"),
+        (["--train-norm"], "train_norm was False, now True"),
+        (["--deterministic"], "deterministic was False, now True"),
+        (["--batch-size", "32"], "batch_size was 64, now 32"),
+        (["--dataset", "cifar10"], "now 'cifar10'"),
+        (["--seed", "1"], "seed was 0, now 1"),
+        (["--backbone", "resnet18"], "backbone"),
+        (["--weights", "none"], "weights"),
+        (["--output-dir", "elsewhere"], "now 'elsewhere'"),
+        (["--head-epochs", "2", "--freeze", "stage1"], "has no last.keras"),
+    ],
+)
+def test_a_fine_tuning_run_is_not_resumed_as_another(
+    options, word, started, run, capfd
+):
+    err = refused(run, capfd, "finetune", "--resume", started, *options)
+    assert word in err
