@@ -1,108 +1,171 @@
-"""Evaluates models on a split: logits by Keras, metrics by NumPy, pictures."""
+"""Evaluate a model on a split: logits, metrics and a report on disk."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import keras
 import numpy as np
 
 from keras_resnet_cifar.data.batches import RESIDENT_BYTES, even_batch_size
+from keras_resnet_cifar.data.load import Split
 from keras_resnet_cifar.device import has_accelerator, jit_compile
-from keras_resnet_cifar.evaluation.metrics import most_confident_mistakes, score
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.evaluation.metrics import (
+    Evaluation,
+    most_confident_mistakes,
+    score,
+)
 from keras_resnet_cifar.evaluation.plots import plot_confusion, plot_mistakes
 from keras_resnet_cifar.files import make_folder, write_json
 from keras_resnet_cifar.models.saving import check_classifier
 
+# The compiled predictor of each model, as long as the model lives: it refers
+# to the model's layers, never to the model itself.
+_PREDICTORS: weakref.WeakKeyDictionary[keras.Model, Callable] = (
+    weakref.WeakKeyDictionary()
+)
 
-def logits_of(model, images, batch_size=None, callbacks=()):
-    """Returns the model's logits as float32 `[N, classes]`.
+
+def logits_of(
+    model: keras.Model,
+    images: np.ndarray,
+    batch_size: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> np.ndarray:
+    """Return the outputs of a model for images, and leave the model as it is.
 
     Args:
-        model: From raw images to logits, as of `build_resnet`.
+        model: A functional or Sequential model from raw images to logits, as
+            from `build_resnet`. A second call with it compiles nothing.
         images: uint8 or float `[N, H, W, 3]`, 0 to 255.
-        batch_size: Images a step; by default one that divides N.
-        callbacks: Keras callbacks of `predict`.
-    """
-    batch_size = batch_size or even_batch_size(len(images))
-    on_jax = keras.backend.backend() == "jax"
-    if on_jax and has_accelerator() and images.nbytes <= RESIDENT_BYTES:
-        from keras_resnet_cifar.training import jax_steps as fused_steps
-
-        logits = fused_steps.predict(model, images, batch_size)
-        return np.asarray(logits, "float32")
-    held = model.jit_compile
-    model.jit_compile = jit_compile()
-    try:
-        logits = model.predict(
-            images,
-            batch_size=batch_size,
-            verbose=0,
-            callbacks=list(callbacks),
-        )
-    finally:
-        model.jit_compile = held
-    return np.asarray(logits, "float32")
-
-
-def _predict_on_jax(model, images, batch_size):
-    """Returns the outputs of a model for all images, in one call.
-
-    Args:
-        model: A Keras model. What is compiled for it stays with it.
-        images: `[N, H, W, C]`; a copy goes to the device, whole.
-        batch_size: Images a step.
+        batch_size: Images per step; by default a number that divides N.
+        callbacks: Keras callbacks, called as `Model.predict` does.
 
     Returns:
-        A NumPy array `[N, ...]`.
+        float32 `[N, outputs]`.
+
+    Raises:
+        InputError: The model is a subclassed one, without a graph of layers.
     """
-    count = len(images)
-    padding = -count % batch_size
-    batches = np.concatenate([images, images[:1].repeat(padding, axis=0)])
-    batches = batches.reshape(-1, batch_size, *images.shape[1:])
-    if not hasattr(model, "fused_predict_function"):
-        model.fused_predict_function = _predict_function(model)
-    variables = [
-        [variable.value for variable in held]
-        for held in (model.trainable_variables, model.non_trainable_variables)
-    ]
-    outputs = np.asarray(model.fused_predict_function(*variables, batches))
-    return outputs.reshape(-1, *outputs.shape[2:])[:count]
+    if model not in _PREDICTORS:
+        if not getattr(model, "inputs", None):
+            raise InputError(
+                f"{model.name} has no graph of layers: give a functional or "
+                "Sequential model"
+            )
+        # The same layers in a model of our own, which we may compile.
+        own = keras.Model(model.inputs, model.outputs[0])
+        on_jax = keras.backend.backend() == "jax"
+        _PREDICTORS[model] = _jax_predictor(own) if on_jax else _predictor(own)
+    batch_size = batch_size or even_batch_size(len(images))
+    outputs = _PREDICTORS[model](images, batch_size, list(callbacks))
+    return np.asarray(outputs, "float32")
 
 
-def _predict_function(model):
+def _predictor(own):
+    """Return `(images, batch_size, callbacks) -> outputs` by Keras."""
+    own.compile(jit_compile=jit_compile())
+
+    def predict(images, batch_size, callbacks):
+        # PyTorch keeps its training flag in each layer.
+        flags = [(x, x.training) for x in getattr(own, "modules", list)()]
+        try:
+            return own.predict(images, batch_size, 0, callbacks=callbacks)
+        finally:
+            for module, training in flags:
+                module.training = training
+
+    return predict
+
+
+def _jax_predictor(own):
+    """Return `(images, batch_size, callbacks) -> outputs` by JAX.
+
+    `Model.predict` empties the model's variables until it ends, which a
+    callback may prevent. It also dispatches every batch by itself, while an
+    accelerator takes as many in one call as fit.
+    """
     import jax
 
     @jax.jit
     def run(trainable, other, batches):
-        def outputs(batch):
-            return model.stateless_call(trainable, other, batch)[0]
+        def outputs_of(batch):
+            return own.stateless_call(trainable, other, batch, training=False)
 
-        return jax.lax.map(outputs, batches)
+        return jax.lax.map(lambda batch: outputs_of(batch)[0], batches)
 
-    return run
+    def predict(images, batch_size, callbacks):
+        count = batch_size
+        if has_accelerator():
+            batch_bytes = images[:batch_size].nbytes
+            count *= max(RESIDENT_BYTES // batch_bytes, 1)
+        trainable = [x.value for x in own.trainable_variables]
+        other = [x.value for x in own.non_trainable_variables]
+        chain = keras.callbacks.CallbackList(callbacks, model=own)
+        chain.on_predict_begin()
+        outputs = []
+        for start in range(0, len(images), count):
+            step = start // batch_size
+            chain.on_predict_batch_begin(step)
+            group = images[start : start + count]
+            logits = run(trainable, other, _in_batches(group, batch_size))
+            outputs.append(np.concatenate(np.asarray(logits))[: len(group)])
+            chain.on_predict_batch_end(step, {"outputs": outputs[-1]})
+        chain.on_predict_end()
+        return np.concatenate(outputs)
+
+    return predict
 
 
-def evaluate(model, split, class_names, batch_size=None, callbacks=()):
-    """Returns the `Evaluation` of a model on a split.
+def _in_batches(images, batch_size):
+    """Reshape to `[batches, batch_size, ...]`; copies only to pad."""
+    padding = -len(images) % batch_size
+    if padding:
+        images = np.concatenate([images, images[:1].repeat(padding, axis=0)])
+    return images.reshape(-1, batch_size, *images.shape[1:])
+
+
+def evaluate(
+    model: keras.Model,
+    split: Split,
+    class_names: Sequence[str],
+    batch_size: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Evaluation:
+    """Evaluate a model on a split, and leave the model as it is.
+
+    Args:
+        model: From raw images to logits; see `logits_of`.
+        split: A `Split`.
+        class_names: One name per class.
+        batch_size: Images per step; by default a number that divides theirs.
+        callbacks: Keras callbacks, called as `Model.predict` does.
 
     Raises:
-        InputError: The model's classes are not the split's, or its logits
-            are not finite.
+        InputError: The model does not fit the classes or the images, or its
+            logits are not finite.
     """
     check_classifier(model, len(class_names), split.images.shape[1:])
     logits = logits_of(model, split.images, batch_size, callbacks)
     return score(logits, split.labels, class_names)
 
 
-def report(model, split, class_names, folder, mistakes=25):
-    """Evaluates a model and writes metrics.json and two pictures.
+def report(
+    model: keras.Model,
+    split: Split,
+    class_names: Sequence[str],
+    folder: Path,
+    mistakes: int = 25,
+) -> Evaluation:
+    """Evaluate a model; write metrics.json, confusion.png and mistakes.png.
 
     Args:
-        model: From raw images to logits.
+        model: From raw images to logits; see `logits_of`.
         split: A `Split`.
         class_names: One name per class.
-        folder: Where metrics.json, confusion.png and mistakes.png go.
+        folder: Where the files go; it is made if need be.
         mistakes: How many of the most confident mistakes to draw.
-
-    Returns:
-        The `Evaluation`.
 
     Raises:
         InputError: As `evaluate`, or the folder cannot be written.
@@ -114,12 +177,5 @@ def report(model, split, class_names, folder, mistakes=25):
     wrong = most_confident_mistakes(logits, split.labels, mistakes)
     write_json(folder / "metrics.json", result.to_json())
     plot_confusion(result.confusion, class_names, folder / "confusion.png")
-    plot_mistakes(
-        split.images[wrong.indices],
-        split.labels[wrong.indices],
-        wrong.predicted,
-        wrong.probabilities,
-        class_names,
-        folder / "mistakes.png",
-    )
+    plot_mistakes(split, wrong, class_names, folder / "mistakes.png")
     return result

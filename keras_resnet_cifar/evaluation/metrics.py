@@ -1,7 +1,8 @@
-"""Metrics of a classifier, from its logits, with NumPy alone."""
+"""Compute the metrics of a classifier from its logits, with NumPy."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,138 +16,138 @@ class Evaluation:
     """How well logits agree with labels, over one split.
 
     Attributes:
-        class_names: Tuple of C names.
+        class_names: C names.
         n: Number of images.
         top1: Share of images whose class has the highest logit, 0 to 1.
         top5: Share whose class is among the five highest (all, if C < 5).
         loss: Mean cross entropy, in nats.
-        per_class: float64 `[C]`, the top-1 of each class; NaN without images.
         ece: Expected calibration error, 0 to 1, over 15 bins of equal width
             (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+        per_class: float64 `[C]`, top-1 of each class; NaN without images.
         confusion: int64 `[C, C]`, counts: rows are true, columns predicted.
     """
 
-    class_names: tuple
+    class_names: tuple[str, ...]
     n: int
     top1: float
     top5: float
     loss: float
-    per_class: np.ndarray
     ece: float
+    per_class: np.ndarray
     confusion: np.ndarray
 
-    def to_json(self):
-        """Returns plain Python values; a class without images has None."""
-        return {
-            "n": self.n,
-            "top1": self.top1,
-            "top5": self.top5,
-            "loss": self.loss,
-            "ece": self.ece,
-            "per_class": {
-                name: None if np.isnan(accuracy) else float(accuracy)
-                for name, accuracy in zip(
-                    self.class_names, self.per_class, strict=True
-                )
-            },
-            "confusion": self.confusion.tolist(),
-        }
+    def to_json(self) -> dict[str, Any]:
+        """Return plain Python values; a class without images has `None`."""
+        values = dataclasses.asdict(self)
+        names = values.pop("class_names")
+        shares = [None if np.isnan(x) else float(x) for x in self.per_class]
+        values["per_class"] = dict(zip(names, shares, strict=True))
+        return values | {"confusion": self.confusion.tolist()}
 
 
 class Mistakes(NamedTuple):
-    """Wrong predictions, the most confident first; three arrays `[count]`."""
+    """Wrong predictions, most confident first; three arrays `[count]`."""
 
     indices: np.ndarray  # int64, rows of the logits
     predicted: np.ndarray  # int64, classes
     probabilities: np.ndarray  # float64, of the predicted class
 
 
-def score(logits, labels, class_names):
-    """Evaluates logits against the true labels.
+def score(
+    logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> Evaluation:
+    """Evaluate logits against the true labels.
 
-    Equal logits rank by class index, so that a constant output is right by
-    chance only.
+    Equal logits rank by class index, so a constant output is right by chance
+    only.
 
     Args:
         logits: Float `[N, C]`, finite.
         labels: Integer `[N]`, from 0 to C - 1.
         class_names: C different names.
 
-    Returns:
-        An `Evaluation`.
-
     Raises:
-        InputError: Shapes disagree, nothing to score, a label out of range,
-            or a logit that is not finite.
+        InputError: Shapes disagree, N is 0, a label is out of range, a name
+            is missing or repeated, or a logit is not finite.
     """
     logits, labels = _checked(logits, labels)
     n, classes = logits.shape
-    if len(set(class_names)) != classes or len(class_names) != classes:
+    different = len(set(class_names))
+    if not len(class_names) == different == classes:
         raise InputError(
             f"class_names must be {classes} different names, one for each "
-            f"logit. Received: {len(class_names)}, "
-            f"{len(set(class_names))} different"
+            f"logit. Received: {len(class_names)}, {different} different"
         )
-    log_probability = _log_softmax(logits)
     predicted = logits.argmax(axis=1)
-    rank = _rank(logits, labels)
-    confusion = np.bincount(
-        labels * classes + predicted, minlength=classes * classes
-    ).reshape(classes, classes)
-    per_class = np.full(classes, np.nan)
+    # How many classes rank before the true one.
+    true = np.take_along_axis(logits, labels[:, None], axis=1)
+    earlier = np.arange(classes) < labels[:, None]
+    rank = ((logits > true) | ((logits == true) & earlier)).sum(axis=1)
+    confusion = np.zeros((classes, classes), "int64")
+    np.add.at(confusion, (labels, predicted), 1)
     images = confusion.sum(axis=1)
+    per_class = np.full(classes, np.nan)
     np.divide(confusion.diagonal(), images, out=per_class, where=images > 0)
     return Evaluation(
         class_names=tuple(class_names),
         n=n,
         top1=float(np.mean(rank < 1)),
         top5=float(np.mean(rank < 5)),
-        loss=float(-log_probability[np.arange(n), labels].mean()),
-        per_class=per_class,
+        loss=-float(_log_softmax(logits)[np.arange(n), labels].mean()),
         ece=_calibration_error(
-            np.exp(log_probability.max(axis=1)), predicted == labels
+            softmax(logits).max(axis=1), predicted == labels
         ),
-        confusion=confusion.astype("int64"),
+        per_class=per_class,
+        confusion=confusion,
     )
 
 
-def most_confident_mistakes(logits, labels, count):
-    """Returns the wrong predictions with the highest probability.
+def most_confident_mistakes(
+    logits: np.ndarray, labels: np.ndarray, count: int
+) -> Mistakes:
+    """Return the wrong predictions with the highest probability.
 
     Args:
         logits: Float `[N, C]`, finite.
         labels: Integer `[N]`, from 0 to C - 1.
         count: How many at most, 0 or more.
 
-    Returns:
-        `Mistakes`, fewer than `count` when there are no more.
-
     Raises:
-        InputError: As `score`, or `count` is below 0.
+        InputError: As `score`, or `count` is negative.
     """
     if count < 0:
         raise InputError(f"count must be 0 or more. Received: count={count}")
     logits, labels = _checked(logits, labels)
     predicted = logits.argmax(axis=1)
-    probability = np.exp(_log_softmax(logits).max(axis=1))
+    probability = softmax(logits).max(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     order = np.argsort(-probability[wrong], kind="stable")
     chosen = wrong[order[:count]]
     return Mistakes(chosen, predicted[chosen], probability[chosen])
 
 
-def softmax(logits):
-    """Probabilities float64 `[N, C]` of logits `[N, C]`."""
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities float64 `[N, C]` of logits `[N, C]`."""
     return np.exp(_log_softmax(np.asarray(logits, "float64")))
 
 
+def _log_softmax(logits):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _calibration_error(confidence, correct):
+    """The mean gap between confidence and accuracy, over bins (a, b]."""
+    bins = np.ceil(confidence * ECE_BINS).astype("int64").clip(1, ECE_BINS) - 1
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=ECE_BINS)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
 def _checked(logits, labels):
+    """Return float64 logits and int64 labels that can be scored."""
     logits, labels = np.asarray(logits), np.asarray(labels)
-    if (
-        logits.ndim != 2
-        or 0 in logits.shape
-        or labels.shape != logits.shape[:1]
-    ):
+    whole = logits.ndim == 2 and logits.size > 0
+    if not whole or labels.shape != logits.shape[:1]:
         raise InputError(
             "logits must be [N, C] and labels [N], N and C 1 or more. "
             f"Received: logits {logits.shape}, labels {labels.shape}"
@@ -164,26 +165,7 @@ def _checked(logits, labels):
     if broken.size:
         raise InputError(
             f"logits of {broken.size} of {len(logits)} images are not finite "
-            f"(the first is image {broken[0]}): the model has diverged, use "
+            f"(the first is image {broken[0]}): the model has diverged; use "
             "an earlier checkpoint or a lower learning rate"
         )
     return logits, labels.astype("int64")
-
-
-def _log_softmax(logits):
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
-def _rank(logits, labels):
-    """Returns how many classes come before the true one, int `[N]`."""
-    true = np.take_along_axis(logits, labels[:, None], axis=1)
-    earlier = np.arange(logits.shape[1]) < labels[:, None]
-    return ((logits > true) | ((logits == true) & earlier)).sum(axis=1)
-
-
-def _calibration_error(confidence, correct):
-    """Returns the mean gap of confidence and accuracy over bins (a, b]."""
-    bins = np.ceil(confidence * ECE_BINS).astype("int64").clip(1, ECE_BINS) - 1
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=ECE_BINS)
-    return float(np.abs(gaps).sum() / len(confidence))

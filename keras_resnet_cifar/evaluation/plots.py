@@ -1,32 +1,32 @@
-"""Training curves, confusion matrix and mistakes as PNG files.
+"""Draw training curves, a confusion matrix and mistakes as PNG files.
 
-Figures are objects of their own: no pyplot, no display, no global state.
-matplotlib is imported when a figure is made, since that takes a while.
+Figures are objects of their own, without pyplot, a display or global state.
+matplotlib takes a while to import, so only drawing imports it.
 """
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from keras_resnet_cifar.data.load import Split
+from keras_resnet_cifar.evaluation.metrics import Mistakes
 from keras_resnet_cifar.files import atomic_write
 
 _TRAIN, _VALIDATION = "#1f77b4", "#d62728"
-# Counts in the cells stay readable up to here.
-_MOST_CLASSES_WITH_TEXT = 20
+_MOST_CLASSES_WITH_TEXT = 20  # more would make the cells unreadable
 
 
-def plot_curves(history, path):
-    """Draws loss, accuracy and learning rate by epoch, final values named.
+def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw loss, accuracy and learning rate by epoch.
 
     Args:
-        history: List of dicts, one for each epoch, with `epoch` (from 1) and
-            any of `loss`, `accuracy`, `val_loss`, `val_accuracy`,
-            `learning_rate`, `images_per_second`. A value that is absent,
-            None, empty or not finite is left out.
-        path: PNG file to write.
-
-    Raises:
-        InputError: The file cannot be written.
+        history: One dict per epoch: `epoch` (from 1) and any of `loss`,
+            `accuracy`, `val_loss`, `val_accuracy`, `learning_rate` and
+            `images_per_second`. Missing and non-finite values are left out.
+        path: PNG file to write; `InputError` if that fails.
     """
     figure = _figure(13, 4)
     axes = figure.subplots(1, 3)
@@ -36,26 +36,22 @@ def plot_curves(history, path):
     _curves(axes[2], history, "learning_rate", {"": ""})
     _, speed = _series(history, "images_per_second")
     if speed.size:
-        figure.suptitle(f"{np.median(speed):,.0f} images a second (median)")
+        figure.suptitle(f"{np.median(speed):,.0f} images per second (median)")
     _save(figure, path)
 
 
-def plot_confusion(confusion, class_names, path):
-    """Draws a confusion matrix; colours are shares of the true class.
-
-    The colour scale is a square root, so that a confusion of 1 % shows.
+def plot_confusion(
+    confusion: np.ndarray, class_names: Sequence[str], path: Path
+) -> None:
+    """Draw a confusion matrix; colours are shares of the true class.
 
     Args:
         confusion: Integer `[C, C]`, counts: rows are true, columns predicted.
         class_names: C names.
-        path: PNG file to write.
-
-    Raises:
-        InputError: The file cannot be written.
+        path: PNG file to write; `InputError` if that fails.
     """
     from matplotlib.colors import PowerNorm
 
-    confusion = np.asarray(confusion)
     classes = len(confusion)
     with_text = classes <= _MOST_CLASSES_WITH_TEXT
     side = 2.2 + classes * (0.5 if with_text else 0.15)
@@ -64,6 +60,7 @@ def plot_confusion(confusion, class_names, path):
 
     figure = _figure(side + 0.8, side)
     axes = figure.subplots()
+    # A square root, so that a confusion of 1 % shows.
     image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     figure.colorbar(
         image, label="share of the true class", shrink=0.6, aspect=4 * side
@@ -74,51 +71,40 @@ def plot_confusion(confusion, class_names, path):
     axes.set_yticks(range(classes), class_names, fontsize=font)
     if with_text:
         for (row, column), count in np.ndenumerate(confusion):
-            axes.text(
-                column,
-                row,
-                str(count),
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if share[row, column] > 0.25 else "black",
-            )
+            colour = "white" if share[row, column] > 0.25 else "black"
+            style = {"ha": "center", "va": "center", "fontsize": 8}
+            axes.text(column, row, str(count), color=colour, **style)
     _save(figure, path)
 
 
-def plot_mistakes(images, labels, predicted, probabilities, class_names, path):
-    """Draws images in a grid, each with what it is and was taken for.
+def plot_mistakes(
+    split: Split, mistakes: Mistakes, class_names: Sequence[str], path: Path
+) -> None:
+    """Draw mistakes in a grid, each with its true and its predicted class.
 
     Args:
-        images: uint8 `[N, H, W, 3]` from 0 to 255; N may be 0.
-        labels: Integer `[N]`, true classes.
-        predicted: Integer `[N]`, predicted classes.
-        probabilities: Float `[N]` from 0 to 1, of the predicted classes.
+        split: The images and their labels.
+        mistakes: Which of them to draw; there may be none.
         class_names: Names of the classes.
-        path: PNG file to write.
-
-    Raises:
-        InputError: The file cannot be written.
+        path: PNG file to write; `InputError` if that fails.
     """
-    columns = min(max(math.ceil(math.sqrt(len(images))), 1), 6)
-    rows = max(math.ceil(len(images) / columns), 1)
+    count = len(mistakes.indices)
+    columns = min(max(math.ceil(math.sqrt(count)), 1), 6)
+    rows = max(math.ceil(count / columns), 1)
     longest = max(map(len, class_names)) + len("→  100 %")
     cell = max(2, 0.075 * longest)  # inches; a character of 9 points is 0.075
     figure = _figure(cell * columns, (cell + 0.5) * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
-    mistakes = zip(images, labels, predicted, probabilities, strict=True)
-    for axes, (image, label, guess, probability) in zip(
-        grid, mistakes, strict=False
-    ):
-        axes.imshow(image, interpolation="nearest")
+    for axes, index, guess, probability in zip(grid, *mistakes, strict=False):
+        axes.imshow(split.images[index], interpolation="nearest")
         axes.set_title(
-            f"{class_names[label]}\n"
+            f"{class_names[split.labels[index]]}\n"
             f"→ {class_names[guess]} {100 * probability:.0f} %",
             fontsize=9,
         )
-    if not len(images):
+    if not count:
         grid[0].text(0.5, 0.5, "no mistakes", ha="center", va="center")
     _save(figure, path)
 
@@ -138,12 +124,11 @@ def _save(figure, path):
 
 
 def _curves(axes, history, key, prefixes):
-    """Draws a value; `prefixes` maps the label of a curve to its prefix."""
+    """Draw one value; `prefixes` maps the label of a curve to its prefix."""
     from matplotlib.ticker import MaxNLocator
 
-    for (label, prefix), colour in zip(
-        prefixes.items(), (_TRAIN, _VALIDATION), strict=False
-    ):
+    colours = (_TRAIN, _VALIDATION)
+    for (label, prefix), colour in zip(prefixes.items(), colours, strict=False):
         epochs, values = _series(history, prefix + key)
         if values.size:
             label = f"{label} final {values[-1]:.4g}".strip()
@@ -157,11 +142,10 @@ def _curves(axes, history, key, prefixes):
 
 
 def _series(history, key):
-    """Returns the epochs and the values of a column, where it has any."""
+    """Return the epochs and the values of a column, where it has any."""
     rows = [
         (float(row["epoch"]), float(row[key]))
         for row in history
         if row.get(key) not in (None, "") and math.isfinite(float(row[key]))
     ]
-    epochs, values = np.array(rows, "float64").reshape(-1, 2).T
-    return epochs, values
+    return np.array(rows, "float64").reshape(-1, 2).T

@@ -1,24 +1,28 @@
-"""Predicts image files: reads them as the model wants them."""
+"""Predict the classes of image files."""
 
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import keras
 import numpy as np
 
-from keras_resnet_cifar.data.folders import open_image
+from keras_resnet_cifar.data.images import open_image
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.evaluate import logits_of
 from keras_resnet_cifar.evaluation.metrics import softmax
 from keras_resnet_cifar.models.saving import check_classifier
 
 
-def read_image(path, size):
-    """Returns an image file as uint8 `[height, width, 3]`.
+def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
+    """Return an image file as uint8 `[height, width, 3]`.
 
     Args:
-        path: A file of one of `FORMATS`.
-        size: `(height, width)` to resize to, where it differs (bicubic).
+        path: An image file, as for `open_image`.
+        size: `(height, width)`; other sizes are resized to it (bicubic).
 
     Raises:
-        InputError: The file is missing or no image, or claims a size that
-            would exhaust memory.
+        InputError: As `open_image`.
     """
     from PIL import Image
 
@@ -28,14 +32,19 @@ def read_image(path, size):
     return np.asarray(image)
 
 
-def predict_files(model, paths, class_names=None, top=3):
-    """Returns the most probable classes of image files.
+def predict_files(
+    model: keras.Model,
+    paths: Sequence[str | os.PathLike],
+    class_names: Sequence[str] | None = None,
+    top: int = 3,
+) -> list[dict[str, Any]]:
+    """Return the most probable classes of image files.
 
     Args:
-        model: From raw images to logits, as of `build_resnet`.
+        model: From raw images to logits, as from `build_resnet`.
         paths: Image files; each is resized to the model's input.
         class_names: One name per class, or `None` for numbers.
-        top: How many classes to give, at least 1.
+        top: How many classes to return per image, at least 1.
 
     Returns:
         A list of dicts `{"image": path, "classes": [{"class": name,
@@ -44,13 +53,12 @@ def predict_files(model, paths, class_names=None, top=3):
     Raises:
         InputError: A file is no image, or the names do not fit the model.
     """
-    check_classifier(model, class_names and len(class_names))
-    outputs = model.output_shape[1]
-    names = class_names or [str(index) for index in range(outputs)]
+    check_classifier(model, len(class_names) if class_names else None)
+    names = class_names or list(map(str, range(model.output_shape[1])))
     if top < 1:
         raise InputError(f"top={top}: ask for at least 1 class")
-    size = tuple(side or 32 for side in model.input_shape[1:3])
-    images = np.stack([read_image(path, size) for path in paths])
+    height, width = (side or 32 for side in model.input_shape[1:3])
+    images = np.stack([read_image(path, (height, width)) for path in paths])
     probabilities = softmax(logits_of(model, images))
     ranked = np.argsort(-probabilities, axis=1)[:, :top]
     return [

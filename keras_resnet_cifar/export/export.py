@@ -1,49 +1,53 @@
-"""Exports a model for serving: numbered versions, verified before they appear.
+"""Export a model for serving: numbered versions, verified before they appear.
 
     saved_models/resnet20/1/           a SavedModel
-    saved_models/resnet20/2/           the next
+    saved_models/resnet20/2/           the next version
     saved_models/resnet20/onnx/1/      model.onnx, labels.txt
     saved_models/resnet20/litert/1/    model.tflite, labels.txt
 
-TensorFlow Serving watches the folder and loads the highest number, whatever is
-in it, and passes by what is no number: so each format has its own numbers.
+TensorFlow Serving loads the highest number in the folder that it watches and
+ignores other names, so each format has versions of its own.
 """
 
-import json
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_resnet_cifar.errors import ExportFailed, InputError, unknown
+from keras_resnet_cifar.errors import (
+    ExportFailed,
+    InputError,
+    one_line,
+    unknown,
+)
 from keras_resnet_cifar.export.verify import (
     TOLERANCE,
     Verification,
     last_line,
-    on_cpu,
+    run_python,
     verify,
 )
-from keras_resnet_cifar.files import move_folder, staged_folder
+from keras_resnet_cifar.files import atomic_write, move_folder, staged_folder
 from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.training.run_directory import find_run
 
+if TYPE_CHECKING:
+    import keras
+
+    from keras_resnet_cifar.data.load import Dataset
+    from keras_resnet_cifar.training.train import Run
+
 CALIBRATION_IMAGES = 500
 DRAWN_IMAGES = 256
-EXIT_BAD_INPUT = 2  # of `formats.py`, for what a user can mend
 
-# What each format needs, beside TensorFlow: {module: name of its package}.
-FORMATS = {
-    "saved_model": {},
-    "onnx": {
-        "tf2onnx": "tf2onnx",
-        "onnx": "onnx",
-        "onnxruntime": "onnxruntime",
-    },
-    "litert": {"ai_edge_litert": "ai-edge-litert"},
+# The packages that each format needs besides TensorFlow.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "saved_model": (),
+    "onnx": ("tf2onnx", "onnx", "onnxruntime"),
+    "litert": ("ai-edge-litert",),
 }
 
 
@@ -57,7 +61,7 @@ class Export:
         images: What it was verified on, in words.
         verification: How it compares with the Keras model.
         top1: Its accuracy on these images, 0 to 1; `None` without labels.
-        keras_top1: The Keras model's.
+        keras_top1: The Keras model's accuracy on them.
     """
 
     path: Path
@@ -68,8 +72,12 @@ class Export:
     keras_top1: float | None
 
 
-def export_saved_model(model_or_run, path, **kwargs):
-    """Exports a SavedModel; `export_model` with `format="saved_model"`.
+def export_saved_model(
+    model_or_run: "keras.Model | Run | str | Path",
+    path: str | Path,
+    **kwargs: Any,
+) -> Export:
+    """Export a SavedModel: `export_model` with `format="saved_model"`.
 
     Its signature `serving_default` takes raw images (uint8 `[N, H, W, 3]`),
     `serving_bytes` JPEG or PNG files of any size (string `[N]`); both return
@@ -84,19 +92,19 @@ def export_saved_model(model_or_run, path, **kwargs):
 
 
 def export_model(
-    model_or_run,
-    path,
-    format="saved_model",
+    model_or_run: "keras.Model | Run | str | Path",
+    path: str | Path,
+    format: str = "saved_model",
     *,
-    int8=False,
-    data=None,
-    images=None,
-    tolerance=TOLERANCE,
-):
-    """Exports a model and verifies it before it appears at its path.
+    int8: bool = False,
+    data: "Dataset | dict[str, Any] | None" = None,
+    images: int | None = None,
+    tolerance: float = TOLERANCE,
+) -> Export:
+    """Export a model, and verify it before it appears at its path.
 
-    It is written, and run in a process without this package and without
-    Keras, in a hidden folder beside its place; all on the CPU, in float32.
+    It is written to a hidden folder beside its place, and run there by a
+    process without Keras and without this package, in float32 on the CPU.
 
     Args:
         model_or_run: A model from images `[N, H, W, 3]`, 0 to 255, to logits,
@@ -105,54 +113,59 @@ def export_model(
         path: The folder of the model, which gets the next free version; or,
             if it ends in a number, that version.
         format: A key of `FORMATS`.
-        int8: LiteRT in whole numbers, calibrated on 500 images of the train
-            split. Its agreement with the Keras model is told, not required.
+        int8: Quantise for LiteRT, calibrated on 500 images of the train
+            split. Agreement with the Keras model is then reported, not
+            required.
         data: A `Dataset`, or arguments of `load_dataset` (for a run, those
-            that replace its own): it names the classes, and the model is
-            verified on its test split. By default the run's; for a model
-            outside of runs, drawn images, and numbers for names.
-        images: How many images of the test split to take; all by default.
+            that replace its own): it names the classes, and its test split
+            verifies the model. By default the run's; for a model without a
+            run, drawn images, and numbers for names.
+        images: How many images of the test split to use; all by default.
         tolerance: How far a probability may be off from the Keras model's.
 
-    Returns:
-        An `Export`.
-
     Raises:
-        InputError: No such model, format or data, a package is missing, the
-            path is taken or cannot be written.
-        ExportFailed: It cannot be converted, or the converted model does not
-            agree with the Keras model. Nothing is left of it.
+        InputError: Unknown model, format or data, a package is missing, or
+            the path is taken or cannot be written.
+        ExportFailed: The model cannot be converted, or the converted model
+            disagrees with the Keras model. No files are left.
     """
     _check_request(format, int8, images)
     path = Path(path)
     parent, version = _place(path, format, int8)
     with (
         staged_folder(parent) as staged,
-        tempfile.TemporaryDirectory() as temporary,
+        tempfile.TemporaryDirectory() as scratch,
     ):
-        scratch = Path(temporary)
-        model, config = _source(model_or_run, scratch)
-        sample = _sample(config, data, int8, images)
-        job = {
-            "model": str(model),
-            "format": format,
-            "int8": int8,
-            "class_names": sample.class_names,
-            "model_name": path.parent.name if version else path.name,
-            "folder": str(staged),
-            "target": str(path),
-        }
-        reference = _run_job(job, sample, scratch)
-        found = _verified(job, sample, reference, scratch, tolerance)
+        model, config = _source(model_or_run)
+        description, sample = _sample(config, data, int8, images)
+        file = Path(scratch, "sample.npz")
+        with atomic_write(file) as temporary:
+            np.savez(temporary, **sample)
+        reference = _convert(format, model, file, staged, path)
+        names = sample.get("class_names", np.arange(reference.shape[1]))
+        limit = None if int8 else tolerance
+        try:
+            result = verify(staged, format, file, reference, names, limit)
+        except ExportFailed as error:
+            raise ExportFailed(
+                f"{path}: the {format} model failed its check and was "
+                f"removed: {error}"
+            ) from error
         size = sum(p.stat().st_size for p in staged.rglob("*") if p.is_file())
         place = _move(staged, parent, version)
+
+    def accuracy(probabilities):
+        if "labels" not in sample:
+            return None
+        return float(np.mean(probabilities.argmax(1) == sample["labels"]))
+
     return Export(
         path=place,
         size=size,
-        images=sample.told,
-        verification=found,
-        top1=_accuracy(found.probabilities, sample.labels),
-        keras_top1=_accuracy(reference, sample.labels),
+        images=description,
+        verification=result,
+        top1=accuracy(result.probabilities),
+        keras_top1=accuracy(reference),
     )
 
 
@@ -160,27 +173,25 @@ def _check_request(format, int8, images):
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     if int8 and format != "litert":
-        raise InputError(
-            f"int8 is of the format litert, not {format}: leave it out"
-        )
+        raise InputError(f"int8=True needs format='litert', not {format!r}")
     if images is not None and images < 1:
         raise InputError(f"images={images}: verify on at least 1")
-    needed = {"tensorflow": "tensorflow", **FORMATS[format]}
-    missing = [name for key, name in needed.items() if not find_spec(key)]
+    needed = ("tensorflow", *FORMATS[format])
+    missing = [x for x in needed if not find_spec(x.replace("-", "_"))]
     if missing:
         raise InputError(
-            f"exporting to {format} needs {', '.join(missing)}: pip install "
+            f"exporting to {format} needs more packages: pip install "
             f"{' '.join(missing)}"
         )
 
 
 def _place(path, format, int8):
-    """Returns the folder of the versions, and the version if it is given."""
+    """Return the folder of the versions, and the version if it is given."""
     if path.name.isdecimal():
         if path.exists():
             raise InputError(
-                f"{path} is there already: name another version, or its "
-                "folder for the next free one"
+                f"{path} already exists: name another version, or its folder "
+                "for the next free one"
             )
         return path.parent, path.name
     if path.exists() and not path.is_dir():
@@ -190,136 +201,101 @@ def _place(path, format, int8):
     return path / (f"{format}-int8" if int8 else format), None
 
 
-def _source(model_or_run, scratch):
-    """Returns the `.keras` file to export, and the config of its run if any."""
-    if isinstance(model_or_run, str | Path):
-        return _file(Path(model_or_run))
-    from keras_resnet_cifar.models.saving import check_classifier, save_model
-
-    config = getattr(model_or_run, "config", None)
-    model = model_or_run.model if config else model_or_run
-    check_classifier(model)
-    save_model(model, scratch / "model.keras")
-    return scratch / "model.keras", config
-
-
-def _file(path):
+def _source(model_or_run):
+    """Return a model or its `.keras` file, and the config of its run if any."""
+    if not isinstance(model_or_run, str | Path):
+        config = getattr(model_or_run, "config", None)
+        return model_or_run.model if config else model_or_run, config
+    path = Path(model_or_run)
     if path.is_dir():
-        run = newest_run(path)
-        path = run.last
-        if not path.is_file():
-            raise InputError(
-                f"{run.path} has no {path.name}: name a run with a checkpoint, "
-                "or a .keras file"
-            )
+        path = newest_run(path).last
     if not path.is_file():
         raise InputError(
-            f"no run or model at {path}: name a run directory or a .keras file"
+            f"no checkpoint at {path}: name a run directory with one, or a "
+            ".keras file"
         )
     run = find_run(path)
     return path.absolute(), run and run.read_config()
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """What a model is verified on, and calibrated with."""
-
-    images: np.ndarray
-    labels: np.ndarray | None
-    class_names: tuple | None
-    calibration: np.ndarray | None
-    told: str
-
-
 def _sample(config, data, int8, count):
-    """Takes the images of the data given, or of the run, or draws some."""
+    """Describe and return the arrays that the model is verified on."""
     request = config["request"] if config else {}
     if isinstance(data, dict):
         same = data.get("name") in (None, request.get("name"))
         data, request = None, (request if same else {}) | data
-    if data is None:
-        if "name" not in request:
-            return _drawn(int8, count)
+    if data is None and "name" in request:
         from keras_resnet_cifar.data.load import load_dataset
 
         data = load_dataset(**request)
-    calibration = None
+    if data is None:
+        if int8:
+            raise InputError(
+                "int8=True is calibrated on images of the train split: give "
+                "data= the dataset that the model was trained on"
+            )
+        from keras_resnet_cifar.data import shapes
+
+        images, _ = shapes.draw(count or DRAWN_IMAGES, seed=0)
+        return "drawn images", {"images": images}
+    sample = {
+        "images": data.test.images[:count],
+        "labels": data.test.labels[:count],
+        "class_names": np.array(data.class_names),
+    }
     if int8:
-        picked = np.random.default_rng(0).permutation(len(data.train))
-        calibration = data.train.images[picked[:CALIBRATION_IMAGES]]
-    return _Sample(
-        data.test.images[:count],
-        data.test.labels[:count],
-        data.class_names,
-        calibration,
-        f"test images of {data.name}",
-    )
+        order = np.random.default_rng(0).permutation(len(data.train))
+        sample["calibration"] = data.train.images[order[:CALIBRATION_IMAGES]]
+    return f"test images of {data.name}", sample
 
 
-def _drawn(int8, count):
-    if int8:
-        raise InputError(
-            "int8 is calibrated on images of the train split: name the data "
-            "set that the model was trained on"
-        )
-    from keras_resnet_cifar.data import shapes
+def _convert(format, model, sample, folder, target):
+    """Write the model; return the Keras model's probabilities of the sample.
 
-    images, _ = shapes.draw(count or DRAWN_IMAGES, seed=0)
-    return _Sample(images, None, None, None, "drawn images")
+    Keras on TensorFlow writes a SavedModel in this process. Other backends
+    and accelerators need a process of their own, and so do the converters to
+    ONNX and LiteRT, which print to stderr and may crash.
+    """
+    from keras_resnet_cifar.models.saving import check_classifier, save_model
 
-
-def _run_job(job, sample, scratch):
-    """Has `formats.py` write the model; returns the reference."""
+    if not isinstance(model, Path):
+        check_classifier(model)
     try:
-        np.save(scratch / "images.npy", sample.images)
-        if sample.calibration is not None:
-            np.save(scratch / "calibration.npy", sample.calibration)
-        (scratch / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"cannot write {scratch}: {error.strerror}; name a folder with "
-            "free space in TMPDIR"
+        if format == "saved_model" and _on_tensorflow_on_cpu():
+            from keras_resnet_cifar.export.formats import write
+
+            return write(format, model, sample, folder, target)
+        if not isinstance(model, Path):
+            save_model(model, sample.with_name("model.keras"))
+            model = sample.with_name("model.keras")
+        output = sample.with_name("reference.npy")
+        paths = (model, sample, folder, target, output)
+        process = run_python(
+            "-m", "keras_resnet_cifar.export.formats", format, *paths
+        )
+    except InputError:
+        raise
+    except Exception as error:  # each layer and converter has its own
+        raise ExportFailed(
+            f"cannot export to {format}: {one_line(error)}"
         ) from error
-    process = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "keras_resnet_cifar.export.formats",
-            str(scratch),
-        ],
-        capture_output=True,
-        text=True,
-        env=on_cpu(KERAS_BACKEND="tensorflow"),
-    )
-    if process.returncode == EXIT_BAD_INPUT:
+    if process.returncode == 2:  # bad input, as for argparse
         raise InputError(process.stderr.strip().splitlines()[-1])
     if process.returncode:
-        raise ExportFailed(
-            f"cannot export to {job['format']}: {last_line(process)}"
-        )
-    return np.load(scratch / "reference.npy")
+        raise ExportFailed(f"cannot export to {format}: {last_line(process)}")
+    return np.load(output)
 
 
-def _verified(job, sample, reference, scratch, tolerance):
-    numbers = [str(index) for index in range(reference.shape[1])]
-    try:
-        return verify(
-            job["folder"],
-            job["format"],
-            scratch / "images.npy",
-            reference,
-            sample.class_names or numbers,
-            None if job["int8"] else tolerance,
-        )
-    except ExportFailed as error:
-        raise ExportFailed(
-            f"{job['target']}: the {job['format']} model failed its check and "
-            f"was removed: {error}"
-        ) from error
+def _on_tensorflow_on_cpu():
+    import keras
+
+    from keras_resnet_cifar.device import has_accelerator
+
+    return keras.backend.backend() == "tensorflow" and not has_accelerator()
 
 
 def _move(staged, parent, version):
-    """Renames the folder to its version; returns where it is then."""
+    """Rename the folder to its version; return its new path."""
     while True:
         place = parent / (version or str(_next_version(parent)))
         try:
@@ -334,9 +310,3 @@ def _move(staged, parent, version):
 def _next_version(parent):
     numbers = [int(p.name) for p in parent.iterdir() if p.name.isdecimal()]
     return max(numbers, default=0) + 1
-
-
-def _accuracy(probabilities, labels):
-    if labels is None:
-        return None
-    return float(np.mean(probabilities.argmax(1) == labels))

@@ -1,15 +1,13 @@
-"""Writes a model in each format, in a process whose backend is TensorFlow.
+"""Write a model as a SavedModel, for ONNX or for LiteRT, by TensorFlow.
 
-    KERAS_BACKEND=tensorflow python -m keras_resnet_cifar.export.formats JOB
+    KERAS_BACKEND=tensorflow python -m keras_resnet_cifar.export.formats \\
+        FORMAT MODEL.keras SAMPLE.npz FOLDER TARGET REFERENCE.npy
 
-`export.py` fills the folder JOB and runs this: the caller's Keras may run on
-JAX or PyTorch, and the converters write to stderr, and crash, as they like.
+calls `write` and saves what it returns as REFERENCE.npy. The exit code is 2
+for what a user can mend, with a line on stderr that says so.
 """
 
-import json
 import sys
-import tempfile
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,187 +18,154 @@ import tensorflow as tf
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.evaluate import logits_of
 from keras_resnet_cifar.evaluation.metrics import softmax
-from keras_resnet_cifar.export.serving import (
-    classifier,
-    image_spec,
+from keras_resnet_cifar.export.saved_model import (
     write_saved_model,
     write_warmup_requests,
 )
-from keras_resnet_cifar.models.resnet import leaf_layers
+from keras_resnet_cifar.models.cloning import clone_with
 from keras_resnet_cifar.models.saving import check_classifier, load_model
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What to write.
+def write(
+    format: str,
+    model: keras.Model | Path,
+    sample: Path,
+    folder: Path,
+    target: Path,
+) -> np.ndarray:
+    """Write a model that computes in float32.
 
-    Attributes:
-        class_names: One name per class.
-        size: `(H, W)` of the images.
-        int8: Whether to quantise; LiteRT only.
-        calibration: A `.npy` file of images to quantise by.
-        model_name: What a server calls the model.
-        folder: Where the files go; it exists and is empty.
+    Args:
+        format: `"saved_model"`, `"onnx"` or `"litert"`.
+        model: From images `[N, H, W, 3]`, 0 to 255, to logits `[N, C]`; or
+            its `.keras` file.
+        sample: An `.npz` file with `images`, uint8 `[N, H, W, 3]`; optionally
+            `class_names`, C strings; and to quantise for LiteRT,
+            `calibration`, uint8 `[M, H, W, 3]`.
+        folder: An empty folder to write to.
+        target: Its later path, which names the model on a server.
+
+    Returns:
+        The Keras model's probabilities of the images, float32 `[N, C]`.
+
+    Raises:
+        InputError: The model cannot be loaded, does not fit the sample, or
+            cannot be written.
     """
-
-    class_names: list
-    size: tuple
-    int8: bool
-    calibration: Path
-    model_name: str
-    folder: Path
-
-
-def main(folder):
-    """Does a job; returns the exit code, 2 for what a user can mend.
-
-    The folder holds `job.json` (see `export._run_job`), `images.npy` and, to
-    quantise, `calibration.npy`. It gets `reference.npy`, the probabilities
-    float32 `[N, C]` of the images by the Keras model.
-    """
-    try:
-        _work(Path(folder))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-def _work(folder):
-    asked = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    images = np.load(folder / "images.npy")
-    model = load_model(Path(asked["model"]))
-    names = asked["class_names"] or list(map(str, range(model.output_shape[1])))
+    with np.load(sample) as arrays:
+        images = arrays["images"]
+        names = arrays.get("class_names")
+        calibration = arrays.get("calibration")
+    if isinstance(model, Path):
+        model = load_model(model)
+    if names is None:
+        names = range(model.output_shape[1])
+    names = [str(name) for name in names]
     check_classifier(model, len(names), images.shape[1:])
-    model = _in_float32(model)
-    probabilities = softmax(logits_of(model, images)).astype("float32")
-    np.save(folder / "reference.npy", probabilities)
-    job = _Job(
-        class_names=names,
-        size=images.shape[1:3],
-        int8=asked["int8"],
-        calibration=folder / "calibration.npy",
-        model_name=asked["model_name"],
-        folder=Path(asked["folder"]),
-    )
+    model, size = clone_with(model, _float32), images.shape[1:3]
     try:
-        _WRITERS[asked["format"]](model, job)
+        if format == "saved_model":
+            write_saved_model(model, names, size, folder)
+            if find_spec("tensorflow_serving"):
+                named = target.parent if target.name.isdecimal() else target
+                write_warmup_requests(folder, named.name, size)
+        else:
+            if format == "onnx":
+                _write_onnx(model, size, folder / "model.onnx")
+            else:
+                _write_litert(model, size, folder / "model.tflite", calibration)
+            labels = "".join(f"{name}\n" for name in names)
+            (folder / "labels.txt").write_text(labels, encoding="utf-8")
     except (OSError, tf.errors.OpError) as error:
-        # TensorFlow's begin with the op and the file; the cause comes last.
-        told = getattr(error, "strerror", None) or str(error).split("; ")[-1]
+        # TensorFlow's message begins with the op; the cause comes last.
+        cause = getattr(error, "strerror", None) or str(error).split("; ")[-1]
         raise InputError(
-            f"cannot write {asked['target']}: {' '.join(told.split())[:200]}; "
-            "name a place in a writable folder with free space"
+            f"cannot write {target}: {' '.join(cause.split())[:200]}; name a "
+            "writable folder with free space"
         ) from error
+    return softmax(logits_of(model, images)).astype("float32")
 
 
-def _in_float32(model):
-    """The model, or a copy that computes in float32 throughout."""
-    if all(x.compute_dtype == "float32" for x in leaf_layers(model)):
-        return model
-
-    def clone(layer):
-        config = layer.get_config()
-        if not isinstance(layer, keras.layers.InputLayer):
-            config["dtype"] = "float32"
-        return type(layer).from_config(config)
-
-    copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
-    copy.set_weights(model.get_weights())
-    return copy
+def _float32(layer, config):
+    if not isinstance(layer, keras.layers.InputLayer):
+        config["dtype"] = "float32"
+    return type(layer), config
 
 
-def _write_saved_model(model, job):
-    write_saved_model(model, job.class_names, job.size, job.folder)
-    if find_spec("tensorflow_serving"):
-        write_warmup_requests(job.folder, job.model_name, job.size)
+def _with_softmax(model, size, dtype="uint8"):
+    """Return the model from raw images to `{"probabilities": ...}`.
+
+    ONNX and LiteRT have no strings: labels.txt lists the names.
+    """
+    image = keras.Input((*size, 3), dtype=dtype, name="image")
+    logits = model(keras.ops.cast(image, "float32"))
+    probabilities = keras.layers.Softmax(dtype="float32")(logits)
+    return keras.Model(image, {"probabilities": probabilities})
 
 
-def _write_onnx(model, job):
+def _write_onnx(model, size, path):
+    """Write from a frozen graph.
+
+    `Model.export(format="onnx")` of Keras 3.15 makes the constants of
+    `Normalization` further inputs.
+    """
     import onnx
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
     from tf2onnx.convert import from_graph_def
 
-    # Frozen here: tf2onnx takes constants that Keras made eagerly, such as
-    # the mean of Normalization, for further inputs.
-    graph = _frozen(_classes_only(model, job), image_spec(job.size))
+    spec = tf.TensorSpec((None, *size, 3), tf.uint8, name="image")
+    function = tf.function(_with_softmax(model, size))
+    graph = convert_variables_to_constants_v2(
+        function.get_concrete_function(spec)
+    )
     names = {graph.inputs[0].name: "image"}
     names[graph.outputs[0].name] = "probabilities"
     proto, _ = from_graph_def(
         graph.graph.as_graph_def(),
         input_names=[graph.inputs[0].name],
         output_names=[graph.outputs[0].name],
+        tensors_to_rename=names,
     )
-    _rename(proto.graph, names)
-    onnx.checker.check_model(proto)
-    onnx.save(proto, job.folder / "model.onnx")
-    _write_labels(job)
-
-
-def _frozen(function, spec):
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
-
-    concrete = tf.function(function).get_concrete_function(spec)
-    return convert_variables_to_constants_v2(concrete)
-
-
-def _rename(graph, names):
-    """Renames the inputs and outputs of an ONNX graph, and their batch."""
-    for value in (*graph.input, *graph.output):
-        value.name = names[value.name]
+    for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    for node in graph.node:
-        for ports in (node.input, node.output):
-            ports[:] = [names.get(name, name) for name in ports]
+    onnx.checker.check_model(proto)
+    onnx.save(proto, path)
 
 
-def _write_litert(model, job):
-    dtype = tf.float32 if job.int8 else tf.uint8
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(
-        "serving_default",
-        _classes_only(model, job),
-        [image_spec(job.size, dtype)],
+def _write_litert(model, size, path, calibration=None):
+    """Write in float32 or, given images to calibrate with, in int8."""
+    operations, options = tf.lite.OpsSet.TFLITE_BUILTINS, {}
+    if calibration is not None:
+        operations = tf.lite.OpsSet.TFLITE_BUILTINS_INT8
+        options = {
+            "optimizations": [tf.lite.Optimize.DEFAULT],
+            "representative_dataset": lambda: (
+                [image[None].astype("float32")] for image in calibration
+            ),
+            "inference_input_type": tf.uint8,  # of the float32 input
+        }
+    dtype = "uint8" if calibration is None else "float32"
+    _with_softmax(model, size, dtype).export(
+        path,
+        format="litert",
+        verbose=False,
+        target_spec={"supported_ops": [operations]},
+        **options,
     )
-    with tempfile.TemporaryDirectory() as temporary:
-        archive.write_out(temporary, verbose=False)
-        converter = tf.lite.TFLiteConverter.from_saved_model(temporary)
-        if job.int8:
-            _quantise(converter, np.load(job.calibration))
-        content = converter.convert()
-    (job.folder / "model.tflite").write_bytes(content)
-    _write_labels(job)
 
 
-def _quantise(converter, images):
-    """Sets a converter to whole numbers throughout; raw images go in."""
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.representative_dataset = lambda: (
-        [image[None].astype("float32")] for image in images
-    )
-    converter.inference_input_type = tf.uint8
-
-
-def _classes_only(model, job):
-    """What phones and ONNX serve: no strings, `labels.txt` has the names."""
-    classify = classifier(model, job.class_names)
-    return lambda image: {"probabilities": classify(image)["probabilities"]}
-
-
-def _write_labels(job):
-    text = "".join(f"{name}\n" for name in job.class_names)
-    (job.folder / "labels.txt").write_text(text, encoding="utf-8")
-
-
-_WRITERS = {
-    "saved_model": _write_saved_model,
-    "onnx": _write_onnx,
-    "litert": _write_litert,
-}
+def main(format: str, *paths: str) -> int:
+    """Run `write` as the module's docstring says; return the exit code."""
+    model, sample, folder, target, reference = map(Path, paths)
+    try:
+        np.save(reference, write(format, model, sample, folder, target))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -1,18 +1,19 @@
-"""Verifies an exported model: a fresh process, real images, equal classes."""
+"""Verify an exported model: a fresh process, real images, equal classes."""
 
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from keras_resnet_cifar.errors import ExportFailed
-from keras_resnet_cifar.export import artefact
+from keras_resnet_cifar.export import run_exported
 
-TOLERANCE = 1e-5  # of a probability; float32 leaves 56 layers 5e-6
+TOLERANCE = 1e-5  # of a probability; in float32, 56 layers differ by 5e-6
 
 
 @dataclass(frozen=True)
@@ -34,55 +35,69 @@ class Verification:
     images_per_second: float
 
 
-def verify(folder, format, images, reference, class_names, tolerance=TOLERANCE):
-    """Runs an exported model in a process without this package and Keras.
+def verify(
+    folder: Path,
+    format: str,
+    sample: Path,
+    reference: np.ndarray,
+    class_names: Sequence[str],
+    tolerance: float | None = TOLERANCE,
+) -> Verification:
+    """Compare an exported model, run without Keras, with the Keras model.
 
     Args:
-        folder: What `formats.py` wrote.
+        folder: The exported model.
         format: `"saved_model"`, `"onnx"` or `"litert"`.
-        images: Path of a `.npy` file, uint8 `[N, H, W, 3]`.
+        sample: An `.npz` file with `images`, uint8 `[N, H, W, 3]`.
         reference: float32 `[N, C]`, probabilities by the Keras model.
-        class_names: C names, of which a SavedModel returns one an image.
+        class_names: C names, of which a SavedModel returns one per image.
         tolerance: How far a probability may be off, while every image must
-            have the same class; `None` only counts, and requires neither.
-
-    Returns:
-        A `Verification`.
+            have the same class; `None` requires neither.
 
     Raises:
-        ExportFailed: It does not run, or disagrees.
+        ExportFailed: It does not run, or does not agree.
     """
-    found = _run(folder, format, images)
+    found = _run(folder, format, sample)
     probabilities = found["probabilities"]
     if probabilities.shape != reference.shape:
         raise ExportFailed(
             f"its probabilities are {probabilities.shape}, those of the Keras "
             f"model {reference.shape}"
         )
-    verification = Verification(
+    class_id = probabilities.argmax(1)
+    result = Verification(
         probabilities,
-        len(reference),
-        int(np.sum(probabilities.argmax(1) == reference.argmax(1))),
-        _difference(probabilities, reference),
-        float(found["images_per_second"]),
+        images=len(reference),
+        alike=int(np.sum(class_id == reference.argmax(1))),
+        difference=_difference(probabilities, reference),
+        images_per_second=float(found["images_per_second"]),
     )
     if tolerance is not None:
-        _check_same(verification, found, reference, tolerance)
+        if different := result.images - result.alike:
+            raise ExportFailed(
+                f"{different} of {result.images} images get another class "
+                "than from the Keras model"
+            )
+        for name in ("probabilities", "alone", "from_bytes"):
+            difference = _difference(found.get(name, reference[:0]), reference)
+            if not difference <= tolerance:
+                raise ExportFailed(
+                    f"its probabilities ({name}) differ by {difference:.1e} "
+                    f"from the Keras model's; the tolerance is {tolerance:.0e}"
+                )
     if "label" in found:
-        _check_labels(found, class_names)
-    return verification
+        labels = np.asarray(class_names)[class_id]
+        if any(found["class_id"] != class_id) or any(found["label"] != labels):
+            raise ExportFailed("class_id or label is not the most probable one")
+    return result
 
 
-def _run(folder, format, images):
-    """Returns the arrays that `artefact.py` writes."""
+def _run(folder, format, sample):
+    """Return the arrays that `run_exported.py` writes."""
     with tempfile.TemporaryDirectory() as temporary:
-        output = Path(temporary) / "output.npz"
-        script = [artefact.__file__, format, folder, images, output]
-        process = subprocess.run(
-            [sys.executable, "-P", *map(str, script)],
-            capture_output=True,
-            text=True,
-            env=on_cpu(),
+        output = Path(temporary, "output.npz")
+        process = run_python(
+            "-P", run_exported.__file__, format, folder, sample, output
         )
         if process.returncode:
             raise ExportFailed(f"it does not run: {last_line(process)}")
@@ -90,45 +105,28 @@ def _run(folder, format, images):
             return dict(arrays)
 
 
-def on_cpu(**variables):
-    """The environment of a child that computes on the CPU, in float32.
+def run_python(*arguments: object) -> subprocess.CompletedProcess:
+    """Run Python on the CPU, with TensorFlow as the backend of Keras.
 
     Accelerators round products to fewer digits, each in its own way.
     """
-    quiet = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return {**os.environ, **quiet, **variables}
+    settings = {
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "KERAS_BACKEND": "tensorflow",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | settings
+    )
 
 
-def last_line(process):
-    """The last line on a child's stderr: what an exception says."""
-    lines = process.stderr.strip().splitlines() or ["no word"]
+def last_line(process: subprocess.CompletedProcess) -> str:
+    """Return the last line of stderr, which is what an exception says."""
+    lines = process.stderr.strip().splitlines() or ["no message"]
     return f"{lines[-1].strip()[:300]} (exit code {process.returncode})"
 
 
-def _check_same(verification, found, reference, tolerance):
-    if verification.alike != len(reference):
-        raise ExportFailed(
-            f"{len(reference) - verification.alike} of {len(reference)} images "
-            "get another class than from the Keras model"
-        )
-    for name in ("probabilities", "alone", "from_bytes"):
-        rows = found.get(name, reference[:0])
-        difference = _difference(rows, reference[: len(rows)])
-        if not difference <= tolerance:
-            raise ExportFailed(
-                f"its probabilities ({name}) differ by {difference:.1e} from "
-                f"those of the Keras model, the tolerance is {tolerance:.0e}"
-            )
-
-
-def _check_labels(found, class_names):
-    class_id = found["class_id"]
-    names = np.asarray(class_names)[class_id]
-    if (class_id != found["probabilities"].argmax(1)).any() or (
-        found["label"] != names
-    ).any():
-        raise ExportFailed("its class_id or label is not the most probable's")
-
-
-def _difference(one, other):
-    return float(np.abs(one - other).max(initial=0.0))
+def _difference(rows, reference):
+    """The largest difference from the first rows of the reference."""
+    return float(np.abs(rows - reference[: len(rows)]).max(initial=0.0))

@@ -3,22 +3,23 @@
 import importlib.util
 import json
 import os
+import subprocess
 
 import keras
 import numpy as np
 import pytest
-from helpers import TINY
+from helpers import refusal
 
 from keras_resnet_cifar.cli import main as cli
+from keras_resnet_cifar.data import load as data_load
 from keras_resnet_cifar.errors import ExportFailed, InputError
 from keras_resnet_cifar.export import export
 from keras_resnet_cifar.export import verify as verification
 from keras_resnet_cifar.export.export import export_model, export_saved_model
-from keras_resnet_cifar.models.resnet import build_resnet
 
-TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 needs_tensorflow = pytest.mark.skipif(
-    not TENSORFLOW, reason="TensorFlow, which writes exports, is not installed"
+    not importlib.util.find_spec("tensorflow"),
+    reason="TensorFlow, which writes exports, is not installed",
 )
 on_tensorflow = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
@@ -34,23 +35,8 @@ def files(folder):
     )
 
 
-def run(*arguments):
+def command(*arguments):
     return cli.main(["export", *map(str, arguments)])
-
-
-@pytest.fixture(scope="module")
-def model():
-    keras.utils.set_random_seed(0)
-    return build_resnet(**TINY, normalization="shapes")
-
-
-@pytest.fixture
-def mixed_model():
-    """Computes in bfloat16, which phones and ONNX runtimes do not."""
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    yield build_resnet(**TINY, normalization="per_image")
-    keras.config.set_dtype_policy(policy)
 
 
 @pytest.fixture
@@ -78,111 +64,177 @@ def run_directory(model, tiny_cifar, tmp_path):
     return folder
 
 
-# --- The real thing: three processes each
+# --- The real thing, verified in a process of its own
 
 
 @needs_tensorflow
-def test_a_saved_model_from_any_backend(model, tiny_data, tmp_path):
-    found = export_saved_model(model, tmp_path / "net", data=tiny_data)
-    assert found.path == tmp_path / "net" / "1"
-    held = files(found.path)
-    assert "saved_model.pb" in held
+def test_a_saved_model_from_any_backend(exported):
+    folder, _, result = exported("saved_model")
+    assert result.path == folder / "1"
+    names = files(result.path)
+    assert "saved_model.pb" in names
     warmup = "assets.extra/tf_serving_warmup_requests"
-    assert (warmup in held) == bool(
+    assert (warmup in names) == bool(
         importlib.util.find_spec("tensorflow_serving")
     )
-    assert found.size == sum(os.path.getsize(found.path / f) for f in held)
-    check = found.verification
+    assert result.size == sum(os.path.getsize(result.path / f) for f in names)
+    check = result.verification
     assert (check.images, check.alike) == (64, 64)
     assert check.difference <= 1e-5
-    assert found.top1 == found.keras_top1
-    assert files(tmp_path) == [f"net/1/{name}" for name in held]
-
-
-FORMATS = {
-    "onnx": ("onnx", "model.onnx", ("tf2onnx", "onnx", "onnxruntime")),
-    "litert": ("litert", "model.tflite", ("ai_edge_litert",)),
-}
+    assert result.top1 == result.keras_top1
+    assert files(folder.parent) == [f"net/1/{name}" for name in names]
 
 
 @on_tensorflow
-@pytest.mark.parametrize("format", FORMATS)
-def test_onnx_and_litert(format, mixed_model, tiny_data, tmp_path):
-    folder, name, modules = FORMATS[format]
-    for module in modules:
-        pytest.importorskip(module, reason=f"{module} is not installed")
-    found = export_model(mixed_model, tmp_path / "net", format, data=tiny_data)
-    assert found.path == tmp_path / "net" / folder / "1"
-    assert files(found.path) == ["labels.txt", name]
-    labels = (found.path / "labels.txt").read_text().splitlines()
+@pytest.mark.parametrize(
+    ("format", "name"), [("onnx", "model.onnx"), ("litert", "model.tflite")]
+)
+def test_onnx_and_litert(format, name, exported, tiny_data):
+    folder, _, result = exported(format)
+    assert result.path == folder / format / "1"
+    assert files(result.path) == ["labels.txt", name]
+    labels = (result.path / "labels.txt").read_text().splitlines()
     assert tuple(labels) == tiny_data.class_names
-    assert found.verification.alike == 64
+    assert result.verification.alike == 64
 
 
 @on_tensorflow
+def test_an_onnx_graph_has_one_input_and_any_batch(exported):
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    _, _, result = exported("onnx")
+    graph = onnx.load(result.path / "model.onnx").graph
+    shapes = {
+        value.name: value.type.tensor_type.shape.dim[0].dim_param
+        for value in (*graph.input, *graph.output)
+    }
+    assert shapes == {"image": "batch", "probabilities": "batch"}
+
+
+@on_tensorflow
+@pytest.mark.slow
 def test_int8_of_a_run_by_command(run_directory, tmp_path, capsys):
     pytest.importorskip("ai_edge_litert", reason="it is not installed")
     out = tmp_path / "net"
     options = ["--format", "litert", "--int8", "--out", out]
-    assert run(run_directory, *options) == 0
+    assert command(run_directory, *options) == 0
     assert files(out) == [
         "litert-int8/1/labels.txt",
         "litert-int8/1/model.tflite",
     ]
     assert b"airplane" in (out / "litert-int8/1/labels.txt").read_bytes()
-    told = capsys.readouterr().out
-    assert f"wrote {out}/litert-int8/1: litert int8, " in told
-    assert "verified on 64 test images of cifar10" in told
-    assert "images/s" in told
+    printed = capsys.readouterr().out
+    assert f"wrote {out}/litert-int8/1: litert int8, " in printed
+    assert "verified on 64 test images of cifar10" in printed
+    assert "images/s" in printed
 
 
 @on_tensorflow
-def test_a_file_that_cannot_be_written_whole(run_directory, tmp_path, capfd):
-    """As on a full disk: the system refuses TensorFlow in the child."""
+@pytest.mark.slow
+def test_a_deep_net_stays_within_the_tolerance(tiny_data, tmp_path):
+    from keras_resnet_cifar.models.resnet import build_resnet
+
+    keras.utils.set_random_seed(0)
+    deep = build_resnet("resnet56", num_classes=10)
+    result = export_saved_model(deep, tmp_path / "net", data=tiny_data)
+    assert result.verification.alike == 64
+
+
+@needs_tensorflow
+@pytest.mark.slow
+def test_an_accelerator_leaves_the_conversion_to_another_process(
+    model, tiny_data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(export, "_on_tensorflow_on_cpu", lambda: False)
+    result = export_saved_model(model, tmp_path / "net", data=tiny_data)
+    assert result.verification.alike == 64
+
+
+@on_tensorflow
+def test_the_model_is_left_as_it_was(model, tiny_data, tmp_path, monkeypatch):
+    def state():
+        return {
+            layer: dict(vars(layer)) for layer in (model, *model.layers)
+        }, model.get_weights()
+
+    nodes = [len(layer._inbound_nodes) for layer in (model, *model.layers)]
+    before, weights = state()
+    monkeypatch.setattr(export, "verify", agree)
+    export_saved_model(model, tmp_path / "net", data=tiny_data)
+    after, new_weights = state()
+    assert before == after
+    assert nodes == [len(x._inbound_nodes) for x in (model, *model.layers)]
+    for one, other in zip(weights, new_weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@on_tensorflow
+def test_a_sequential_model(tmp_path, monkeypatch):
+    sequential = keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(3),
+        ]
+    )
+    monkeypatch.setattr(export, "verify", agree)
+    export_saved_model(sequential, tmp_path / "net")
+    assert "1/saved_model.pb" in files(tmp_path / "net")
+
+
+@on_tensorflow
+def test_a_file_that_cannot_be_written_whole(run_directory, tmp_path):
+    """As on a full disk: the system refuses TensorFlow's writes."""
     resource = pytest.importorskip("resource", reason="Windows has no limits")
     out = tmp_path / "models" / "net"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
     try:
-        code = run(run_directory, "--images", "8", "--out", out)
+        line = refusal(lambda: export_saved_model(run_directory, out, images=8))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert code == 2
-    err = capfd.readouterr().err
-    assert err.count("\n") == 1
-    assert f"cannot write {out}: " in err
+    assert line.startswith(f"cannot write {out}: ")
     assert not (tmp_path / "models").exists()
+
+
+@on_tensorflow
+def test_a_damaged_model(run_directory, tmp_path):
+    (run_directory / "last.keras").write_text("no model")
+    line = refusal(export_saved_model, run_directory, tmp_path / "net")
+    assert "last.keras is damaged" in line
+    assert not (tmp_path / "net").exists()
 
 
 # --- Where it goes: with a writer and a check that do nothing
 
 
+def agree(folder, format, sample, reference, *_):
+    return verification.Verification(reference, len(reference), 1, 0.0, 1.0)
+
+
 @pytest.fixture
 def quick(monkeypatch):
-    """Replaces the two other processes; returns what they were asked."""
-    jobs = []
+    """Replaces conversion and check; returns the requests for conversion."""
+    requests = []
 
-    def write(job, sample, scratch):
-        jobs.append(job)
-        with open(os.path.join(job["folder"], "model"), "w") as file:
-            file.write("model")
-        return np.eye(10, dtype="float32")[sample.images[:, 0, 0, 0] % 10]
+    def convert(format, model, sample, folder, target):
+        with np.load(sample) as arrays:
+            requests.append({"format": format, "target": target, **arrays})
+        (folder / "model").write_text("model")
+        images = requests[-1]["images"]
+        return np.eye(10, dtype="float32")[images[:, 0, 0, 0] % 10]
 
-    def agree(folder, format, images, reference, *_):
-        return verification.Verification(reference, 1, 1, 0.0, 1.0)
-
-    monkeypatch.setattr(export, "_run_job", write)
+    monkeypatch.setattr(export, "_convert", convert)
     monkeypatch.setattr(export, "verify", agree)
     monkeypatch.setattr(export, "find_spec", lambda name: True)
-    return jobs
+    return requests
 
 
 def test_versions(quick, model, tiny_data, tmp_path):
     out = tmp_path / "net"
 
     def version(path=out, format="saved_model", **kwargs):
-        found = export_model(model, path, format, data=tiny_data, **kwargs)
-        return str(found.path.relative_to(tmp_path))
+        result = export_model(model, path, format, data=tiny_data, **kwargs)
+        return str(result.path.relative_to(tmp_path))
 
     assert version() == "net/1"
     assert version() == "net/2"
@@ -193,8 +245,7 @@ def test_versions(quick, model, tiny_data, tmp_path):
     assert version(format="litert") == "net/litert/1"
     assert version(format="litert", int8=True) == "net/litert-int8/1"
     assert version(out / "9", "onnx") == "net/9"
-    assert {job["model_name"] for job in quick} == {"net"}
-    with pytest.raises(InputError, match="net/8 is there already"):
+    with pytest.raises(InputError, match="net/8 already exists"):
         version(out / "8")
     assert all(not path.name.startswith(".") for path in out.iterdir())
 
@@ -205,29 +256,61 @@ def test_a_version_taken_in_the_meantime(quick, model, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_next_version", lambda _: next(numbers))
     (tmp_path / "net" / "1").mkdir(parents=True)
     (tmp_path / "net" / "1" / "model").write_text("another's")
-    found = export_saved_model(model, tmp_path / "net")
-    assert found.path == tmp_path / "net" / "2"
+    result = export_saved_model(model, tmp_path / "net")
+    assert result.path == tmp_path / "net" / "2"
     assert (tmp_path / "net" / "1" / "model").read_text() == "another's"
 
 
-def test_a_model_outside_of_runs(quick, model, tmp_path):
+def test_a_model_without_a_run(quick, model, tmp_path):
     """Drawn images, and numbers for names; nothing to calibrate on."""
-    found = export_saved_model(model, tmp_path / "net")
-    assert found.images == "drawn images"
-    assert found.top1 is None
+    result = export_saved_model(model, tmp_path / "net")
+    assert result.images == "drawn images"
+    assert result.top1 is None
+    assert "class_names" not in quick[-1]
     with pytest.raises(InputError, match="calibrated on images of the train"):
         export_model(model, tmp_path / "net", "litert", int8=True)
 
 
-def test_data_of_the_run_and_instead_of_it(quick, run_directory, tmp_path):
-    def asked(**kwargs):
-        export_saved_model(run_directory, tmp_path / "net", **kwargs)
-        return quick[-1]["class_names"]
+def test_a_run_object(quick, model, run_directory, tmp_path):
+    class Run:
+        config = json.loads((run_directory / "config.json").read_text())
 
-    assert asked()[0] == "airplane"
-    assert asked(data={"name": "shapes"})[0] == "circle"
-    with pytest.raises(InputError, match="/nowhere"):
-        asked(data={"data_dir": "/nowhere"})
+    Run.model = model
+    result = export_saved_model(Run(), tmp_path / "net")
+    assert result.images == "test images of cifar10"
+
+
+def test_data_of_the_run_and_instead_of_it(
+    quick, run_directory, tiny_data, tmp_path, monkeypatch
+):
+    requests = []
+
+    def load(**request):
+        requests.append(request)
+        return tiny_data
+
+    monkeypatch.setattr(data_load, "load_dataset", load)
+    own = json.loads((run_directory / "config.json").read_text())["request"]
+    for data, request in (
+        (None, own),
+        ({"data_dir": "/elsewhere"}, own | {"data_dir": "/elsewhere"}),
+        ({"name": "shapes"}, {"name": "shapes"}),
+    ):
+        export_saved_model(run_directory, tmp_path / "net", data=data)
+        assert requests[-1] == request
+        assert tuple(quick[-1]["class_names"]) == tiny_data.class_names
+
+
+def test_calibration_images_are_of_the_train_split(
+    quick, model, tiny_data, tmp_path
+):
+    export_model(
+        model, tmp_path / "net", "litert", int8=True, data=tiny_data, images=3
+    )
+    assert len(quick[-1]["images"]) == 3
+    train = {image.tobytes() for image in tiny_data.train.images}
+    calibration = {image.tobytes() for image in quick[-1]["calibration"]}
+    assert calibration == train  # of 256 images; 500 would be the most
 
 
 def test_a_check_that_fails_exits_with_1_and_leaves_nothing(
@@ -238,7 +321,7 @@ def test_a_check_that_fails_exits_with_1_and_leaves_nothing(
 
     monkeypatch.setattr(export, "verify", disagree)
     out = tmp_path / "models" / "net"
-    assert run(run_directory, "--out", out) == 1
+    assert command(run_directory, "--out", out) == 1
     err = capfd.readouterr().err
     assert err == (
         f"error: {out}: the saved_model model failed its check and was "
@@ -252,17 +335,49 @@ def test_interrupted(quick, run_directory, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(export, "verify", interrupt)
-    assert run(run_directory, "--out", tmp_path / "net") == 130
+    assert command(run_directory, "--out", tmp_path / "net") == 130
     assert not (tmp_path / "net").exists()
 
 
-def test_a_converter_that_crashes(model, tmp_path, monkeypatch):
-    """A child killed by a signal is told in a line, with nothing left."""
+ENDINGS = {
+    "crash": (-6, "LLVM ERROR", ExportFailed, "cannot export to onnx: LLVM"),
+    "silent crash": (-9, "", ExportFailed, r"no message \(exit code -9\)"),
+    "exception": (1, "KeyError: 1\n", ExportFailed, "KeyError: 1"),
+    "bad input": (2, "notice\nno space left\n", InputError, "^no space left$"),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_converter_that_fails(ending, model, tmp_path, monkeypatch):
+    """However its process ends: one line, and no files."""
+    code, stderr, error, message = ENDINGS[ending]
+    process = subprocess.CompletedProcess([], code, "", stderr)
     monkeypatch.setattr(export, "find_spec", lambda name: True)
-    monkeypatch.setattr(export.sys, "executable", "false")
-    with pytest.raises(ExportFailed, match="cannot export to saved_model"):
-        export_saved_model(model, tmp_path / "net")
+    monkeypatch.setattr(export, "run_python", lambda *_: process)
+    with pytest.raises(error, match=message) as caught:
+        export_model(model, tmp_path / "net", "onnx")
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "net").exists()
+
+
+@on_tensorflow
+def test_a_model_that_cannot_be_converted(tmp_path, monkeypatch):
+    from keras_resnet_cifar.export import formats
+
+    def fail(*_):
+        raise KeyError("no such\nop")
+
+    monkeypatch.setattr(formats, "write_saved_model", fail)
+    with pytest.raises(ExportFailed, match="saved_model: KeyError") as caught:
+        export_saved_model(keras_model(), tmp_path / "net")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "net").exists()
+
+
+def keras_model(**head):
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.GlobalAveragePooling2D()(inputs)
+    return keras.Model(inputs, keras.layers.Dense(3, **head)(x))
 
 
 # --- Bad input
@@ -276,70 +391,44 @@ def test_a_missing_package(missing, model, tmp_path, monkeypatch):
     assert not (tmp_path / "net").exists()
 
 
-def remove_last(folder):
-    (folder / "last.keras").unlink()
-
-
-def take_out(folder):
-    (folder.parent / "net" / "3").mkdir(parents=True)
-
-
-def make_out_a_file(folder):
-    (folder.parent / "net").touch()
-
-
-def nothing(folder):
-    pass
+def test_a_model_with_probabilities_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "find_spec", lambda name: True)
+    model = keras_model(activation="softmax")
+    assert "softmax" in refusal(export_saved_model, model, tmp_path / "net")
+    assert not (tmp_path / "net").exists()
 
 
 BAD = {
-    "no checkpoint": (remove_last, [], "last.keras"),
-    "no best": (nothing, ["--checkpoint", "best"], "best.keras"),
-    "format": (nothing, ["--format", "tfjs"], "saved_model"),
-    "int8": (nothing, ["--int8"], "litert"),
-    "images": (nothing, ["--images", "0"], "images=0"),
-    "target exists": (take_out, ["--out", "{net}/3"], "is there already"),
-    "target is a file": (make_out_a_file, [], "is a file"),
-    "unwritable": (nothing, ["--out", "/proc/net"], "/proc/net"),
-    "unwritable folder": (nothing, ["--out", "/proc/self"], "/proc/self"),
-    "dataset": (nothing, ["--dataset", "mnist"], "cifar10"),
-    "data": (nothing, ["--data-dir", "/nowhere"], "/nowhere"),
+    "checkpoint": ("remove_last", {}, "last.keras"),
+    "no run": ("", {"model_or_run": "{folder}/none"}, "{folder}/none"),
+    "format": ("", {"format": "tfjs"}, "saved_model"),
+    "int8": ("", {"int8": True}, "litert"),
+    "images": ("", {"images": 0}, "images=0"),
+    "target exists": ("", {"path": "{folder}/run/3"}, "already exists"),
+    "target is a file": ("", {"path": "{folder}/file"}, "is a file"),
+    "unwritable": ("", {"path": "/proc/net/x"}, "/proc/net"),
+    "unwritable folder": ("", {"path": "/proc/self"}, "/proc/self"),
+    "dataset": ("", {"data": {"name": "mnist"}}, "cifar10"),
+    "data": ("", {"data": {"data_dir": "/nowhere"}}, "/nowhere"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_exit_code_2(
-    name, run_directory, tmp_path, capfd, monkeypatch
+def test_bad_input_is_one_line_and_leaves_nothing(
+    name, run_directory, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(export, "find_spec", lambda name: True)
-    spoil, options, word = BAD[name]
-    spoil(run_directory)
+    action, changes, word = BAD[name]
+    (tmp_path / "file").touch()
+    (run_directory / "3").mkdir()
+    if action == "remove_last":
+        (run_directory / "last.keras").unlink()
     before = files(tmp_path)
-    options = [option.format(net=tmp_path / "net") for option in options]
-    if "--out" not in options:
-        options += ["--out", tmp_path / "net"]
-    assert run(run_directory, *options) == 2
-    err = capfd.readouterr().err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert word in err
+    request = {"model_or_run": run_directory, "path": tmp_path / "net"}
+    request |= {
+        key: value.format(folder=tmp_path) if isinstance(value, str) else value
+        for key, value in changes.items()
+    }
+    line = refusal(lambda: export_model(**request))
+    assert word.format(folder=tmp_path) in line
     assert files(tmp_path) == before
-
-
-@pytest.mark.parametrize("name", ["none", "lonely.keras"])
-def test_no_model_and_no_data(name, model, tmp_path, capfd):
-    model.save(tmp_path / "lonely.keras")
-    assert run(tmp_path / name, "--out", tmp_path / "net") == 2
-    err = capfd.readouterr().err
-    assert err.count("\n") == 1
-    assert ("--dataset" if name == "lonely.keras" else "no run") in err
-
-
-@on_tensorflow
-def test_what_only_the_child_can_tell(run_directory, tmp_path, capfd):
-    (run_directory / "last.keras").write_text("no model")
-    assert run(run_directory, "--out", tmp_path / "net") == 2
-    err = capfd.readouterr().err
-    assert err.count("\n") == 1
-    assert "last.keras is damaged" in err
-    assert not (tmp_path / "net").exists()

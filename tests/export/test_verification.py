@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_resnet_cifar.errors import ExportFailed
-from keras_resnet_cifar.export import artefact
+from keras_resnet_cifar.export import run_exported
 from keras_resnet_cifar.export import verify as verification
 
 NAMES = ["cat", "dog", "frog"]
@@ -16,8 +16,8 @@ REFERENCE = np.array(
 )
 
 
-def found(**changes):
-    """What `artefact.py` writes of a SavedModel that is right."""
+def outputs(**changes):
+    """What `run_exported.py` writes of a SavedModel that is right."""
     return {
         "probabilities": REFERENCE,
         "class_id": np.array([0, 1, 2]),
@@ -40,7 +40,7 @@ def off(amount, row=2):
 
 
 def test_a_model_that_agrees(monkeypatch):
-    result = verify(monkeypatch, found(probabilities=off(0.9e-5)))
+    result = verify(monkeypatch, outputs(probabilities=off(0.9e-5)))
     assert (result.images, result.alike) == (3, 3)
     assert result.difference == pytest.approx(0.9e-5, rel=0.01)
     assert result.images_per_second == 100
@@ -62,23 +62,22 @@ def test_a_model_that_agrees(monkeypatch):
 )
 def test_a_model_that_does_not(monkeypatch, changes, message):
     with pytest.raises(ExportFailed, match=message):
-        verify(monkeypatch, found(**changes))
+        verify(monkeypatch, outputs(**changes))
 
 
 def test_tolerance(monkeypatch):
-    output = found(probabilities=off(5e-5))
+    output = outputs(probabilities=off(5e-5))
     verify(monkeypatch, output, tolerance=1e-4)
-    quantised = found(probabilities=off(0.2))
+    quantised = outputs(probabilities=off(0.2))
     del quantised["class_id"], quantised["label"]
     assert verify(monkeypatch, quantised, tolerance=None).alike == 2
 
 
-def test_what_cannot_be_run_is_one_line(tmp_path):
-    np.save(tmp_path / "images.npy", np.zeros((1, 32, 32, 3), "uint8"))
+def test_a_model_that_cannot_be_run_is_one_line(tmp_path):
+    sample = tmp_path / "sample.npz"
+    np.savez(sample, images=np.zeros((1, 32, 32, 3), "uint8"))
     with pytest.raises(ExportFailed, match="does not run") as caught:
-        verification.verify(
-            tmp_path, "onnx", tmp_path / "images.npy", REFERENCE, NAMES
-        )
+        verification.verify(tmp_path, "onnx", sample, REFERENCE, NAMES)
     assert "\n" not in str(caught.value)
 
 
@@ -99,9 +98,9 @@ script["main"]("probe", "", *sys.argv[2:])
 
 
 def test_the_process_has_neither_this_package_nor_keras(tmp_path):
-    paths = [tmp_path / "images.npy", tmp_path / "output.npz"]
-    np.save(paths[0], REFERENCE)
-    command = [sys.executable, "-P", "-c", PROBE, artefact.__file__, *paths]
+    paths = [tmp_path / "sample.npz", tmp_path / "output.npz"]
+    np.savez(paths[0], images=REFERENCE)
+    command = [sys.executable, "-P", "-c", PROBE, run_exported.__file__, *paths]
     subprocess.run(list(map(str, command)), check=True)
     with np.load(paths[1]) as output:
         np.testing.assert_array_equal(output["probabilities"], REFERENCE)
