@@ -1,9 +1,10 @@
-"""What the machine at hand runs best: precision, compiler, fused steps."""
+"""What the machine at hand has, and runs best: precision, compiler, steps."""
 
 import contextlib
 import importlib.util
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -18,47 +19,6 @@ _CPU_OPERATIONS = {  # of about a second on two cores
 _ACCELERATED_OPERATIONS = 10e12  # of a second at most on one of 10 TFLOP/s
 
 JAX_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-
-
-def resolve_precision(precision):
-    """Returns the Keras dtype policy's name; `"auto"` is decided here.
-
-    `"auto"` is `mixed_bfloat16` where the hardware multiplies bfloat16: on
-    accelerators, and under TensorFlow on a CPU with AVX512_BF16 or AMX, whose
-    kernels oneDNN uses (XLA's CPU code does not). Elsewhere `float32`.
-    """
-    if precision != "auto":
-        return precision
-    return "mixed_bfloat16" if _multiplies_bfloat16() else "float32"
-
-
-def _multiplies_bfloat16():
-    backend = keras.backend.backend()
-    if backend == "torch" and has_accelerator():
-        import torch
-
-        return torch.cuda.is_bf16_supported()
-    on_cpu = backend == "tensorflow" and _cpu_multiplies_bfloat16()
-    return has_accelerator() or on_cpu
-
-
-def _cpu_multiplies_bfloat16(cpuinfo=Path("/proc/cpuinfo")):
-    try:
-        text = cpuinfo.read_text()
-    except OSError:  # not Linux: no oneDNN bfloat16 to speak of
-        return False
-    return "avx512_bf16" in text or "amx_bf16" in text
-
-
-def jit_compile():
-    """What `compile(jit_compile=...)` should be here.
-
-    TensorFlow on a CPU is faster without XLA: its own kernels are oneDNN's.
-    PyTorch runs eagerly: torch.compile recompiles at each layer of a Keras
-    model.
-    """
-    backend = keras.backend.backend()
-    return backend == "jax" or (backend == "tensorflow" and has_accelerator())
 
 
 def accelerator_name() -> str | None:
@@ -76,18 +36,12 @@ def accelerator_name() -> str | None:
         return torch.cuda.get_device_name() if cuda else None
     import tensorflow as tf
 
-    for device in tf.config.list_logical_devices():
-        if device.device_type in ("GPU", "TPU"):
-            return _tensorflow_name(device)
+    for kind in ("GPU", "TPU"):
+        if tf.config.list_logical_devices(kind):
+            device = tf.config.list_physical_devices(kind)[0]
+            details = tf.config.experimental.get_device_details(device)
+            return details.get("device_name", kind)
     return None
-
-
-def _tensorflow_name(device):
-    import tensorflow as tf
-
-    physical = tf.config.list_physical_devices(device.device_type)
-    details = tf.config.experimental.get_device_details(physical[0])
-    return details.get("device_name", device.device_type)
 
 
 def has_accelerator() -> bool:
@@ -95,20 +49,63 @@ def has_accelerator() -> bool:
     return accelerator_name() is not None
 
 
-def steps_per_execution(operations, steps):
-    """How many steps one compiled call runs: it saves the dispatch of each.
+def resolve_precision(precision: str) -> str:
+    """Returns the Keras dtype policy that a recipe's precision means here.
 
-    TensorFlow loops inside the graph, `fused_steps.py` does so under JAX.
-    PyTorch runs step by step. A call takes a second or so at most, for a signal
-    or a backup waits until it ends. If it can be, the number divides those of
-    an epoch: JAX compiles a shorter last call by itself.
+    `"auto"` is `"mixed_bfloat16"` where the hardware multiplies bfloat16: on
+    accelerators, and under TensorFlow on a CPU with AVX512_BF16 or AMX, which
+    oneDNN uses (XLA's CPU code does not). Elsewhere it is `"float32"`.
+    """
+    if precision != "auto":
+        return precision
+    return "mixed_bfloat16" if _multiplies_bfloat16() else "float32"
+
+
+def _multiplies_bfloat16():
+    backend = keras.backend.backend()
+    if not has_accelerator():
+        return backend == "tensorflow" and _cpu_multiplies_bfloat16()
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.is_bf16_supported()
+    return True
+
+
+def _cpu_multiplies_bfloat16(cpuinfo=Path("/proc/cpuinfo")):
+    try:
+        text = cpuinfo.read_text()
+    except OSError:  # not Linux
+        return False
+    return "avx512_bf16" in text or "amx_bf16" in text
+
+
+def jit_compile() -> bool:
+    """Returns what `compile(jit_compile=...)` should be here.
+
+    TensorFlow on a CPU is faster without XLA, by the kernels of oneDNN.
+    PyTorch runs eagerly: torch.compile would recompile at each layer of a
+    Keras model.
+    """
+    backend = keras.backend.backend()
+    return backend == "jax" or (backend == "tensorflow" and has_accelerator())
+
+
+def steps_per_execution(operations: float, steps: int) -> int:
+    """Returns how many steps one compiled call should run.
+
+    One call for many steps saves the dispatch of each: TensorFlow loops inside
+    the graph, and so does `training.jax_steps` under JAX. A call should take a
+    second at most, since a signal or a backup waits for its end. If possible
+    the number divides `steps`, since JAX compiles a shorter last call by
+    itself.
 
     Args:
         operations: Floating-point operations of a step.
         steps: Steps of an epoch.
     """
     second = _CPU_OPERATIONS.get(keras.backend.backend())
-    if second is None:
+    if second is None:  # PyTorch runs step by step
         return 1
     if has_accelerator():
         second = _ACCELERATED_OPERATIONS
@@ -117,22 +114,22 @@ def steps_per_execution(operations, steps):
     return max(divisors, default=most)
 
 
-def is_out_of_memory(error):
-    """Whether an exception of any backend says that memory ran out."""
-    told = f"{type(error).__name__} {error}".lower()
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an exception of any backend says that memory ran out."""
+    text = f"{type(error).__name__} {error}".lower()
     return isinstance(error, MemoryError) or any(
-        sign in told
+        sign in text
         for sign in ("resource_exhausted", "resourceexhausted", "out of memory")
     )
 
 
-def make_deterministic(seed):
-    """Has the backend use operations that give the same bits each time.
+def make_deterministic(seed: int) -> None:
+    """Makes the backend use operations that give the same bits each time.
 
-    A CPU gives them anyway. Call it before the first computation.
+    A CPU does so anyway. Call it before the first computation.
 
     Raises:
-        InputError: Under JAX on a GPU, too late in the process to ask.
+        InputError: Under JAX on a GPU, where it is too late in the process.
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
@@ -145,20 +142,20 @@ def make_deterministic(seed):
 
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    else:
-        flags = os.environ.get("XLA_FLAGS", "")
-        if has_accelerator() and JAX_DETERMINISTIC not in flags:
-            raise InputError(
-                "deterministic under JAX on a GPU must be asked for before JAX "
-                f"starts: set XLA_FLAGS={JAX_DETERMINISTIC}"
-            )
+    elif has_accelerator() and JAX_DETERMINISTIC not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        raise InputError(
+            "deterministic=True under JAX on a GPU must be asked for before "
+            f"JAX starts: set the variable XLA_FLAGS to {JAX_DETERMINISTIC}"
+        )
 
 
-def cache_compilations():
-    """Has JAX keep what it compiles, so that a second start is quick.
+def cache_compilations() -> None:
+    """Makes JAX keep what it compiles, so that a second start is quick.
 
-    `JAX_COMPILATION_CACHE_DIR` names another place; an empty one switches it
-    off.
+    `JAX_COMPILATION_CACHE_DIR` names another folder; an empty one switches the
+    cache off.
     """
     if keras.backend.backend() != "jax":
         return
@@ -176,11 +173,8 @@ def cache_compilations():
 
 
 @contextlib.contextmanager
-def fresh_compilations():
-    """Has JAX use nothing, for the time of the context, that it has kept.
-
-    What it compiles in there it keeps until the end of the context.
-    """
+def fresh_compilations() -> Iterator[None]:
+    """Gives JAX an empty compilation cache for the time of the context."""
     if keras.backend.backend() != "jax":
         yield
         return
@@ -191,10 +185,10 @@ def fresh_compilations():
         jax.config.update("jax_compilation_cache_dir", folder)
         compilation_cache.reset_cache()  # it looks at the setting once
 
-    held = jax.config.jax_compilation_cache_dir
+    before = jax.config.jax_compilation_cache_dir
     with tempfile.TemporaryDirectory() as folder:
         keep_in(folder)
         try:
             yield
         finally:
-            keep_in(held)
+            keep_in(before)

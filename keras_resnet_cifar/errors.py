@@ -1,43 +1,46 @@
-"""What can go wrong in a way that a user can mend."""
+"""Errors that a user can do something about."""
 
 import difflib
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input, told in one line that names the thing and the remedy.
+    """Bad input, in one line that names the thing and the remedy.
 
-    Scripts print the line and exit with code 2; library code raises it.
+    The command line prints the line and exits with code 2.
     """
 
 
 class Diverged(RuntimeError):
-    """The loss is not finite; the message says where and what to try."""
+    """The loss is not finite; the message says where, and what to try."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal stopped a run, which is saved and can go on.
+    """A signal stopped a run, which is saved and can be resumed.
 
     Args:
-        number: Of the signal; scripts exit with 128 + it.
+        number: The signal's number; the command line exits with 128 + it.
     """
 
-    def __init__(self, number):
+    def __init__(self, number: int):
         super().__init__()
         self.number = number
 
 
 class ExportFailed(RuntimeError):
-    """A model could not be converted, or not verified; nothing was kept."""
+    """A model could not be converted or verified; nothing was kept."""
 
 
-def unknown(kind, name, known, hint=None):
+def unknown(
+    kind: str, name: object, known: Iterable[str], hint: str | None = None
+) -> InputError:
     """Returns an `InputError` for a name that is not in a table.
 
     Args:
-        kind: What the name should have been, e.g. `"dataset"`.
+        kind: What the name should have been, such as `"dataset"`.
         name: The name as received.
         known: The names of the table.
-        hint: What to say instead of the list of names, where it is long.
+        hint: What to say in place of the list of names, where that is long.
     """
     known = list(known)
     text = str(name).lower()
@@ -49,7 +52,7 @@ def unknown(kind, name, known, hint=None):
     )
 
 
-def one_line(error):
+def one_line(error: BaseException) -> str:
     """Returns an exception as one short line, to be part of a message."""
     text = " ".join(str(error).split())[:300]
     if isinstance(error, InputError):

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: write beside, then rename."""
+"""Files that are either whole or absent: written beside, then renamed."""
 
 import contextlib
 import errno
@@ -6,11 +6,13 @@ import hashlib
 import json
 import math
 import os
-import pathlib
 import re
 import secrets
 import shutil
 import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from keras_resnet_cifar.errors import InputError, one_line
 
@@ -19,11 +21,11 @@ _MOST_EXPANSION, _HARMLESS = 50, 1 << 28
 
 
 @contextlib.contextmanager
-def atomic_write(path, keep=None):
-    """Gives a temporary path; what is written there becomes `path`, whole.
+def atomic_write(path: str | Path, keep: Path | None = None) -> Iterator[Path]:
+    """Yields a temporary path; what is written there becomes `path`, whole.
 
-    The temporary file lies in the same folder and keeps the target's suffix,
-    by which Keras and matplotlib choose the format. When the block raises, the
+    The temporary file is in the same folder and keeps the target's suffix, by
+    which Keras and matplotlib choose the format. If the block raises, the
     temporary file is removed and an older `path` stays as it was.
 
     Example:
@@ -35,59 +37,53 @@ def atomic_write(path, keep=None):
         path: The file to write; its folder must exist.
         keep: Where an older `path` goes, in the same folder; `None` drops it.
 
-    Yields:
-        A `pathlib.Path` that does not exist yet.
-
     Raises:
-        InputError: The system refused (no folder, not allowed, disk full).
+        InputError: The system refuses to write.
     """
-    path = pathlib.Path(path)
+    path = Path(path)
     check_replaceable(path)
     temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
         move_into_place(temporary, path, keep)
     except OSError as error:
-        told = " ".join((error.strerror or str(error)).split())
         raise InputError(
-            f"cannot write {path}: {told}; "
-            "name a place in a writable folder with free space"
+            f"cannot write {path}: {error.strerror or one_line(error)}; "
+            "choose a writable folder with free space"
         ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
-def check_replaceable(path):
-    """Raises `InputError` if a path is taken by what is no file.
-
-    A device or a pipe would be replaced as well, where the user may do so.
-    """
-    # By `os.path`: where the folder may not be searched, writing will tell it.
+def check_replaceable(path: str | Path) -> None:
+    """Raises `InputError` if a path exists and is not a file."""
+    # `os.path` does not raise where the folder may not be searched.
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(
-            f"cannot write {path}: there is a folder or a device; name a file"
+            f"cannot write {path}: it is a folder or a device; name a file"
         )
 
 
-def is_temporary(path):
-    """Whether a path is one that `atomic_write` gave and a kill left behind."""
+def is_temporary(path: Path) -> bool:
+    """Returns whether a path is one of `atomic_write`'s temporary files."""
     return re.fullmatch(r"\.[0-9a-f]{8}-.+", path.name) is not None
 
 
-def move_into_place(temporary, path, keep=None):
-    """Renames a file to its name, for good: not even a power cut halves it.
+def move_into_place(
+    temporary: str | Path, path: Path, keep: Path | None = None
+) -> None:
+    """Renames a file so that not even a power cut leaves half of it.
 
-    The content is on the disk before the name says so, and the name is before
-    this returns.
+    Content and name have reached the disk when this returns.
 
     Args:
         temporary: A whole file in the folder of `path`.
-        path: Its name from now on; an older file of that name is replaced.
+        path: Its new name; an older file of that name is replaced.
         keep: Where the older file goes instead.
 
     Raises:
-        OSError: The system refused.
+        OSError: The system refuses.
     """
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
@@ -107,15 +103,15 @@ def move_into_place(temporary, path, keep=None):
         os.close(folder)
 
 
-def check_zip(path):
-    """Reads a zip file whole, against its checksums.
+def check_zip(path: str | Path) -> None:
+    """Reads a whole zip file against its checksums.
 
-    For readers that skip the checksums, or believe the sizes: what decompresses
-    to far more than it is on disk is refused before it is read.
+    It is for readers that skip the checksums. A file that decompresses to far
+    more than its size is refused before it is read.
 
     Raises:
-        InputError: It is damaged, no zip file, or a decompression bomb; it
-            says which and leaves it to the caller to name the file.
+        InputError: It is damaged, no zip file, or a decompression bomb; the
+            caller names the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -126,36 +122,37 @@ def check_zip(path):
     except InputError:
         raise
     except Exception as error:  # zipfile fails in many ways on a damaged file
-        raise InputError(f"no whole zip file: {one_line(error)}") from error
+        raise InputError(f"not a whole zip file: {one_line(error)}") from error
     if damaged:
-        raise InputError(f"{damaged} is damaged, by its checksum")
+        raise InputError(f"{damaged} does not match its checksum")
 
 
-def make_folder(path):
+def make_folder(path: str | Path) -> None:
     """Makes a folder and those above it; raises `InputError` if refused."""
     try:
-        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+        Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"cannot make the folder {path}: {error.strerror}; name a "
+            f"cannot make the folder {path}: {error.strerror}; choose a "
             "writable place"
         ) from error
 
 
 @contextlib.contextmanager
-def staged_folder(parent):
-    """Gives an empty, hidden folder in `parent`, to fill and `move_folder`.
+def staged_folder(parent: str | Path) -> Iterator[Path]:
+    """Yields an empty, hidden folder in `parent`, to fill and `move_folder`.
 
-    If it was not moved, it is removed, and with it what was made of `parent`.
+    Unless it is moved it is removed again, and with it the folders that were
+    made for it.
 
     Args:
-        parent: A folder; it is made if need be.
+        parent: A folder, made if needed.
 
     Raises:
-        InputError: The system refused.
+        InputError: The system refuses.
     """
-    parent = pathlib.Path(parent)
-    # os.path's: a folder that may not be looked into is not there.
+    parent = Path(parent)
+    # `os.path` does not raise where a folder may not be searched.
     made = [p for p in (parent, *parent.parents) if not os.path.exists(p)]
     staged = parent / f".{secrets.token_hex(4)}"
     try:
@@ -164,15 +161,15 @@ def staged_folder(parent):
     finally:
         shutil.rmtree(staged, ignore_errors=True)
         for folder in made:
-            with contextlib.suppress(OSError):  # it holds something by now
+            with contextlib.suppress(OSError):  # it is no longer empty
                 folder.rmdir()
 
 
-def move_folder(staged, place):
-    """Renames a folder, when all that is in it has reached the disk.
+def move_folder(staged: Path, place: Path) -> None:
+    """Renames a folder once all its files have reached the disk.
 
     Raises:
-        InputError: The place is taken, or the system refused.
+        InputError: The place is taken, or the system refuses.
     """
     try:
         for path in staged.rglob("*"):
@@ -182,52 +179,48 @@ def move_folder(staged, place):
         os.rename(staged, place)
     except OSError as error:
         raise InputError(
-            f"cannot write {place}: {error.strerror}; name a free place in a "
+            f"cannot write {place}: {error.strerror}; choose a free name in a "
             "writable folder with free space"
         ) from error
 
 
-def write_text(path, text):
-    """Writes a string as UTF-8, atomically; `Raises` as `atomic_write`."""
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a string as UTF-8, as `atomic_write` does."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_json(path, value):
-    """Writes a value as indented JSON, atomically.
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes a value as indented JSON, as `atomic_write` does.
 
     NumPy scalars and arrays become numbers and lists. NaN and infinities,
     which JSON does not have, become null.
-
-    Raises:
-        InputError: As `atomic_write`.
-        TypeError: The value holds something JSON has no form for.
     """
     text = json.dumps(_plain(value), indent=2, allow_nan=False)
     write_text(path, text + "\n")
 
 
-def sealed(value):
-    """Returns a dict for JSON with the SHA-256 of its content in it.
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """Returns a dict for JSON with the SHA-256 of its content added.
 
-    JSON has no checksum: a flipped bit makes another number of a seed.
+    JSON has no checksum, and a flipped bit turns one seed into another.
     """
     value = _plain(value)
     return value | {"sha256": _sha256(value)}
 
 
-def unsealed(value):
-    """Returns what `sealed` took; a dict without a seal is taken as it is.
+def unsealed(value: dict[str, Any]) -> dict[str, Any]:
+    """Returns the dict that `sealed` was given, or a dict without a seal.
 
     Raises:
-        ValueError: The content is not that of the seal.
+        ValueError: The content does not match the seal.
     """
     value = dict(value)
     seal = value.pop("sha256", None)
     if seal not in (None, _sha256(value)):
         raise ValueError(
-            "its content is not what was written, by its sha256 (where the "
-            "change is meant, take that line out)"
+            "its content does not match its sha256 (if the change is meant, "
+            "remove that line)"
         )
     return value
 

@@ -12,8 +12,9 @@ from typing import Any, TextIO
 
 import keras
 import numpy as np
+from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_resnet_cifar.data.batches import Feed
+from keras_resnet_cifar.data.batches import Feed, ShuffledBatches
 from keras_resnet_cifar.errors import Diverged, Stopped
 from keras_resnet_cifar.training.run_directory import (
     RunDirectory,
@@ -33,18 +34,14 @@ class BeginEpoch(keras.callbacks.Callback):
         schedule: Its learning-rate schedule.
     """
 
-    def __init__(
-        self,
-        feed: Feed,
-        schedule: keras.optimizers.schedules.LearningRateSchedule,
-    ):
+    def __init__(self, feed: Feed, schedule: LearningRateSchedule):
         super().__init__()
         self.feed = feed
         self.schedule = schedule
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self.feed.begin(epoch)
-        if self.model.source is not None:
+        if isinstance(self.feed, ShuffledBatches) and self.feed.resident:
             self.model.source.order.assign(self.feed.order)
         steps = np.arange(self.feed.steps) + epoch * self.feed.steps
         self.model.rates.assign(self.schedule(steps))
@@ -85,13 +82,15 @@ class EpochStatistics(keras.callbacks.Callback):
 
     Args:
         feed: The batches of the run.
+        schedule: Its learning-rate schedule.
     """
 
     async_safe = True
 
-    def __init__(self, feed: Feed):
+    def __init__(self, feed: Feed, schedule: LearningRateSchedule):
         super().__init__()
         self.feed = feed
+        self.schedule = schedule
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self._begin = time.perf_counter()
@@ -106,8 +105,8 @@ class EpochStatistics(keras.callbacks.Callback):
         now = time.perf_counter()
         seconds = (self._trained or now) - self._begin
         images = len(self.feed) * self.feed.batch_size
-        rate = keras.ops.convert_to_numpy(self.model.rates)[-1]
-        logs["learning_rate"] = float(f"{rate:.7g}")
+        last_step = np.array([(epoch + 1) * self.feed.steps - 1])
+        logs["learning_rate"] = float(self.schedule(last_step)[0])
         logs["images_per_second"] = round(images / seconds, 1)
         logs["seconds"] = round(now - self._begin, 3)
 

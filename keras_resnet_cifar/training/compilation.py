@@ -38,12 +38,14 @@ def compile_for_training(
     """
     known = DATASETS.get(data.name)
     mean = known.mean if known else (0.5, 0.5, 0.5)
-    resident = isinstance(feed, ShuffledBatches) and feed.resident
+    source = None
+    if isinstance(feed, ShuffledBatches) and feed.resident:
+        source = ResidentSplit(feed)
     trained = TrainingModel(
         training_clone(model, precision),
         model,
         feed.steps,
-        ResidentSplit(feed) if resident else None,
+        source,
         image_layers(recipe, mean, seed),
         mixing_layers(recipe, seed),
         label_smoothing=recipe.label_smoothing,

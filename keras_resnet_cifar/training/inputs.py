@@ -43,13 +43,13 @@ def as_dataset(
             )
         return data
     classes = model.output_shape[-1]
-    train: Split | StreamedSplit
+    train: Any
+    fingerprints = {}
     if isinstance(data, tuple) and len(data) == 2:
-        train, name = _split("data", data, classes), "arrays"
-        fingerprints = {"train": fingerprint(train.images, train.labels)}
+        name, train = "arrays", _split("data", data, classes)
+        fingerprints["train"] = fingerprint(train.images, train.labels)
     else:
-        train, name = _stream(data), "stream"
-        fingerprints = {}
+        name, train = "stream", _stream(data)
     validation = None
     if validation_data is not None:
         validation = _split("validation_data", validation_data, classes)
@@ -167,7 +167,8 @@ def class_weights(
         weights[present] = counts.sum() / (present.sum() * counts[present])
         return weights.tolist()
     try:
-        given = {int(k): float(v) for k, v in dict(class_weight).items()}
+        items = dict(class_weight).items()  # type: ignore[arg-type]
+        given = {int(label): float(weight) for label, weight in items}
     except (TypeError, ValueError):
         given = {-1: 0.0}
     if any(not 0 <= k < classes or v < 0 for k, v in given.items()):

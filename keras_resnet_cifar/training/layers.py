@@ -90,7 +90,7 @@ if _BACKEND == "tensorflow":
 elif _BACKEND == "torch":
     import torch
 
-    def _batch_norm(layer, x, training):
+    def _torch_batch_norm(layer, x, training):
         y = torch.nn.functional.batch_norm(
             x.permute(0, 3, 1, 2),
             layer.moving_mean.value,
@@ -104,10 +104,10 @@ elif _BACKEND == "torch":
         return y.permute(0, 2, 3, 1)
 
     def _normalize(layer, x):
-        return _batch_norm(layer, x, True), None, None
+        return _torch_batch_norm(layer, x, True), None, None
 
     def _inference(layer, x):
-        return _batch_norm(layer, x, False)
+        return _torch_batch_norm(layer, x, False)
 
 else:
 

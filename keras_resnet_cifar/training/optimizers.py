@@ -1,14 +1,15 @@
 """SGD and Adam with PyTorch's weight decay."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_resnet_cifar.errors import unknown
 from keras_resnet_cifar.training.recipes import CHOICES, Recipe
 
-Rate = float | keras.optimizers.schedules.LearningRateSchedule
+Rate: TypeAlias = float | LearningRateSchedule
 
 
 class _CoupledDecay:
@@ -150,7 +151,10 @@ def optimizer_of(
         recipe: A `Recipe`.
         learning_rate: A float, or a schedule such as `recipe.schedule_for`.
     """
-    decay = {"decay": recipe.weight_decay, "decay_on": recipe.decay_on}
+    decay: Any = {
+        "decay": recipe.weight_decay,
+        "decay_on": recipe.decay_on,
+    }
     if recipe.optimizer == "adam":
         return CoupledAdam(learning_rate, recipe.momentum, **decay)
     return CoupledSGD(learning_rate, recipe.momentum, recipe.nesterov, **decay)

@@ -4,6 +4,8 @@ import numbers
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from keras_resnet_cifar.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class Recipe:
     validation: float = 0  # images of the train split to hold out, or a share
     checkpoint_every: int = 0  # epochs between kept checkpoints; 0 keeps none
     patience: int = 0  # epochs without better validation before it stops
-    normalization: str | None = None  # None: the data set's statistics
+    normalization: str | tuple | None = None  # None: the data set's
 
     def schedule_for(self, steps_per_epoch: int) -> "LearningRateSchedule":
         """Returns the learning-rate schedule of a run by this recipe.
@@ -75,20 +77,20 @@ class Recipe:
 
         name, arguments = self.schedule
         schedule_class = getattr(schedules, SCHEDULES[name])
+        length = {"steps": self.epochs * steps_per_epoch}
         if name == "exponential":
-            arguments = arguments | {"steps_per_epoch": steps_per_epoch}
-        elif name != "constant":
-            arguments = arguments | {"steps": self.epochs * steps_per_epoch}
+            length = {"steps_per_epoch": steps_per_epoch}
         try:
             schedule = schedule_class(
                 self.learning_rate,
                 warmup_steps=self.warmup_steps,
                 warmup_factor=self.warmup_factor,
+                **({} if name == "constant" else length),
                 **arguments,
             )
-            schedule(0)
+            schedule(np.zeros(1))
             return schedule
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise InputError(
                 f"schedule={self.schedule!r}: check its arguments ({error})"
             ) from error

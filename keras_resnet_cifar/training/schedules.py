@@ -10,11 +10,11 @@ Example:
     model.compile(krc.CoupledSGD(schedule), ...)
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_resnet_cifar.errors import InputError
@@ -43,17 +43,26 @@ class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup_steps = warmup_steps
         self.warmup_factor = warmup_factor
 
-    def factor(self, step: Any) -> Any:
-        """Returns the factor at steps, float32 of any shape, before warm-up."""
-        return ops.ones_like(step)
+    def factor(self, step: Any, math: Any) -> Any:
+        """Returns the factor at steps, before warm-up.
+
+        Args:
+            step: Floats of any shape.
+            math: The module of their functions, NumPy or `keras.ops`.
+        """
+        return math.ones_like(step)
 
     def __call__(self, step: Any) -> Any:
-        """Returns the rate at one step or at a tensor of steps, float32."""
-        step = ops.cast(step, "float32")
-        factor = self.factor(step)
+        """Returns the rate: float64 of a NumPy array, else a float32 tensor."""
+        math: Any = ops
+        if isinstance(step, np.ndarray):
+            math, step = np, step.astype("float64")
+        else:
+            step = ops.cast(step, "float32")
+        factor = self.factor(step, math)
         if self.warmup_steps:
             warming = step < self.warmup_steps
-            factor = ops.where(warming, self.warmup_factor, factor)
+            factor = math.where(warming, self.warmup_factor, factor)
         return self.learning_rate * factor
 
     def get_config(self) -> dict[str, Any]:
@@ -98,11 +107,11 @@ class MultiStep(_Schedule):
         self.milestones = tuple(milestones)
         self.gamma = gamma
 
-    def factor(self, step: Any) -> Any:
-        factor = ops.ones_like(step)
+    def factor(self, step: Any, math: Any) -> Any:
+        factor = math.ones_like(step)
         for milestone in self.milestones:
             passed = step >= round(milestone * self.steps)
-            factor = ops.where(passed, factor * self.gamma, factor)
+            factor = math.where(passed, factor * self.gamma, factor)
         return factor
 
 
@@ -120,9 +129,9 @@ class Cosine(_Schedule):
         super().__init__(learning_rate, **warmup)
         self.steps = _positive("steps", steps)
 
-    def factor(self, step: Any) -> Any:
-        progress = ops.minimum(step / self.steps, 1.0)
-        return (1 + ops.cos(math.pi * progress)) / 2
+    def factor(self, step: Any, math: Any) -> Any:
+        progress = math.minimum(step / self.steps, 1.0)
+        return (1 + math.cos(np.pi * progress)) / 2
 
 
 @_register
@@ -149,9 +158,8 @@ class Exponential(_Schedule):
         self.steps_per_epoch = _positive("steps_per_epoch", steps_per_epoch)
         self.gamma = gamma
 
-    def factor(self, step: Any) -> Any:
-        epoch = ops.floor_divide(ops.cast(step, "int32"), self.steps_per_epoch)
-        return ops.power(self.gamma, ops.cast(epoch, "float32"))
+    def factor(self, step: Any, math: Any) -> Any:
+        return math.power(self.gamma, math.floor(step / self.steps_per_epoch))
 
 
 @_register
@@ -184,11 +192,11 @@ class OneCycle(_Schedule):
         self.start = start
         self.end = end
 
-    def factor(self, step: Any) -> Any:
+    def factor(self, step: Any, math: Any) -> Any:
         peak = self.warmup * self.steps
         rise = step / max(peak, 1e-6)
-        fall = ops.minimum((step - peak) / max(self.steps - peak, 1e-6), 1.0)
-        return ops.where(
+        fall = math.minimum((step - peak) / max(self.steps - peak, 1e-6), 1.0)
+        return math.where(
             step < peak,
             self.start + (1 - self.start) * rise,
             1 + (self.end - 1) * fall,

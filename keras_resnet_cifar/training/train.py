@@ -162,23 +162,25 @@ def train(
     precision = resolve_precision(recipe.precision)
     transform = augmentation.host_transform(recipe, seed)
     feed = feed_of(data, recipe, seed, transform)
+    schedule = recipe.schedule_for(feed.steps)
     if tensorboard:
         callbacks = [*callbacks, _tensorboard(output_dir)]
     say(feed.describe())
-    config = run_config(model, data, recipe, seed, precision)
     weights = class_weights(class_weight, data)
-    if weights is not None:
-        config["class_weight"] = weights
+    config = run_config(model, data, recipe, seed, precision)
     directory = RunDirectory(Path(output_dir)) if output_dir else None
     planned = recipe.epochs
     if resume:
-        held = _config_to_resume(directory, config, say)
+        asked = config | {"class_weight": weights}
+        held = _config_to_resume(directory, asked, say)
         deterministic = deterministic or held.get("deterministic", False)
-        config["class_weight"] = weights = held.get("class_weight")
+        weights = held.get("class_weight")
         planned = held["recipe"]["epochs"]
     elif directory is not None:
         directory.create()
-    config["deterministic"] = deterministic
+    config |= {"deterministic": deterministic}
+    if weights is not None:
+        config["class_weight"] = weights
     if deterministic:
         make_deterministic(seed)
     rows: list[dict[str, Any]] = []
@@ -191,9 +193,9 @@ def train(
             model, data, recipe, precision, seed, feed, weights
         )
         chain: list[keras.callbacks.Callback] = [
-            cb.BeginEpoch(feed, recipe.schedule_for(feed.steps)),
+            cb.BeginEpoch(feed, schedule),
             cb.StopOnDivergence(),
-            cb.EpochStatistics(feed),
+            cb.EpochStatistics(feed, schedule),
             cb.RecordEpoch(rows, directory),
             early,
         ]
@@ -230,7 +232,8 @@ def train(
             plot_curves(rows, directory.curves)
             card = model_card(config, len(rows), metrics)
             write_text(directory.card, card)
-    return Run(model, rows, metrics, config, directory and directory.path)
+    path = directory.path if directory else None
+    return Run(model, rows, metrics, config, path)
 
 
 def run_config(
@@ -262,7 +265,7 @@ def run_config(
     }
 
 
-def _applied(recipe, model, data):
+def _applied(recipe: Recipe, model: keras.Model, data: Dataset) -> Recipe:
     """Returns the recipe with the net, the data and the split it is used on."""
     shape = None
     if not isinstance(data.train, StreamedSplit):
@@ -346,9 +349,10 @@ def _checkpoints(backup, recipe, data):
         validated,
     )
     if again:
+        logs = {key: rows[-1][key] for key in rows[-1] if key != "epoch"}
         for callback in callbacks:
             callback.set_model(backup.model)
-            callback.on_epoch_end(len(rows) - 1, rows[-1])
+            callback.on_epoch_end(len(rows) - 1, logs)
     return callbacks
 
 

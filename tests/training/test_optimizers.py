@@ -7,12 +7,16 @@ import pytest
 from keras_resnet_cifar.training.optimizers import (
     CoupledAdam,
     CoupledSGD,
-    TabulatedRate,
     optimizer_of,
 )
 from keras_resnet_cifar.training.recipes import get_recipe
 
 RATES = [0.1, 0.1, 0.05, 0.3, 0.01]
+
+
+class Rates(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return keras.ops.take(keras.ops.convert_to_tensor(RATES), step)
 
 
 def reference(weight, gradients, momentum, nesterov, decay):
@@ -34,7 +38,7 @@ def test_five_steps(momentum, nesterov, decay):
     start = generator.normal(size=(4, 3))
     gradients = generator.normal(size=(5, 4, 3))
     variable = keras.Variable(start, dtype="float32", name="kernel")
-    optimizer = CoupledSGD(TabulatedRate(RATES), momentum, nesterov, decay)
+    optimizer = CoupledSGD(Rates(), momentum, nesterov, decay)
     for gradient in gradients:
         optimizer.apply(
             [keras.ops.convert_to_tensor(gradient, "float32")], [variable]
@@ -77,7 +81,7 @@ def test_adam_is_pytorchs(decay):
     variable = keras.Variable(start, name="kernel")
     optimizer = optimizer_of(
         get_recipe("paper", optimizer="adam", weight_decay=decay),
-        TabulatedRate(RATES),
+        Rates(),
     )
     expected = torch.tensor(start, requires_grad=True)
     reference = torch.optim.Adam([expected], weight_decay=decay)

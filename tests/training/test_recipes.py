@@ -69,7 +69,6 @@ def test_fields_can_be_replaced():
         ("paper", {"epochs": "many"}, "number"),
         ("paper", {"epochs": 10**9}, "at most"),
         ("paper", {"flip": "no"}, "True or False"),
-        ("paper", {"schedule": ("multistep", {"steps": 3})}, "multistep"),
         ("paper", {"schedule": ("cosine",)}, "cosine"),
     ],
 )

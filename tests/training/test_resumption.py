@@ -16,14 +16,20 @@ from keras_resnet_cifar.data.load import Split
 from keras_resnet_cifar.errors import Diverged, InputError, Stopped
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.training import compilation
-from keras_resnet_cifar.training import train as training
-from keras_resnet_cifar.training.backups import Interval
-from keras_resnet_cifar.training.checkpointing import Checkpoints
+from keras_resnet_cifar.training import train as train_module
+from keras_resnet_cifar.training.checkpointing import Backup, Snapshot
 from keras_resnet_cifar.training.recipes import get_recipe
-from keras_resnet_cifar.training.run_directory import RunDirectory
+from keras_resnet_cifar.training.run_directory import Interval, RunDirectory
 from keras_resnet_cifar.training.train import train
 
 SMALL = {"epochs": 3, "batch_size": 16, "precision": "float32", "ema": 0.9}
+
+
+def place(folder):
+    """Whole epochs and steps in all, by the backup."""
+    snapshot = Snapshot.read(folder / "backup.npz")
+    counters = [v for v in snapshot.variables if v.dtype == "int32"]
+    return len(snapshot.rows), int(counters[0])
 
 
 class Fault(RuntimeError):
@@ -92,13 +98,16 @@ def listening_to_sigint():
     signal.signal(signal.SIGINT, before)
 
 
-MOMENTS = ("on_train_batch_end", "on_test_begin", "on_epoch_end")
-
-
 @pytest.mark.parametrize(
     ("moment", "number"),
-    [(moment, signal.SIGTERM) for moment in MOMENTS]
-    + [("on_train_batch_end", signal.SIGINT)],
+    [
+        ("on_test_begin", signal.SIGTERM),
+        pytest.param("on_epoch_end", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(
+            "on_train_batch_end", signal.SIGTERM, marks=pytest.mark.slow
+        ),
+        ("on_train_batch_end", signal.SIGINT),
+    ],
 )
 def test_a_signal_saves_the_step_in_flight(
     moment, number, run_of, whole, tmp_path, listening_to_sigint
@@ -114,20 +123,30 @@ def test_a_signal_saves_the_step_in_flight(
     assert supervisor.differences(whole, tmp_path / "parts") == []
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "on_train_batch_end",
+        pytest.param("on_test_begin", marks=pytest.mark.slow),
+        "on_epoch_end",
+    ],
+)
 def test_a_fault_in_a_callback_does_not_lose_the_epoch(
     moment, run_of, whole, tmp_path
 ):
     with pytest.raises(Fault):
         run_of("parts", callbacks=[At(moment, fault)])
-    with np.load(tmp_path / "parts" / "backup.npz") as backup:
-        state = str(backup["state"])
-    step = {"on_train_batch_end": 6, "on_test_begin": 16}.get(moment, 0)
-    assert f'"epoch": {1 if step else 2}, "step": {step}' in state
+    expected = {
+        "on_train_batch_end": (1, 16 + 6),
+        "on_test_begin": (1, 16 + 16),
+        "on_epoch_end": (2, 32),
+    }
+    assert place(tmp_path / "parts") == expected[moment]
     run_of("parts", resume=True)
     assert supervisor.differences(whole, tmp_path / "parts") == []
 
 
+@pytest.mark.slow
 def test_a_fault_after_the_last_step_without_validation(tiny_data, tmp_path):
     data = dataclasses.replace(tiny_data, validation=None)
     options = {"epochs": 2, "steps": 16}
@@ -148,14 +167,13 @@ def test_a_backup_in_the_middle_of_an_epoch(
 ):
     # Each group of steps is late for a backup, and nothing is rescued: as if
     # the process had been killed at step 12 of 16.
-    monkeypatch.setattr(Checkpoints, "rescue", lambda self: None)
+    monkeypatch.setattr(Backup, "save_if_new", lambda self: None)
     third = iter([None, None, Fault])
     act = At("on_train_batch_begin", None)
     act.action = lambda: _raise_at(act, third)
     with pytest.raises(Fault):
         run_of("parts", backup_every="0.001s", callbacks=[act])
-    with np.load(tmp_path / "parts" / "backup.npz") as backup:
-        assert '"epoch": 1, "step": 12' in str(backup["state"])
+    assert place(tmp_path / "parts") == (1, 16 + 12)
     run_of("parts", resume=True)
     assert supervisor.differences(whole, tmp_path / "parts") == []
 
@@ -167,6 +185,7 @@ def _raise_at(callback, faults):
     callback.action = lambda: _raise_at(callback, faults)
 
 
+@pytest.mark.slow
 def test_images_on_the_device_or_fed_by_the_host(
     run_of, whole, monkeypatch, tmp_path
 ):
@@ -175,6 +194,7 @@ def test_images_on_the_device_or_fed_by_the_host(
     assert supervisor.differences(whole, tmp_path / "fed") == []
 
 
+@pytest.mark.slow
 def test_fused_steps_equal_single_ones(tiny_data, tmp_path):
     # Few steps at a low rate: training amplifies what rounding does.
     images, labels = tiny_data.train.images[:112], tiny_data.train.labels[:112]
@@ -204,7 +224,7 @@ def test_a_seed_is_not_compiled_in(tiny_data):
         model = build_resnet(**TINY, normalization="shapes")
         recipe = get_recipe("strong", batch_size=16, epochs=1)
         feed = ShuffledBatches(tiny_data.train, 10, 16, seed)
-        trained = compilation.compiled(
+        trained = compilation.compile_for_training(
             model, tiny_data, recipe, "float32", seed, feed
         )
         state = tuple(
@@ -221,6 +241,7 @@ def test_a_seed_is_not_compiled_in(tiny_data):
     assert lowered(seed=1) == lowered(seed=2)
 
 
+@pytest.mark.slow
 def test_a_last_batch_of_validation_may_be_shorter(tiny_data, tmp_path):
     images = np.resize(tiny_data.train.images, (521, 32, 32, 3))  # a prime
     labels = np.resize(tiny_data.train.labels, 521)
@@ -234,19 +255,23 @@ def test_a_last_batch_of_validation_may_be_shorter(tiny_data, tmp_path):
         np.testing.assert_allclose(fused.history[0][name], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_more_epochs_where_the_schedule_permits(run_of, tmp_path):
     constant = {"schedule": ("constant", {}), "learning_rate": 0.01}
     whole = run_of("whole", **constant).directory
     run_of("longer", **constant, epochs=1)
     longer = run_of("longer", **constant, resume=True).directory
     assert supervisor.differences(whole, longer) == []
-    with pytest.raises(InputError, match="the run is in epoch 4 already"):
+    with pytest.raises(InputError, match="the run is already in epoch 4"):
         run_of("longer", **constant, resume=True, epochs=2)
     run_of("cycle", epochs=1)
-    with pytest.raises(InputError, match="one_cycle schedule's rates depend"):
+    with pytest.raises(
+        InputError, match="rates of the one_cycle schedule depend"
+    ):
         run_of("cycle", resume=True, epochs=2)
 
 
+@pytest.mark.slow
 def test_early_stopping_looks_at_the_history(run_of, tmp_path):
     still = {"learning_rate": 0.0, "patience": 2, "epochs": 9, "ema": 0.0}
     whole = run_of("whole", **still)
@@ -267,6 +292,7 @@ def test_what_diverged_is_not_saved(run_of, tmp_path):
                 assert np.isfinite(backup[name]).all()
 
 
+@pytest.mark.slow
 def test_an_ignored_signal_stays_ignored(run_of, listening_to_sigint):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop = At("on_train_batch_end", send(signal.SIGINT))
@@ -287,6 +313,7 @@ def test_a_run_keeps_the_files_of_whole_epochs(run_of, tmp_path):
     assert all(map(np.array_equal, best, last))  # of the first epoch
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_evaluation(run_of, whole, tmp_path):
     class Stop(keras.callbacks.Callback):
         def on_train_end(self, logs=None):
@@ -315,7 +342,7 @@ def test_a_backup_of_another_run(run_of, tmp_path):
     run_of("one", epochs=1)
     other = run_of("other", epochs=1, learning_rate=0.1).directory
     shutil.copy(other / "backup.npz", tmp_path / "one" / "backup.npz")
-    with pytest.raises(InputError, match="is of another run"):
+    with pytest.raises(InputError, match="belongs to another run"):
         run_of("one", epochs=1, resume=True)
 
 
@@ -324,10 +351,10 @@ def exhaust(*_):
 
 
 def test_out_of_memory_is_one_line(run_of, monkeypatch):
-    with pytest.raises(InputError, match="try --batch-size 8"):
+    with pytest.raises(InputError, match="try batch_size=8"):
         run_of("run", callbacks=[At("on_train_batch_end", exhaust)])
-    monkeypatch.setattr(training, "compiled", exhaust)
-    with pytest.raises(InputError, match="try --batch-size 8"):
+    monkeypatch.setattr(train_module, "compile_for_training", exhaust)
+    with pytest.raises(InputError, match="try batch_size=8"):
         run_of("other")
 
 
@@ -357,6 +384,7 @@ def test_patience_needs_a_validation_split(tiny_model, tiny_data):
         train(tiny_model(), data, patience=2)
 
 
+@pytest.mark.slow
 def test_kills(tmp_path):
     options = ("--dataset", "shapes", "--arch", "resnet8", "--epochs", "2")
     one, other = tmp_path / "undisturbed", tmp_path / "disturbed"

@@ -1,13 +1,13 @@
-"""The fused layer computes what the stock layer and the literature do."""
+"""The layers of training compute what stock layers and the literature do."""
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_resnet_cifar.training.batch_normalization import (
-    FusedBatchNormalization,
-)
+from keras_resnet_cifar.models.resnet import build_resnet, leaf_layers
+from keras_resnet_cifar.training import layers
+from keras_resnet_cifar.training.layers import FusedBatchNormalization
 from keras_resnet_cifar.training.training_model import training_clone
 
 SHAPE = (6, 5, 7, 3)
@@ -96,11 +96,51 @@ def test_the_training_clone_differs_in_kind_only(tiny_model):
         )
 
 
+@pytest.mark.slow
 def test_the_training_clone_reaches_into_sub_models():
-    from keras_resnet_cifar.models.resnet import build_resnet
-
     clone = training_clone(build_resnet("resnet332"), "float32")
-    layers = clone._flatten_layers()
-    kinds = {type(layer) for layer in layers}
+    kinds = {type(layer) for layer in leaf_layers(clone)}
     assert FusedBatchNormalization in kinds
     assert keras.layers.BatchNormalization not in kinds
+
+
+on_jax = pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="JAX alone: KERAS_BACKEND=jax"
+)
+
+
+@on_jax
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("strides", [1, 2, (2, 1), 3])
+@pytest.mark.parametrize("window", [1, 2, 3, (5, 1), 7])
+@pytest.mark.parametrize("size", [(8, 8), (9, 7)])
+def test_convolutions_and_their_gradients(padding, strides, window, size):
+    import jax
+
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(3, *size, 4)).astype("float32")
+    results = []
+    for cls in (keras.layers.Conv2D, layers.CanonicalConv2D):
+        layer = cls(5, window, strides, padding)
+        layer.build(images.shape)
+        weights = np.random.default_rng(1)
+        kernel, bias = (
+            weights.normal(size=w.shape).astype("float32")
+            for w in layer.weights
+        )
+
+        def loss(images, kernel, layer=layer, bias=bias):
+            outputs, _ = layer.stateless_call([kernel, bias], [], images)
+            return (outputs**2).sum() / 2, outputs
+
+        gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        results.append(jax.tree.leaves(gradient(images, kernel)))
+    for expected, got in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)
+
+
+@on_jax
+def test_the_training_clone_has_fast_convolutions(tiny_model):
+    kinds = {type(x) for x in training_clone(tiny_model(), "float32").layers}
+    assert layers.CanonicalConv2D in kinds
+    assert keras.layers.Conv2D not in kinds

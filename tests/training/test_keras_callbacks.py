@@ -1,0 +1,203 @@
+"""Keras's own callbacks, in `train` and in a plain `fit`."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import TINY
+
+import keras_resnet_cifar as krc
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.evaluation.evaluate import logits_of
+
+SHORT = {"epochs": 2, "batch_size": 64, "precision": "float32", "seed": 0}
+
+
+class Weights(keras.callbacks.Callback):
+    """A user's callback: what it sees of the model at the end of an epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(self.model.get_weights())
+        self.logs = logs
+
+
+def assert_same(weights, others):
+    for one, other in zip(weights, others, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def loaded_weights(path):
+    return keras.saving.load_model(path).get_weights()
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.9], ids=["plain", "averaged"])
+def run(request, tiny_data, tmp_path_factory):
+    """A run with every callback, and the folder where they wrote."""
+    folder = tmp_path_factory.mktemp("callbacks")
+    keras.utils.set_random_seed(0)
+    model = krc.build_resnet(**TINY, normalization="shapes")
+    lines, seen = [], Weights()
+    every = keras.callbacks.ModelCheckpoint(folder / "epoch-{epoch}.keras")
+    best = keras.callbacks.ModelCheckpoint(
+        folder / "best.keras", monitor="val_accuracy", save_best_only=True
+    )
+    weights = keras.callbacks.ModelCheckpoint(
+        folder / "{epoch}.weights.h5", save_weights_only=True
+    )
+    finished = krc.train(
+        model,
+        tiny_data,
+        output_dir=folder / "run",
+        callbacks=[
+            every,
+            best,
+            weights,
+            keras.callbacks.EarlyStopping(monitor="val_loss", patience=9),
+            keras.callbacks.CSVLogger(folder / "log.csv"),
+            keras.callbacks.TerminateOnNaN(),
+            keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda epoch, logs: lines.append(sorted(logs))
+            ),
+            seen,
+        ],
+        ema=request.param,
+        verbose=False,
+        **SHORT,
+    )
+    return finished, folder, seen, lines
+
+
+def test_a_checkpoint_holds_the_stock_model(run):
+    finished, folder, seen, _ = run
+    for epoch in (1, 2):
+        path = folder / f"epoch-{epoch}.keras"
+        assert_same(loaded_weights(path), seen.epochs[epoch - 1])
+        kinds = {type(x) for x in keras.saving.load_model(path).layers}
+        assert all(kind.__module__.startswith("keras.") for kind in kinds)
+    assert_same(loaded_weights(folder / "epoch-2.keras"), seen.epochs[1])
+    assert_same(loaded_weights(folder / "run" / "last.keras"), seen.epochs[1])
+    assert_same(finished.model.get_weights(), seen.epochs[1])
+    assert_same(
+        loaded_weights(folder / "best.keras"),
+        loaded_weights(folder / "run" / "best.keras"),
+    )
+
+
+def test_weights_alone_load_into_the_stock_model(run):
+    _, folder, seen, _ = run
+    model = krc.build_resnet(**TINY, normalization="shapes")
+    model.load_weights(folder / "2.weights.h5")
+    assert_same(model.get_weights(), seen.epochs[1])
+
+
+def test_logs_reach_every_callback(run):
+    finished, folder, _, lines = run
+    assert len(lines) == 2
+    assert {"loss", "val_accuracy", "learning_rate"} <= set(lines[0])
+    rows = (folder / "log.csv").read_text().splitlines()
+    assert len(rows) == 3
+    assert "val_accuracy" in rows[0]
+    assert len(finished.history) == 2
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_early_stopping_restores_the_best_weights(
+    ema, tiny_model, tiny_data, tmp_path
+):
+    seen = Weights()
+    stop = keras.callbacks.EarlyStopping(
+        monitor="val_loss",
+        mode="max",  # so that a falling loss is no improvement
+        patience=1,
+        restore_best_weights=True,
+    )
+    finished = krc.train(
+        tiny_model(),
+        tiny_data,
+        output_dir=tmp_path / "run",
+        callbacks=[stop, seen],
+        ema=ema,
+        verbose=False,
+        **(SHORT | {"epochs": 9}),
+    )
+    epochs = len(finished.history)
+    losses = [row["val_loss"] for row in finished.history]
+    assert epochs < 9 or np.argmax(losses) >= 7
+    assert_same(finished.model.get_weights(), seen.epochs[np.argmax(losses)])
+    last = loaded_weights(tmp_path / "run" / "last.keras")
+    assert_same(last, finished.model.get_weights())
+
+
+@pytest.mark.slow
+def test_tensorboard(tiny_model, tiny_data, tmp_path):
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("tensorboard")
+    for number, options in enumerate(
+        (
+            {"tensorboard": True},
+            {"callbacks": [keras.callbacks.TensorBoard(tmp_path / "board")]},
+        )
+    ):
+        krc.train(
+            tiny_model(),
+            tiny_data,
+            output_dir=tmp_path / f"{number}",
+            verbose=False,
+            **SHORT,
+            **options,
+        )
+    for folder in (tmp_path / "0" / "tensorboard", tmp_path / "board"):
+        assert list(folder.rglob("events.out.tfevents.*"))
+
+
+def test_a_checkpoint_that_cannot_be_written(tiny_model, tiny_data, tmp_path):
+    (tmp_path / "taken.keras").mkdir()
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "taken.keras")
+    with pytest.raises(InputError, match=r"cannot write .*taken\.keras"):
+        krc.train(
+            tiny_model(),
+            tiny_data,
+            callbacks=[checkpoint],
+            verbose=False,
+            **SHORT,
+        )
+
+
+def test_the_plain_ten_lines(tiny_data, tmp_path):
+    """The README's example: Keras alone, with parts of this package."""
+    x, y = tiny_data.train.images, tiny_data.train.labels
+    validation = (tiny_data.validation.images, tiny_data.validation.labels)
+    schedule = krc.schedules.OneCycle(0.1, steps=2 * len(x) // 64)
+    net = krc.build_resnet(**TINY, normalization="shapes")
+    model = keras.Sequential([krc.RandomPadCrop(4, flip=True), net])
+    model.compile(
+        krc.CoupledSGD(schedule, nesterov=True, decay=5e-4),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    best = keras.callbacks.ModelCheckpoint(
+        tmp_path / "best.keras", monitor="val_accuracy", save_best_only=True
+    )
+    history = model.fit(
+        x,
+        y,
+        batch_size=64,
+        epochs=2,
+        validation_data=validation,
+        callbacks=[best],
+        verbose=0,
+    ).history
+    assert len(history["val_accuracy"]) == 2
+    again = keras.saving.load_model(tmp_path / "best.keras")
+    assert isinstance(again.optimizer, krc.CoupledSGD)
+    assert again.optimizer.get_config() == model.optimizer.get_config()
+    if np.argmax(history["val_accuracy"]) == 1:
+        np.testing.assert_allclose(
+            again.predict(validation[0], verbose=0),
+            logits_of(net, validation[0]),
+            rtol=1e-4,
+            atol=1e-5,
+        )
