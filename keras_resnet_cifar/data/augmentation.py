@@ -119,7 +119,8 @@ class RandomResizedCrop(_PerImage):
     else the largest central box of an allowed ratio (Szegedy et al. 2014,
     arXiv:1409.4842, as in torchvision). The resizing is bilinear, with a
     wider filter where it shrinks, as Pillow's: it resamples the pixels of the
-    box once, straight to the size that the net works at.
+    box once, straight to the size that the net works at. Outside of training
+    the whole image is resized.
 
     Args:
         size: Side of the square output in pixels.
@@ -146,6 +147,14 @@ class RandomResizedCrop(_PerImage):
         self.scale = tuple(scale)
         self.ratio = tuple(ratio)
         self.flip = flip
+
+    def call(self, images: Tensor, training: bool | None = None) -> Tensor:
+        images, size = super().call(images, training), (self.size, self.size)
+        if tuple(images.shape[1:3]) == size:
+            return images
+        return ops.image.resize(
+            images, size, antialias=True, data_format="channels_last"
+        )
 
     def augment(self, images: Tensor) -> Tensor:
         images = ops.cast(images, self.compute_dtype)

@@ -1,5 +1,7 @@
 """Augmentation: what is drawn, how often, and that each image has its own."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -13,11 +15,12 @@ from keras_resnet_cifar.data.augmentation import (
     host_transform,
     image_layers,
     mixing_layers,
+    rand_augment,
 )
 from keras_resnet_cifar.data.batches import ShuffledBatches
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models.resnet import build_resnet
-from keras_resnet_cifar.training import compilation
+from keras_resnet_cifar.training.compilation import compile_for_training
 from keras_resnet_cifar.training.recipes import get_recipe
 
 MEAN = (0.5, 0.5, 0.5)
@@ -103,8 +106,15 @@ def test_cutout_blanks_one_square_an_image_centred_anywhere():
 
 def test_without_training_images_pass():
     x = images(4)
-    for layer in (RandomPadCrop(), RandomResizedCrop(16), RandomCutout()):
+    for layer in (RandomPadCrop(), RandomResizedCrop(32), RandomCutout()):
         np.testing.assert_array_equal(ops.convert_to_numpy(layer(x)), x)
+
+
+def test_without_training_a_resized_crop_is_the_whole_image():
+    x = images(1)
+    (out,) = ops.convert_to_numpy(RandomResizedCrop(16)(x))
+    expected = Image.fromarray(x[0]).resize((16, 16), Image.BILINEAR)
+    np.testing.assert_allclose(out, expected, atol=1)  # of 255, by rounding
 
 
 def test_crop_and_flip_together():
@@ -196,6 +206,17 @@ def test_rand_augment_is_a_function_of_seed_epoch_and_step():
     assert all((other != drawn[0]).any() for other in drawn[1:])
 
 
+def test_rand_augment_without_keras_cv(monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras_cv", None)
+    monkeypatch.setitem(sys.modules, "keras_cv.layers", None)
+    assert isinstance(rand_augment(2, seed=0), keras.layers.RandAugment)
+    x = images(4)
+    out = host_transform(get_recipe("randaugment"), seed=0)(x, 0, 0)
+    assert out.shape == x.shape
+    assert out.dtype == np.uint8
+    assert (out != x).any()
+
+
 SIDES = (40, 56)  # height and width
 
 
@@ -269,6 +290,53 @@ def test_resized_crop_in_a_compiled_step_of_jax():
     assert jax.jit(step)(state, x).shape == (4, 16, 16, 3)
 
 
+def test_layers_in_front_of_a_net_with_plain_fit(tiny_model):
+    x, y = images(16), np.arange(16) % 10
+    net = tiny_model()
+    model = keras.Sequential(
+        [
+            RandomPadCrop(4, flip=True, seed=0),
+            RandomCutout(8, seed=0),
+            RandomResizedCrop(32, seed=0),
+            net,
+        ]
+    )
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), net.predict(x, verbose=0), atol=1e-5
+    )  # without augmentation
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
+    before = model.get_weights()
+    model.fit(x, y, batch_size=8, verbose=0)
+    assert any(
+        (old != new).any()
+        for old, new in zip(before, model.get_weights(), strict=True)
+    )
+
+
+def test_layers_in_a_functional_model_that_is_saved(tmp_path):
+    inputs = keras.Input((32, 32, 3), dtype="uint8")
+    cropped = RandomResizedCrop(24, seed=0)(RandomPadCrop(seed=0)(inputs))
+    assert cropped.shape == (None, 24, 24, 3)
+    keras.Model(inputs, cropped).save(tmp_path / "a.keras")
+    again = keras.models.load_model(tmp_path / "a.keras")
+    assert again.output_shape == (None, 24, 24, 3)
+    assert isinstance(again.layers[1], RandomPadCrop)
+
+
+def test_layers_in_a_tf_data_map():
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("inside of tf.data, layers need the TensorFlow backend")
+    import tensorflow as tf
+
+    x = images(8)
+    layer = RandomPadCrop(4, flip=True, seed=0)
+    dataset = tf.data.Dataset.from_tensor_slices(np.stack([x, x]))
+    first, second = dataset.map(lambda batch: layer(batch, training=True))
+    assert first.shape == x.shape
+    assert (first.numpy() != x).any()
+    assert (first.numpy() != second.numpy()).any()
+
+
 @pytest.mark.parametrize("changes", [{}, {"cutmix": 1.0}])
 def test_what_is_drawn_is_a_function_of_seed_and_step(changes, tiny_data):
     """So a backup keeps no random state."""
@@ -276,7 +344,7 @@ def test_what_is_drawn_is_a_function_of_seed_and_step(changes, tiny_data):
     steps = {}
     for seed in (0, 1):
         feed = ShuffledBatches(tiny_data.train, 10, 60, seed)
-        model = compilation.compiled(
+        model = compile_for_training(
             build_resnet("resnet8"), tiny_data, recipe, "float32", seed, feed
         )
         for step in (0, 1, 0):
