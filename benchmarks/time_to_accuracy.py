@@ -34,7 +34,11 @@ class StopAt(keras.callbacks.Callback):
     def __init__(self, target: float):
         super().__init__()
         self.target = target
-        self.result = {"seconds": None, "first_step": None, "accuracy": 0.0}
+        self.result: dict[str, Any] = {
+            "seconds": None,
+            "first_step": None,
+            "accuracy": 0.0,
+        }
         self._begin = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -100,8 +104,9 @@ def time_to(
                 input_shape=data.train.images.shape[1:],
                 normalization=data.name,
             )
-            options = {"seed": seed, "callbacks": [stop], "verbose": False}
-            train(model, data, recipe, **options)
+            train(
+                model, data, recipe, seed=seed, callbacks=[stop], verbose=False
+            )
             runs.append({"run": name, "seed": seed, **stop.result})
             report(summary(runs[-1], target, split))
     return runs

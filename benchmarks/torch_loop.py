@@ -55,9 +55,8 @@ class TorchLoop:
         self.images = self._prepared(images, mean, std)
         self.labels = torch.as_tensor(labels.astype("int64")).to(self.device)
         self.half = precision == "mixed_bfloat16"
-        self.net = net_like(arch, classes=int(labels.max()) + 1).to(
-            self.device, memory_format=torch.channels_last
-        )
+        net = net_like(arch, classes=int(labels.max()) + 1).to(self.device)
+        self.net = net.to(memory_format=torch.channels_last)  # type: ignore
         self.optimizer = _optimizer(self.net, recipe)
         self.rates = one_cycle(recipe, len(labels) // recipe.batch_size)
         self.steps = 0

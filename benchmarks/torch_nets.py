@@ -60,8 +60,8 @@ class Block(nn.Module):
         for i, layer in enumerate(convs, start=1):
             self.add_module(f"conv{i}", layer)
             self.add_module(f"bn{i}", nn.BatchNorm2d(layer.out_channels))
-        self.outputs = convs[-1].out_channels
-        self.add_module(name, shortcut(inputs, self.outputs, stride, kind))
+        outputs = convs[-1].out_channels
+        self.add_module(name, shortcut(inputs, outputs, stride, kind))
 
     def forward(self, x):
         y = x
@@ -78,10 +78,10 @@ class SequentialBlock(nn.Module):
         super().__init__()
         layers = []
         for layer in convolutions(inputs, width, stride, bottleneck):
-            self.outputs = layer.out_channels
-            layers += [layer, nn.BatchNorm2d(self.outputs), nn.ReLU()]
+            outputs = layer.out_channels
+            layers += [layer, nn.BatchNorm2d(outputs), nn.ReLU()]
         self.residual_function = nn.Sequential(*layers[:-1])
-        self.shortcut = shortcut(inputs, self.outputs, stride, kind)
+        self.shortcut = shortcut(inputs, outputs, stride, kind)
 
     def forward(self, x):
         return relu(self.residual_function(x) + self.shortcut(x))
@@ -97,8 +97,8 @@ class PreActBlock(nn.Module):
         for i, layer in enumerate(convs, start=1):
             self.add_module(f"bn{i}", nn.BatchNorm2d(layer.in_channels))
             self.add_module(f"conv{i}", layer)
-        self.outputs = convs[-1].out_channels
-        self.shortcut = shortcut(inputs, self.outputs, stride, kind)[:1]
+        outputs = convs[-1].out_channels
+        self.shortcut = shortcut(inputs, outputs, stride, kind)[:1]
 
     def forward(self, x):
         y = relu(self.bn1(x))
@@ -162,7 +162,7 @@ class Net(nn.Module):
                 layers.append(
                     block(inputs, widths[i], stride, bottleneck, kind, path)
                 )
-                inputs = layers[-1].outputs
+                inputs = widths[i] * (4 if bottleneck else 1)
             self.add_module(stage, nn.Sequential(*layers))
         self.add_module(self.head, nn.Linear(inputs, classes))
 

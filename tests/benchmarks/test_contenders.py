@@ -58,15 +58,17 @@ def test_torch_contenders(name):
     check_contender(name)
 
 
-def test_the_facts_of_the_machine():
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_the_facts_of_the_machine(precision):
     class Facts(RecordedRounds):
         def send(self, message):
             self.facts = message
 
     rounds = Facts()
-    contenders.run("machine", SMALL, rounds)
+    setting = replace(SMALL, precision=precision)
+    contenders.run("machine", setting, rounds)
     assert rounds.facts["backend"] == keras.backend.backend()
-    assert rounds.facts["precision"] == "float32"
+    assert rounds.facts["precision"] == precision
     assert (rounds.facts["accelerator"] is not None) == SMALL.accelerated
     assert rounds.facts["operations_per_second"] > 1e6
 
