@@ -19,8 +19,10 @@ from benchmarks import command as benchmark_command
 from benchmarks import table, throughput
 from keras_resnet_cifar import files
 from keras_resnet_cifar.cli import main as cli
+from keras_resnet_cifar.data.load import Split
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation import plots
+from keras_resnet_cifar.evaluation.metrics import Mistakes
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import load_model, save_model
 from keras_resnet_cifar.pytorch.checkpoints import save_torch_checkpoint
@@ -34,7 +36,8 @@ from keras_resnet_cifar.training.train import train
 
 NOBODY = 65534
 TENSORS = {"a": np.ones((100, 100), "float32")}
-IMAGES = np.zeros((2, 32, 32, 3), np.uint8)
+IMAGES = Split(np.zeros((2, 32, 32, 3), "uint8"), np.array([0, 1]))
+MISTAKES = Mistakes(*np.array([[0, 1], [1, 0]]), np.array([0.6, 0.7]))
 # File name -> what writes it: (path, a small model).
 WRITERS = {
     "text.md": lambda path, model: files.write_text(path, "text\n" * 100),
@@ -49,7 +52,7 @@ WRITERS = {
         np.eye(2, dtype=int), ("cat", "dog"), path
     ),
     "mistakes.png": lambda path, model: plots.plot_mistakes(
-        IMAGES, [0, 1], [1, 0], [0.6, 0.7], ("cat", "dog"), path
+        IMAGES, MISTAKES, ("cat", "dog"), path
     ),
     "history.csv": lambda path, model: write_history(
         RunDirectory(path.parent), [{"epoch": 1, "loss": 0.5}]
