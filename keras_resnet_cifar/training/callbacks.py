@@ -3,12 +3,11 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 import keras
 import numpy as np
@@ -192,71 +191,6 @@ class ValidateAverages(keras.callbacks.Callback):
 
     def on_test_end(self, logs: Logs = None) -> None:
         self.model.hide_averages()
-
-
-class Progress(keras.callbacks.Callback):
-    """Prints one line per epoch; on a terminal it counts the steps meanwhile.
-
-    Args:
-        epochs: Epochs of the run.
-        feed: Its batches.
-        stream: Where to print; by default stdout.
-    """
-
-    async_safe = True
-
-    def __init__(self, epochs: int, feed: Feed, stream: TextIO | None = None):
-        super().__init__()
-        self.epochs = epochs
-        self.feed = feed
-        self.stream = stream or sys.stdout
-        self.live = self.stream.isatty()
-
-    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        width = len(str(self.epochs))
-        self._head = f"epoch {epoch + 1:>{width}}/{self.epochs}"
-        self._begin = self._shown = time.perf_counter()
-
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        now = time.perf_counter()
-        if not self.live or now - self._shown < 0.2:
-            return
-        self._shown = now
-        done = min(batch + 1, len(self.feed))  # since the epoch began here
-        step, steps = self.feed.start + done, self.feed.steps
-        speed = done * self.feed.batch_size / (now - self._begin)
-        left = (steps - step) * self.feed.batch_size / speed
-        bar = "=" * (20 * step // steps)
-        self._write(
-            f"\r{self._head} [{bar:<20}] {step}/{steps}  {_summary(logs)}  "
-            f"{speed:,.0f} images/s  {left:.0f} s left \033[K"
-        )
-
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        assert logs is not None
-        clear = "\r\033[K" if self.live else ""
-        self._write(
-            f"{clear}{self._head}  {_summary(logs)}  "
-            f"rate {logs['learning_rate']:.4g}  "
-            f"{logs['images_per_second']:,.0f} images/s  "
-            f"{logs['seconds']:.0f} s\n"
-        )
-
-    def _write(self, text):
-        self.stream.write(text)
-        self.stream.flush()
-
-
-def _summary(logs):
-    """Returns loss and accuracy of both splits, as far as the logs go."""
-    parts = []
-    for prefix in ("", "val_"):
-        if f"{prefix}loss" in logs:
-            parts.append(f"{prefix}loss {float(logs[f'{prefix}loss']):.4f}")
-        if f"{prefix}accuracy" in logs:
-            accuracy = 100 * float(logs[f"{prefix}accuracy"])
-            parts.append(f"{prefix}accuracy {accuracy:.2f} %")
-    return "  ".join(parts)
 
 
 class StopOnSignal(keras.callbacks.Callback):

@@ -1,5 +1,6 @@
 """The epochs of a run that are left: `model.fit`, once or twice."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +15,10 @@ def fit(
     model: TrainingModel,
     data: Dataset,
     feed: Feed,
-    epoch: int,
-    step: int,
+    done: tuple[int, int],
     epochs: int,
     callbacks: Sequence[keras.callbacks.Callback],
+    verbose: bool,
 ) -> None:
     """Runs the epochs that are left, the one in progress from its step on.
 
@@ -25,12 +26,14 @@ def fit(
         model: The compiled `TrainingModel`.
         data: The data, for its validation split.
         feed: The batches of its train split.
-        epoch: Epochs already done.
-        step: Steps already done of the epoch in progress.
+        done: Epochs already done, and steps of the epoch in progress.
         epochs: Epochs of the whole run.
         callbacks: Keras callbacks.
+        verbose: Whether to show progress as Keras does.
     """
     validation = _validation(data)
+    bar_or_line = 1 if sys.stdout.isatty() else 2
+    epoch, step = done
 
     def run(first, last):
         model.fit(
@@ -38,7 +41,7 @@ def fit(
             initial_epoch=first,
             epochs=last,
             shuffle=False,  # the feed shuffles
-            verbose=0,
+            verbose=bar_or_line if verbose else 0,
             callbacks=list(callbacks),
             **validation,
         )

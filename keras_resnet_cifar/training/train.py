@@ -135,7 +135,7 @@ def train(
         callbacks: More Keras callbacks, such as `ModelCheckpoint`. Their
             model is a `TrainingModel`, which saves the model of stock layers.
         tensorboard: Also write TensorBoard logs (needs TensorFlow).
-        verbose: Print one line per epoch.
+        verbose: Print Keras's line per epoch, or its bar on a terminal.
         **changes: Fields of the recipe to replace, e.g. `epochs=12`.
 
     Returns:
@@ -214,15 +214,14 @@ def train(
                 write_json(directory.config, sealed(config))  # now it is a run
             chain.append(backup)
         chain.append(cb.ValidateAverages())
-        if verbose:
-            chain.append(cb.Progress(recipe.epochs, feed))
         chain += [*callbacks, stop]
 
         # Fit, evaluate, write.
         with _saved_on_the_way(backup, stop):
             if not early.is_over():
                 begin = backup.steps_in_epoch() if backup else 0
-                fit(trained, data, feed, len(rows), begin, recipe.epochs, chain)
+                done = (len(rows), begin)
+                fit(trained, data, feed, done, recipe.epochs, chain, verbose)
             trained.publish()
             if directory is not None and callbacks:
                 save_model(model, directory.last)  # they may have changed it

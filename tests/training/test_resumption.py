@@ -173,6 +173,7 @@ def test_a_backup_in_the_middle_of_an_epoch(
     act.action = lambda: _raise_at(act, third)
     with pytest.raises(Fault):
         run_of("parts", backup_every="0.001s", callbacks=[act])
+    monkeypatch.undo()
     assert place(tmp_path / "parts") == (1, 16 + 12)
     run_of("parts", resume=True)
     assert supervisor.differences(whole, tmp_path / "parts") == []
