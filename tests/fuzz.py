@@ -1,4 +1,4 @@
-"""Damages files of every kind, and tells what becomes of each damage.
+"""Damages files of every kind, and reports what becomes of each damage.
 
     python tests/fuzz.py --places 200
     python tests/fuzz.py --places 200 --kind keras
@@ -367,7 +367,7 @@ def main():
     parser.add_argument("--kind", choices=KINDS)
     args = parser.parse_args()
     if args.kind:
-        _tell_one(args)
+        _fuzz_one(args)
         return
     for name in KINDS:
         options = ["--places", args.places, "--seed", args.seed, "--kind", name]
@@ -381,7 +381,7 @@ def main():
         print(lines[-1] + died, flush=True)
 
 
-def _tell_one(args):
+def _fuzz_one(args):
     kind = KINDS[args.kind]
     if importlib.util.find_spec(kind.needs) is None:
         print(f"{args.kind}: not tried, {kind.needs} is not installed")
@@ -394,8 +394,8 @@ def _tell_one(args):
             counts[found] += 1
             print(done, found, flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    told = ", ".join(f"{counts[key]} {key}" for key in (REFUSED, SAME, DIFFERS))
-    print(f"{args.kind}: {counts.total()} damages, {told}; peak {peak} MiB")
+    sums = ", ".join(f"{counts[key]} {key}" for key in (REFUSED, SAME, DIFFERS))
+    print(f"{args.kind}: {counts.total()} damages, {sums}; peak {peak} MiB")
 
 
 if __name__ == "__main__":

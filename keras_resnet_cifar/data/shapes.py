@@ -3,12 +3,14 @@
 Each image holds one large figure (position, size, rotation and colours are
 random) over clutter: a gradient, soft blobs, lines and small figures cut by
 the border; another line may cross the figure, and noise covers everything.
-No class changes into another when it is flipped or rotated.
+No class becomes another when it is flipped or rotated.
 
 All arithmetic after the random numbers is float32 `+ - * / %`, square roots and
 comparisons, which IEEE 754 rounds the same way everywhere. So the bytes are
 the same on every machine, and can be verified like those of any dataset.
 """
+
+import math
 
 import numpy as np
 
@@ -19,19 +21,19 @@ SIZE = 32
 _CHUNK = 500
 
 
-def draw(count, seed):
-    """Draws a balanced, shuffled set of images.
+def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a balanced, shuffled set of images.
 
-    The images of a smaller `count` are not the first ones of a larger.
+    The images of a smaller `count` are not the first ones of a larger one.
 
     Args:
         count: How many images, 1 or more.
         seed: Integer of 0 or more; the same seed gives the same bytes.
 
     Returns:
-        `(images, labels)`: uint8 `[count, 32, 32, 3]` from 0 to 255, and
-        uint8 `[count]`, indices into `CLASS_NAMES`. Class counts differ by
-        one at most.
+        Images uint8 `[count, 32, 32, 3]` from 0 to 255 and labels uint8
+        `[count]`, indices into `CLASS_NAMES`. Class counts differ by one at
+        most.
 
     Raises:
         InputError: `count` is below 1 or `seed` below 0.
@@ -51,7 +53,7 @@ def draw(count, seed):
 
 
 def _scenes(labels, rng):
-    """Returns uint8 images `[n, 32, 32, 3]`, one figure of each label."""
+    """uint8 images `[n, 32, 32, 3]`, one figure of each label."""
     n = len(labels)
     ground = _between(rng, 0, 1, n, 3)
     image = _gradient(ground, 0.35, rng)
@@ -62,7 +64,7 @@ def _scenes(labels, rng):
     for _ in range(2):
         image = _paint(image, _near(ground, rng), _border_figure(n, rng))
     # At least a quarter away from the ground in every channel, on a circle.
-    colour = (ground + _between(rng, 0.25, 0.75, n, 3)) % np.float32(1)
+    colour = (ground + _between(rng, 0.25, 0.75, n, 3)) % 1
     image = _paint(image, _gradient(colour, 0.2, rng), _figure(labels, rng))
     image = _paint(image, _near(ground, rng), _line(n, rng))
     image = image + _noise(image.shape, rng)
@@ -74,40 +76,40 @@ def _scenes(labels, rng):
 
 
 def _paint(image, colour, mask):
-    """Lays a colour over an image, as far as the mask is opaque."""
+    """A colour laid over an image, as far as the mask is opaque."""
     if colour.ndim == 2:
         colour = colour[:, None, None]
     return image + mask[..., None] * (colour - image)
 
 
 def _near(ground, rng):
-    """Returns colours between the ground's and any: fainter than a figure."""
+    """Colours between the ground's and any: fainter than a figure."""
     n = len(ground)
     other = _between(rng, 0, 1, n, 3)
     return ground + _between(rng, 0.15, 0.6, n, 1) * (other - ground)
 
 
 def _gradient(colour, strength, rng):
-    """Returns images of the colours, shaded along a random direction."""
+    """Images of the colours, shaded along a random direction."""
     x, _ = _local(len(colour), rng, reach=0, scale=(SIZE / 2, SIZE / 2))
     slope = _between(rng, -strength, strength, len(colour), 3)
     return colour[:, None, None] + x[..., None] * slope[:, None, None]
 
 
 def _blob(n, rng):
-    """Returns the mask of a soft disc, anywhere."""
+    """The mask of a soft disc, anywhere."""
     x, y = _local(n, rng, reach=16, scale=(3, 9))
     return np.clip(1 - (x * x + y * y), 0, 1)
 
 
 def _line(n, rng):
-    """Returns the mask of a straight line through the image, 1 to 2 px."""
+    """The mask of a straight line through the image, 1 to 2 px."""
     _, y = _local(n, rng, reach=12, scale=(1, 1))
     return _opacity(np.abs(y) - _between(rng, 0.3, 1, n, 1, 1))
 
 
 def _border_figure(n, rng):
-    """Returns the mask of a small figure of any class that the border cuts."""
+    """The mask of a small figure of any class that the border cuts."""
     labels = (rng.random(n) * len(CLASS_NAMES)).astype("uint8")
     near = _between(rng, -14, 14, n)
     edge = np.where(rng.random(n) < 0.5, np.float32(-15), np.float32(15))
@@ -117,7 +119,7 @@ def _border_figure(n, rng):
 
 
 def _figure(labels, rng, centre=None, scale=(8.5, 13)):
-    """Returns the mask of one figure of each label."""
+    """The mask of one figure of each label."""
     n = len(labels)
     scale = _between(rng, *scale, n)
     if centre is None:
@@ -131,7 +133,7 @@ def _figure(labels, rng, centre=None, scale=(8.5, 13)):
 
 
 def _noise(shape, rng):
-    """Returns triangular noise, of a strength of its own for each image."""
+    """Triangular noise, of another strength for each image."""
     strength = _between(rng, 0.02, 0.15, shape[0], 1, 1, 1)
     grain = rng.random(shape, "float32") - rng.random(shape, "float32")
     return strength * grain
@@ -141,51 +143,45 @@ def _noise(shape, rng):
 
 
 def _between(rng, low, high, *shape):
-    """Returns float32 values of `shape`, uniform from low to high."""
+    """float32 values of `shape`, uniform from low to high."""
     return (low + (high - low) * rng.random(shape)).astype("float32")
 
 
 def _opacity(distance):
-    """Turns signed distances in pixels into anti-aliased opacity."""
-    return np.clip(np.float32(0.5) - distance, 0, 1)
+    """Anti-aliased opacity of signed distances in pixels."""
+    return np.clip(0.5 - distance, 0, 1)
 
 
 def _local(n, rng, reach, scale):
-    """Returns `_transform` about centres within `reach` px of the middle."""
+    """`_transform` about centres within `reach` px of the middle."""
     centre = _between(rng, -reach, reach, 2, n)
     return _transform(n, rng, centre, _between(rng, *scale, n))
 
 
 def _transform(n, rng, centre, scale):
-    """Returns pixel coordinates as each figure sees them, turned at random.
+    """Pixel coordinates in the frame of each figure, rotated at random.
 
-    Args:
-        n: Number of images.
-        rng: Source of the rotation.
-        centre: `[2, n]` in pixels from the middle of the image.
-        scale: `[n]`: pixels to one unit of the figure.
-
-    Returns:
-        x and y, each float32 `[n, 32, 32]`.
+    The centres `[2, n]` are in pixels from the middle of the image, the scales
+    `[n]` in pixels per unit of the figure; x and y are float32 `[n, 32, 32]`.
     """
-    axis = np.arange(SIZE, dtype="float32") - np.float32((SIZE - 1) / 2)
+    axis = np.arange(SIZE, dtype="float32") - (SIZE - 1) / 2
     x = (axis - centre[0][:, None])[:, None, :]
     y = (axis - centre[1][:, None])[:, :, None]
-    turn = _DIRECTIONS[:, (rng.random(n) * _DIRECTIONS.shape[1]).astype(int)]
-    cos, sin = (turn / scale)[:, :, None, None]
+    chosen = (rng.random(n) * _DIRECTIONS.shape[1]).astype(int)
+    cos, sin = (_DIRECTIONS[:, chosen] / scale)[:, :, None, None]
     return cos * x + sin * y, cos * y - sin * x
 
 
 def _circle_of_directions(count):
-    """Returns unit vectors `[2, count]`, float32.
+    """Unit vectors `[2, count]`, float32.
 
     Rounded to a grid that float32 holds exactly, so that the last digit of a
     platform's cosine does not matter.
     """
     angle = 2 * np.pi * np.arange(count) / count
     grid = 1 << 20
-    turn = np.rint(np.stack([np.cos(angle), np.sin(angle)]) * grid) / grid
-    return turn.astype("float32")
+    vectors = np.rint(np.stack([np.cos(angle), np.sin(angle)]) * grid) / grid
+    return vectors.astype("float32")
 
 
 _DIRECTIONS = _circle_of_directions(1024)
@@ -200,7 +196,7 @@ def _radius(x, y):
 
 
 def _half_planes(x, y, sides, apothem):
-    """Returns the distances `[sides, ...]` to the sides of a polygon."""
+    """The distances `[sides, ...]` to the sides of a polygon."""
     return np.stack(
         [a * x + b * y - apothem for a, b in _circle_of_directions(sides).T]
     )
@@ -210,64 +206,34 @@ def _box(x, y, width, height):
     return np.maximum(np.abs(x) - width, np.abs(y) - height)
 
 
-def _circle(x, y):
-    return _radius(x, y) - np.float32(0.85)
-
-
-def _ring(x, y):
-    return np.abs(_radius(x, y) - np.float32(0.7)) - np.float32(0.2)
-
-
-def _square(x, y):
-    return _box(x, y, np.float32(0.75), np.float32(0.75))
-
-
-def _triangle(x, y):
-    return _half_planes(x, y, 3, np.float32(0.5)).max(axis=0)
-
-
-def _pentagon(x, y):
-    return _half_planes(x, y, 5, np.float32(0.75)).max(axis=0)
-
-
-def _star(x, y):
-    # A pentagram is where at most one of five sides lies behind the point.
-    return np.sort(_half_planes(x, y, 5, np.float32(0.34)), axis=0)[-2]
-
-
-def _cross(x, y):
-    long, thick = np.float32(0.95), np.float32(0.3)
-    return np.minimum(_box(x, y, long, thick), _box(x, y, thick, long))
-
-
-def _crescent(x, y):
-    bite = np.float32(0.7) - _radius(x - np.float32(0.45), y)
-    return np.maximum(_radius(x, y) - np.float32(0.9), bite)
-
-
 def _heart(x, y):
     # A square with a half disc on each of two neighbouring sides.
-    half = np.float32(0.55)
-    x, y = x + np.float32(0.2), y + np.float32(0.2)
+    half = 0.55
+    x, y = x + 0.2, y + 0.2
     lobes = np.minimum(_radius(x - half, y), _radius(x, y - half)) - half
     return np.minimum(_box(x, y, half, half), lobes)
 
 
 def _arrow(x, y):
-    shaft = _box(x + np.float32(0.45), y, np.float32(0.5), np.float32(0.2))
-    slant = (x + np.abs(y) - np.float32(0.95)) / np.sqrt(np.float32(2))
-    return np.minimum(shaft, np.maximum(slant, np.float32(0.1) - x))
+    shaft = _box(x + 0.45, y, 0.5, 0.2)
+    slant = (x + np.abs(y) - 0.95) / math.sqrt(2)
+    return np.minimum(shaft, np.maximum(slant, 0.1 - x))
 
 
 FIGURES = {
-    "circle": _circle,
-    "ring": _ring,
-    "square": _square,
-    "triangle": _triangle,
-    "pentagon": _pentagon,
-    "star": _star,
-    "cross": _cross,
-    "crescent": _crescent,
+    "circle": lambda x, y: _radius(x, y) - 0.85,
+    "ring": lambda x, y: np.abs(_radius(x, y) - 0.7) - 0.2,
+    "square": lambda x, y: _box(x, y, 0.75, 0.75),
+    "triangle": lambda x, y: _half_planes(x, y, 3, 0.5).max(axis=0),
+    "pentagon": lambda x, y: _half_planes(x, y, 5, 0.75).max(axis=0),
+    # A pentagram is where at most one of five sides lies behind the point.
+    "star": lambda x, y: np.sort(_half_planes(x, y, 5, 0.34), axis=0)[-2],
+    "cross": lambda x, y: np.minimum(
+        _box(x, y, 0.95, 0.3), _box(x, y, 0.3, 0.95)
+    ),
+    "crescent": lambda x, y: np.maximum(
+        _radius(x, y) - 0.9, 0.7 - _radius(x - 0.45, y)
+    ),
     "heart": _heart,
     "arrow": _arrow,
 }

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import threading
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -48,12 +49,18 @@ def files():
 
 @pytest.fixture
 def host(monkeypatch, tmp_path):
-    """A stand-in for the Hub: `.files` to serve, `.asked` so far, `.cut`."""
-    state = SimpleNamespace(files=files(), asked=[], cut=0, cache=tmp_path)
+    """A stand-in for the Hub.
+
+    Attributes: `files` to serve, the paths `requested` so far, how many bytes
+    to `cut` off, an event to `wait` for.
+    """
+    state = SimpleNamespace(
+        files=files(), requested=[], cut=0, wait=None, cache=tmp_path
+    )
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            state.asked.append(self.path)
+            state.requested.append(self.path)
             content = state.files.get(self.path)
             if content is None:
                 self.send_error(404)
@@ -61,6 +68,8 @@ def host(monkeypatch, tmp_path):
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
+            if state.wait:
+                state.wait.wait()
             self.wfile.write(content[: len(content) - state.cut])
 
         def log_message(self, *args):
@@ -108,9 +117,9 @@ def test_load(host, name, labels):
 
 def test_downloads_once(host):
     load()
-    assert len(host.asked) == len(cached(host)) == 2
+    assert len(host.requested) == len(cached(host)) == 2
     load()
-    assert len(host.asked) == 2
+    assert len(host.requested) == 2
 
 
 def test_data_dir_is_the_cache(host, tmp_path):
@@ -143,6 +152,23 @@ def test_failed_download_leaves_nothing(host, fault, message):
     with pytest.raises(InputError, match=f"http://127.*{message}.*data_dir="):
         load()
     assert cached(host) == []
+
+
+def test_a_host_that_sends_nothing_is_given_up(host, monkeypatch):
+    host.wait = threading.Event()
+    monkeypatch.setattr(huggingface, "TIMEOUT", 0.2)
+    try:
+        with pytest.raises(InputError, match=r"cannot download .*timed out"):
+            load()
+    finally:
+        host.wait.set()
+    assert cached(host) == []
+    assert socket.getdefaulttimeout() is None
+
+
+def test_progress_stays_out_of_the_results(host, capsys):
+    load()
+    assert capsys.readouterr().out == ""
 
 
 def test_a_full_disk_leaves_nothing(host, monkeypatch):

@@ -68,6 +68,7 @@ def test_figure_is_a_signed_distance_inside_its_frame(name):
     assert slope.max() < 1.01
 
 
+@pytest.mark.slow
 def test_linear_model_stays_under_60_percent():
     images, labels = shapes.draw(10000, seed=0)
     test_images, test_labels = shapes.draw(2000, seed=1)
