@@ -19,6 +19,7 @@ def input_normalization(kind: Any, name: str | None = None) -> layers.Layer:
     """Returns a stock layer that normalizes images with values 0 to 255.
 
     It computes in float32 under any policy: bfloat16 would round the pixels.
+    Called directly, not in a model, `"per_image"` takes float images only.
 
     Args:
         kind: A data set's name, `"imagenet"`, `(mean, std)` with three

@@ -3,8 +3,7 @@
 A checkpoint must match the model of `build_resnet` to the last tensor.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ _TENSORS: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {
     },
     "dense": {"weight": ("kernel", (1, 0)), "bias": ("bias", (0,))},
 }
-_COUNTER = "num_batches_tracked"  # of BatchNorm; no result depends on it
 _SHOWN = 12  # names in an error, before "and ... more"
 
 
@@ -124,7 +122,11 @@ def save_torch_checkpoint(
         fitting = [name for name in SCHEMES if _fits(model, SCHEMES[name])]
         raise InputError(
             f"the scheme {scheme} has no nets like {model.name} ({misfit}): "
-            + (f"use {' or '.join(fitting)}" if fitting else "nor has any other")
+            + (
+                f"use {' or '.join(fitting)}"
+                if fitting
+                else "nor has any other"
+            )
         ) from None
     write_tensors(tensors, path)
 
@@ -147,21 +149,21 @@ def _describe(
     tensors: dict[str, np.ndarray], scheme: Scheme
 ) -> tuple[Architecture, int]:
     """Returns the architecture of the tensors, and the number of classes."""
-    modules = {name.rpartition(".")[0] for name in tensors}
-    shapes = {  # our layer -> shape of its weight in PyTorch
-        layer: tensors[f"{module}.weight"].shape
-        for module in modules
-        if (layer := scheme.layer(module)) and f"{module}.weight" in tensors
-    }
+    shapes = {}  # our layer -> shape of its weight in PyTorch
+    misshapen = []
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        layer = scheme.layer(module)
+        if layer is None or kind != "weight":
+            continue
+        shapes[layer] = tensor.shape
+        _, axes = _tensors_of(layer)["weight"]
+        if tensor.ndim != len(axes) or 0 in tensor.shape:
+            misshapen.append(f"{name} {tensor.shape}")
     missing = [
         f"{scheme.module(layer)}.weight"
         for layer in scheme.essential
         if layer not in shapes
-    ]
-    misshapen = [
-        f"{scheme.module(layer)}.weight {shape}"
-        for layer, shape in shapes.items()
-        if len(shape) != len(_tensors_of(layer)["weight"][1]) or 0 in shape
     ]
     if missing or misshapen:
         raise _Misfit(_summary(missing=missing, misshapen=misshapen))
@@ -184,6 +186,12 @@ def _describe(
         )
     except InputError as error:
         raise _Misfit(str(error)) from error
+    # Before it is built: it could fill the memory. Each block has a 3x3
+    # convolution from its width to its width.
+    stages = zip(net.stage_blocks, net.widths, strict=True)
+    needed = sum(9 * count * width**2 for count, width in stages)
+    if needed > sum(tensor.size for tensor in tensors.values()):
+        raise _Misfit(f"a net of widths {net.widths} has more weights")
     return net, shapes["head_dense"][0]
 
 
@@ -196,8 +204,7 @@ def _shortcut(shapes: dict[str, tuple[int, ...]], scheme: Scheme) -> str:
 
 
 def _tensors_of(layer: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    kind = re.sub(r"\d", "", layer.rpartition("_")[2])
-    return _TENSORS[kind]
+    return _TENSORS[layer.rpartition("_")[2].rstrip("123")]
 
 
 def _variables(model: keras.Model, scheme: Scheme) -> dict[str, tuple]:
@@ -217,10 +224,11 @@ def _variables(model: keras.Model, scheme: Scheme) -> dict[str, tuple]:
     return variables
 
 
-def _counters(variables: dict[str, tuple]) -> set[str]:
+def _counters(variables: Iterable[str]) -> list[str]:
     """Returns the names of BatchNorm's step counters, which we do not have."""
-    norms = (n.rpartition(".") for n in variables if n.endswith("running_var"))
-    return {f"{module}.{_COUNTER}" for module, _, _ in norms}
+    ending = "running_var"
+    norms = [n.removesuffix(ending) for n in variables if n.endswith(ending)]
+    return [norm + "num_batches_tracked" for norm in norms]
 
 
 def _check(tensors: dict[str, np.ndarray], variables: dict[str, tuple]) -> None:
@@ -237,7 +245,7 @@ def _check(tensors: dict[str, np.ndarray], variables: dict[str, tuple]) -> None:
         # Not all formats have checksums, so implausible numbers are refused.
         elif not np.isfinite(tensor).all() or (variance and tensor.min() < 0):
             damaged.append(name)
-    known = variables.keys() | _counters(variables)
+    known = {*variables, *_counters(variables)}
     summary = _summary(
         missing=[name for name in variables if name not in tensors],
         unexpected=[name for name in tensors if name not in known],

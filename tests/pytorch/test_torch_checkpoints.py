@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.evaluation.evaluate import logits_of
+from keras_resnet_cifar.models import resnet
+from keras_resnet_cifar.models.cloning import clone_with
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.pytorch.checkpoints import (
     load_torch_checkpoint,
@@ -24,23 +25,32 @@ THREE = {"widths": (4, 8, 16), "blocks": (1, 2, 1)}
 FOUR = {"widths": (4, 8, 12, 16), "blocks": (1, 2, 1, 1)}
 DEEP = {"bottleneck": True}
 
-# Name: scheme, net.
+# Name: scheme, net. The first of each scheme runs by default.
 CASES = {
     "akamaster A": ("akamaster", {**THREE, "kind": "identity"}),
     "akamaster B": ("akamaster", THREE),
-    "chenyaofo": ("chenyaofo", THREE),
     "chenyaofo bottleneck": ("chenyaofo", {**THREE, **DEEP}),
+    "chenyaofo": ("chenyaofo", THREE),
+    "kuangliu 3x3": ("kuangliu", {**FOUR, "kind": "conv3x3"}),
     "kuangliu": ("kuangliu", FOUR),
     "kuangliu bottleneck": ("kuangliu", {**FOUR, **DEEP}),
-    "kuangliu 3x3": ("kuangliu", {**FOUR, "kind": "conv3x3"}),
     "preact": ("kuangliu-preact", FOUR),
     "preact bottleneck": ("kuangliu-preact", {**FOUR, **DEEP}),
     "weiaicunzai": ("weiaicunzai", {**FOUR, "classes": 100}),
     "weiaicunzai bottleneck": ("weiaicunzai", {**FOUR, **DEEP}),
-    "torchvision": ("torchvision", {**FOUR, "stem": 7, "classes": 7}),
     "torchvision bottleneck": ("torchvision", {**FOUR, **DEEP, "stem": 7}),
+    "torchvision": ("torchvision", {**FOUR, "stem": 7, "classes": 7}),
     "torchvision 3x3 stem": ("torchvision", FOUR),
 }
+FAST = {scheme: name for name, (scheme, _) in reversed(CASES.items())}
+
+
+def fast_first(names, fast):
+    """The names as parameters, those that are not in `fast` marked slow."""
+    return [
+        pytest.param(name, marks=() if name in fast else pytest.mark.slow)
+        for name in names
+    ]
 
 
 def saved(tensors, path):
@@ -48,14 +58,14 @@ def saved(tensors, path):
     return path
 
 
-def resized(model, size):
-    """The same net for images of another size."""
-    clone = keras.models.clone_model(model, keras.Input((*size, 3)))
-    clone.set_weights(model.get_weights())
-    return clone
+def assert_same_weights(model, other):
+    for weight, again in zip(
+        model.get_weights(), other.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(weight, again)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", fast_first(CASES, FAST.values()))
 def test_logits_and_round_trip(name, tmp_path):
     scheme, shape = CASES[name]
     net = randomized(Net(scheme, **shape))
@@ -64,7 +74,8 @@ def test_logits_and_round_trip(name, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (4, *SIZE, 3), "uint8")
     with torch.no_grad():
         expected = net(references.normalized(images, MEAN, STD)).numpy()
-    logits = logits_of(resized(model, SIZE), images)
+    resized = clone_with(model, inputs=keras.Input((*SIZE, 3)))
+    logits = keras.ops.convert_to_numpy(resized(images))
     # Another order of sums in float32, over some ten layers.
     np.testing.assert_allclose(
         logits, expected, rtol=0, atol=1e-4 * abs(expected).max()
@@ -78,42 +89,34 @@ def test_logits_and_round_trip(name, tmp_path):
     for key, tensor in net.state_dict().items():
         assert torch.equal(fresh.state_dict()[key], tensor), key
     again = load_torch_checkpoint(back, normalization=(MEAN, STD))
-    for one, other in zip(
-        model.get_weights(), again.get_weights(), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    assert_same_weights(model, again)
 
 
 FULL_THREE = {"widths": (16, 32, 64)}
 FULL_FOUR = {"widths": (64, 128, 256, 512)}
 
 
-@pytest.mark.parametrize(
-    ("scheme", "shape", "arch"),
-    [
-        (
-            "akamaster",
-            {**FULL_THREE, "blocks": (3, 3, 3), "kind": "identity"},
-            "resnet20",
-        ),
-        (
-            "chenyaofo",
-            {**FULL_THREE, "blocks": (9, 9, 9)},
-            "resnet56-projection",
-        ),
-        (
-            "kuangliu-preact",
-            {**FULL_FOUR, "blocks": (2, 2, 2, 2)},
-            "resnet18-preact-kuangliu",
-        ),
-        (
-            "torchvision",
-            {**FULL_FOUR, **DEEP, "blocks": (3, 4, 6, 3), "stem": 7},
-            "resnet50-imagenet",
-        ),
-    ],
-)
-def test_the_net_has_its_name(scheme, shape, arch, tmp_path):
+# A named architecture: scheme, net.
+NAMED = {
+    "resnet20": (
+        "akamaster",
+        {**FULL_THREE, "blocks": (3, 3, 3), "kind": "identity"},
+    ),
+    "resnet56-projection": ("chenyaofo", {**FULL_THREE, "blocks": (9, 9, 9)}),
+    "resnet18-preact-kuangliu": (
+        "kuangliu-preact",
+        {**FULL_FOUR, "blocks": (2, 2, 2, 2)},
+    ),
+    "resnet50-imagenet": (
+        "torchvision",
+        {**FULL_FOUR, **DEEP, "blocks": (3, 4, 6, 3), "stem": 7},
+    ),
+}
+
+
+@pytest.mark.parametrize("arch", fast_first(NAMED, ["resnet20"]))
+def test_the_net_has_its_name(arch, tmp_path):
+    scheme, shape = NAMED[arch]
     path = saved(Net(scheme, **shape).state_dict(), tmp_path / "net.pth")
     assert load_torch_checkpoint(path, arch=arch).name == arch
 
@@ -139,14 +142,21 @@ def prefixed(tensors, prefix):
     ],
     ids=["state_dict", "net", "model", "prefixes", "no counters", "float64"],
 )
-@pytest.mark.parametrize("suffix", [".th", ".pt", ".pth"])
-def test_wrappers_and_prefixes(wrapped, suffix, small, tmp_path):
-    path = tmp_path / f"net{suffix}"
-    torch.save(wrapped(small.state_dict()), path)
-    model = load_torch_checkpoint(path)
+def test_wrappers_and_prefixes(wrapped, small, tmp_path):
+    path = saved(wrapped(small.state_dict()), tmp_path / "net.pth")
+    assert_head(load_torch_checkpoint(path), small)
+
+
+@pytest.mark.parametrize("suffix", [".th", ".pt"])
+def test_other_suffixes(suffix, small, tmp_path):
+    path = saved(small.state_dict(), tmp_path / f"net{suffix}")
+    assert_head(load_torch_checkpoint(path), small)
+
+
+def assert_head(model, net):
     np.testing.assert_array_equal(
         model.get_layer("head_dense").get_weights()[1],
-        small.linear.bias.detach().numpy(),
+        net.linear.bias.detach().numpy(),
     )
 
 
@@ -229,6 +239,22 @@ MISFITS = {
         replaced("layer1.0.conv1.weight", torch.zeros(0, 4, 3, 3)),
         ("misshapen: layer1.0.conv1.weight (0, 4, 3, 3)",),
     ),
+    "too wide for its file": (
+        replaced("layer3.0.conv1.weight", torch.zeros(20_000, 1, 1, 1)),
+        ("a net of widths (4, 8, 20000) has more weights",),
+    ),
+    "a narrower stage": (
+        replaced("layer1.0.conv1.weight", torch.zeros(9, 4, 3, 3)),
+        ("widths=(9, 8, 16)",),
+    ),
+    "not a number": (
+        replaced("linear.bias", torch.full((10,), torch.nan)),
+        ("1 damaged: linear.bias",),
+    ),
+    "negative variance": (
+        replaced("bn1.running_var", torch.full((4,), -1.0)),
+        ("1 damaged: bn1.running_var",),
+    ),
     "integers": (
         replaced("linear.bias", torch.zeros(10, dtype=torch.int32)),
         ("linear.bias of int32",),
@@ -275,27 +301,36 @@ def test_a_given_arch_is_checked(small, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("scheme", "classes", "stem", "normalization"),
+    [
+        ("akamaster", 100, "cifar", "imagenet"),
+        ("chenyaofo", 10, "cifar", (0.4914, 0.4822, 0.4465)),
+        ("chenyaofo", 100, "cifar", (0.5070, 0.4865, 0.4409)),
+        ("kuangliu", 10, "cifar", (0.4914, 0.4822, 0.4465)),
+        ("kuangliu", 20, "cifar", "cifar100-coarse"),
+        (
+            "weiaicunzai",
+            100,
+            "cifar",
+            (0.5070751592371323, 0.48654887331495095, 0.4409178433670343),
+        ),
+        ("torchvision", 7, "imagenet", "imagenet"),
+        ("torchvision", 10, "cifar", (0.4914, 0.4822, 0.4465)),
+    ],
+)
+def test_the_normalization_is_the_schemes(scheme, classes, stem, normalization):
+    default = SCHEMES[scheme].default_normalization(stem, classes)
+    assert normalization in (default, default[0])
+
+
+@pytest.mark.parametrize(
     ("scheme", "shape", "mean"),
     [
         ("akamaster", {**THREE, "classes": 100}, (0.485, 0.456, 0.406)),
-        ("chenyaofo", THREE, (0.4914, 0.4822, 0.4465)),
-        ("chenyaofo", {**THREE, "classes": 100}, (0.5070, 0.4865, 0.4409)),
-        ("kuangliu", FOUR, (0.4914, 0.4822, 0.4465)),
         ("kuangliu", {**FOUR, "classes": 20}, (0.5071, 0.4865, 0.4409)),
-        (
-            "weiaicunzai",
-            {**FOUR, "classes": 100},
-            (0.5070751592371323, 0.48654887331495095, 0.4409178433670343),
-        ),
-        (
-            "torchvision",
-            {**FOUR, "classes": 7, "stem": 7},
-            (0.485, 0.456, 0.406),
-        ),
-        ("torchvision", FOUR, (0.4914, 0.4822, 0.4465)),
     ],
 )
-def test_the_normalization_is_the_schemes(scheme, shape, mean, tmp_path):
+def test_a_loaded_model_normalizes(scheme, shape, mean, tmp_path):
     path = saved(Net(scheme, **shape).state_dict(), tmp_path / "net.pth")
     config = load_torch_checkpoint(path).get_layer("normalization").get_config()
     np.testing.assert_allclose(np.divide(config["mean"], 255), mean)
@@ -304,7 +339,7 @@ def test_the_normalization_is_the_schemes(scheme, shape, mean, tmp_path):
 def test_without_a_known_number_of_classes_it_must_be_named(tmp_path):
     tensors = Net("kuangliu", **FOUR, classes=43).state_dict()
     path = saved(tensors, tmp_path / "net.pth")
-    with pytest.raises(InputError, match="43 classes"):
+    with pytest.raises(InputError, match=r"43 classes.* normalization="):
         load_torch_checkpoint(path)
     load_torch_checkpoint(path, normalization="per_image")
 
@@ -326,7 +361,9 @@ FITTING = {
 }
 
 
-@pytest.mark.parametrize("arch", FITTING)
+@pytest.mark.parametrize(
+    "arch", fast_first(FITTING, ["resnet8", "resnet8-preact"])
+)
 def test_a_scheme_without_such_nets_says_which_has(arch, tmp_path):
     shape, fitting = FITTING[arch]
     model = build_resnet(arch, **shape)
@@ -335,7 +372,9 @@ def test_a_scheme_without_such_nets_says_which_has(arch, tmp_path):
         if scheme in fitting:
             save_torch_checkpoint(model, path, scheme)
             continue
-        remedy = f"use {' or '.join(fitting)}" if fitting else "nor has any other"
+        remedy = (
+            f"use {' or '.join(fitting)}" if fitting else "nor has any other"
+        )
         with pytest.raises(InputError, match=remedy):
             save_torch_checkpoint(model, path, scheme)
         assert not path.exists()
@@ -343,13 +382,20 @@ def test_a_scheme_without_such_nets_says_which_has(arch, tmp_path):
         save_torch_checkpoint(model, tmp_path / "a.pth", "kuangli")
 
 
-def test_nets_of_sub_models(tmp_path):
-    """Nets of more than 54 blocks hold them in sub-models."""
-    model = build_resnet(depth=116, widths=(2, 4, 8))
-    path = tmp_path / "deep.safetensors"
+def test_nets_of_sub_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(resnet, "FLAT_BLOCKS", 2)
+    monkeypatch.setattr(resnet, "GROUP_BLOCKS", 2)
+    assert_sub_models_there_and_back(8, tmp_path)
+
+
+@pytest.mark.slow
+def test_deep_nets(tmp_path):
+    assert_sub_models_there_and_back(116, tmp_path)
+
+
+def assert_sub_models_there_and_back(depth, folder):
+    model = build_resnet(depth=depth, widths=(2, 4, 8))
+    assert any(isinstance(layer, keras.Model) for layer in model.layers)
+    path = folder / "net.safetensors"
     save_torch_checkpoint(model, path, "akamaster")
-    again = load_torch_checkpoint(path)
-    for one, other in zip(
-        model.get_weights(), again.get_weights(), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    assert_same_weights(model, load_torch_checkpoint(path))

@@ -2,14 +2,18 @@
 
 import os
 import pickle
+import shutil
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from helpers import TINY
 
 from keras_resnet_cifar.cli import main as cli
 from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.pytorch.checkpoints import (
     load_torch_checkpoint,
     save_torch_checkpoint,
@@ -21,14 +25,22 @@ def run(*arguments):
     return cli.main([str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def exported(tiny_model, tmp_path):
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
     """A small net and its weights under akamaster's names."""
     pytest.importorskip("safetensors", reason="it is the format of the test")
-    model = tiny_model()
-    path = tmp_path / "net.safetensors"
+    keras.utils.set_random_seed(0)
+    model = build_resnet(**TINY)
+    path = tmp_path_factory.mktemp("exported") / "net.safetensors"
     save_torch_checkpoint(model, path, "akamaster")
     return model, path
+
+
+@pytest.fixture
+def exported(written, tmp_path):
+    """The same, in a folder of the test's own."""
+    model, path = written
+    return model, Path(shutil.copy(path, tmp_path))
 
 
 def assert_same_weights(model, other):
@@ -57,13 +69,13 @@ def test_there_and_back_by_the_command(exported, tiny_cifar, tmp_path, capsys):
 
 def test_normalization_by_the_command(exported, tmp_path, capsys):
     _, path = exported
-    for name, told in (
+    for name, words in (
         ("cifar100", "mean (0.5071, 0.4865, 0.4409)"),
-        ("per_image", "normalised per image"),
+        ("per_image", "normalized per image"),
     ):
         output = tmp_path / f"{name}.keras"
         assert run("convert", path, "-o", output, "--normalization", name) == 0
-        assert told in capsys.readouterr().out
+        assert words in capsys.readouterr().out
 
 
 @pytest.mark.skipif(
@@ -120,6 +132,12 @@ BAD_FILES = {
     "module.pth": (
         lambda path, torch: torch.save(torch.nn.Linear(2, 2), path),
         "Linear",
+    ),
+    "expanded.pth": (  # 36 TB by its shape
+        lambda path, torch: torch.save(
+            {"conv1.weight": torch.zeros(1).expand(10**6, 10**6, 3, 3)}, path
+        ),
+        "a tensor is larger than its data",
     ),
     "list.pth": (
         lambda path, torch: torch.save([torch.zeros(2)], path),

@@ -44,7 +44,10 @@ def test_split(real_data):
     return load_dataset("cifar10", data_dir=real_data).test
 
 
-@pytest.mark.parametrize("arch", CORRECT)
+ARCHS = ["resnet20", pytest.param("resnet56", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
 def test_published_checkpoints_score_the_same(arch, peers, test_split):
     model = load_torch_checkpoint(peers / f"akamaster-{arch}.th", arch=arch)
     predicted = logits_of(model, test_split.images).argmax(axis=-1)
@@ -67,6 +70,7 @@ print((np.concatenate(predicted) == labels).sum())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="TensorFlow exports it"
 )
@@ -155,7 +159,9 @@ def trained_by_pytorch(net, data, nesterov):
     return net.state_dict()
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize(
+    "nesterov", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_twenty_steps_of_training(nesterov, noise, tmp_path):
     """The package's own `train` against PyTorch, from the same weights."""
     net = references.randomized(references.Net("chenyaofo", **SHAPE))

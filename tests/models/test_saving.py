@@ -1,0 +1,137 @@
+"""Saved models load with Keras alone; what is no classifier is refused."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import keras
+import numpy as np
+import pytest
+from helpers import refusal
+
+from keras_resnet_cifar.models import resnet
+from keras_resnet_cifar.models.resnet import build_resnet
+from keras_resnet_cifar.models.saving import (
+    check_classifier,
+    load_model,
+    save_model,
+)
+
+BACKENDS = [b for b in ("tensorflow", "jax", "torch") if find_spec(b)]
+# Loads net.keras and writes its logits for images.npy to BACKEND.npy.
+LOAD = """
+import sys
+sys.modules["keras_resnet_cifar"] = None  # importing it would fail
+import keras, numpy as np
+model = keras.saving.load_model("net.keras")
+stock = all(type(l).__module__.startswith("keras.") for l in model.layers)
+assert stock, [type(l) for l in model.layers]
+logits = model.predict(np.load("images.npy"), verbose=0)
+np.save(keras.backend.backend(), logits)
+"""
+
+
+def randomized(model):
+    """The model with BatchNorm statistics as if it had been trained."""
+    generator = np.random.default_rng(0)
+    weights = [
+        weight
+        if weight.ndim > 1
+        else (weight + generator.uniform(0.1, 0.5, weight.shape))
+        for weight in model.get_weights()
+    ]
+    model.set_weights([weight.astype("float32") for weight in weights])
+    return model
+
+
+def assert_loads_with_keras_alone(model, folder):
+    """On all installed backends, each in a process of its own."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), "uint8")
+    np.save(folder / "images.npy", images)
+    save_model(model, folder / "net.keras")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOAD],
+            cwd=folder,
+            env={**os.environ, "KERAS_BACKEND": backend},
+        )
+        for backend in BACKENDS
+    ]
+    assert [process.wait() for process in processes] == [0] * len(BACKENDS)
+    logits = keras.ops.convert_to_numpy(model(images))
+    for backend in BACKENDS:
+        # Other backends add in another order: float32 rounding over 8 to 338
+        # layers.
+        np.testing.assert_allclose(
+            np.load(folder / f"{backend}.npy"), logits, rtol=1e-3, atol=1e-4
+        )
+
+
+def test_a_saved_model_needs_keras_only(tmp_path, monkeypatch):
+    """Also nets so deep that they are built of sub-models."""
+    monkeypatch.setattr(resnet, "FLAT_BLOCKS", 1)
+    monkeypatch.setattr(resnet, "GROUP_BLOCKS", 1)
+    model = build_resnet(
+        stage_blocks=(1, 1), widths=(4, 8), shortcut="identity"
+    )
+    assert model.get_layer("stage2_block0_to_stage2_block0")
+    assert_loads_with_keras_alone(randomized(model), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["resnet8", "resnet8-conv3x3", "resnet20-preact", "resnet338"]
+)
+def test_each_kind_of_net_needs_keras_only(name, tmp_path):
+    """The deep one at Python's default recursion limit."""
+    model = randomized(build_resnet(name))
+    if name == "resnet338":  # 168 residual sums overflow with random weights
+        model.set_weights([0.1 * weight for weight in model.get_weights()])
+    assert_loads_with_keras_alone(model, tmp_path)
+
+
+def test_a_model_is_loaded_as_it_was_saved(tiny_model, tmp_path):
+    model = tiny_model()
+    save_model(model, tmp_path / "net.keras")
+    loaded = load_model(str(tmp_path / "net.keras"))
+    assert loaded.name == model.name
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), "uint8")
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(loaded(images)),
+        keras.ops.convert_to_numpy(model(images)),
+    )
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    path = tmp_path / "net.keras"
+    assert f"no model at {path}" in refusal(load_model, path)
+    path.write_text("some text")
+    assert f"{path} is damaged" in refusal(load_model, path)
+    inputs = keras.Input((4,))
+    keras.Model(inputs, inputs).save(path)
+    assert f"{path} is no classifier of images" in refusal(load_model, path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"classes": 100}, ["10 outputs", "num_classes=100"]),
+        ({"image_shape": (16, 16, 3)}, ["input_shape=(16, 16, 3)"]),
+        ({"model": "resnet20"}, ["resnet20 is no classifier"]),
+        ({"classes": 3, "name": "runs/a"}, ["runs/a has 10 outputs"]),
+    ],
+)
+def test_a_classifier_must_fit(arguments, words, tiny_model):
+    arguments = {"model": tiny_model()} | arguments
+    message = refusal(lambda: check_classifier(**arguments))
+    for word in words:
+        assert word in message
+
+
+def test_a_classifier_that_fits(tiny_model):
+    check_classifier(tiny_model(), classes=10, image_shape=(32, 32, 3))
+    any_size = tiny_model(input_shape=(None, None, 3))
+    check_classifier(any_size, image_shape=(50, 20, 3))
+    probabilities = tiny_model(activation="softmax")
+    assert "logits are needed" in refusal(check_classifier, probabilities)
