@@ -7,13 +7,15 @@ matplotlib takes a while to import, so only drawing imports it.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_resnet_cifar.data.load import Split
 from keras_resnet_cifar.evaluation.metrics import Mistakes
 from keras_resnet_cifar.files import atomic_write
+
+if TYPE_CHECKING:
+    from keras_resnet_cifar.data.load import Split
 
 _TRAIN, _VALIDATION = "#1f77b4", "#d62728"
 _MOST_CLASSES_WITH_TEXT = 20  # more would make the cells unreadable
@@ -78,7 +80,10 @@ def plot_confusion(
 
 
 def plot_mistakes(
-    split: Split, mistakes: Mistakes, class_names: Sequence[str], path: Path
+    split: "Split",
+    mistakes: Mistakes,
+    class_names: Sequence[str],
+    path: Path,
 ) -> None:
     """Draw mistakes in a grid, each with its true and its predicted class.
 

@@ -1,13 +1,16 @@
 """Evaluation and prediction, of models and of image files."""
 
+import gc
 import json
+import weakref
 
 import keras
 import numpy as np
 import pytest
+from helpers import refusal
 from PIL import Image
 
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, Stopped
 from keras_resnet_cifar.evaluation import evaluate as evaluation
 from keras_resnet_cifar.evaluation.evaluate import evaluate, logits_of, report
 from keras_resnet_cifar.evaluation.predict import predict_files, read_image
@@ -100,18 +103,150 @@ def test_files_that_are_no_model(tmp_path):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.skipif(
+# --- The model stays as it was
+
+
+class Counting(keras.layers.Layer):
+    """Counts how often Python calls it: once per trace, where one is."""
+
+    calls = 0
+
+    def call(self, x):
+        Counting.calls += 1
+        return x
+
+
+def counting_model():
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.GlobalAveragePooling2D()(Counting()(inputs))
+    x = keras.layers.BatchNormalization()(keras.layers.Dropout(0.5)(x))
+    return keras.Model(inputs, keras.layers.Dense(10)(x))
+
+
+def state(model):
+    """All attributes of a model and its layers, by identity."""
+    return {
+        (part.name, key): id(value)
+        for part in (model, *model.layers)
+        for key, value in vars(part).items()
+    }
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_a_model_is_left_as_it_was(
+    compiled, accelerator, tiny_data, monkeypatch
+):
+    """Whatever the caller compiled, set or traced, on any backend."""
+    if accelerator and keras.backend.backend() == "tensorflow":
+        pytest.skip("XLA would compile for a GPU that is not there")
+    monkeypatch.setattr(evaluation, "has_accelerator", lambda: accelerator)
+    model, images = counting_model(), tiny_data.test.images
+    if compiled:
+        model.compile("sgd", "mse", jit_compile=False, run_eagerly=True)
+        model.predict(images[:8], verbose=0)
+    if keras.backend.backend() == "torch":
+        model.train()
+    jit, weights = model.jit_compile, model.get_weights()
+    before = state(model)
+    evaluate(model, tiny_data.test, tiny_data.class_names)
+    assert state(model) == before
+    assert model.jit_compile == jit
+    assert model.compiled == compiled
+    for one, other in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_second_evaluation_traces_nothing(tiny_data):
+    if keras.backend.backend() == "torch":
+        pytest.skip("PyTorch runs eagerly: it traces nothing")
+    model, images = counting_model(), tiny_data.test.images
+    first = logits_of(model, images)
+    traces = Counting.calls
+    model.layers[-1].kernel.assign(2 * model.layers[-1].kernel)
+    second = logits_of(model, images)  # weights are not compiled in
+    assert Counting.calls == traces
+    np.testing.assert_allclose(second, 2 * first, rtol=1e-4, atol=1e-4)
+
+
+def test_a_compiled_predictor_dies_with_its_model(tiny_data):
+    model = counting_model()
+    logits_of(model, tiny_data.test.images)
+    reference = weakref.ref(model)
+    count = len(evaluation._PREDICTORS)
+    del model
+    gc.collect()
+    assert reference() is None
+    assert len(evaluation._PREDICTORS) < count
+
+
+class StopAt(keras.callbacks.Callback):
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_predict_batch_end(self, step, logs=None):
+        if step == self.step:
+            raise Stopped(2)
+
+
+def test_a_callback_stops_an_evaluation_and_the_model_survives(tiny_data):
+    model, images = counting_model(), tiny_data.test.images
+    expected, weights = logits_of(model, images, 16), model.get_weights()
+    with pytest.raises(Stopped):
+        logits_of(model, images, 16, callbacks=[StopAt(1)])
+    for one, other in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(logits_of(model, images, 16), expected)
+
+
+def test_a_model_without_a_graph_is_refused(tiny_data):
+    class Subclassed(keras.Model):
+        def call(self, images):
+            return images
+
+    line = refusal(logits_of, Subclassed(name="mine"), tiny_data.test.images)
+    assert "mine has no graph of layers" in line
+
+
+def test_a_sequential_model(tiny_data):
+    model = keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(10),
+        ]
+    )
+    images = tiny_data.test.images
+    expected = model.predict(images, verbose=0)
+    np.testing.assert_allclose(
+        logits_of(model, images), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+# --- JAX: many batches in one call
+
+only_jax = pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="JAX alone: KERAS_BACKEND=jax"
 )
-def test_all_batches_in_one_call(tiny_model, tiny_data, monkeypatch):
+
+
+@only_jax
+@pytest.mark.parametrize("resident", [2**31, 2 * 16 * 3072])
+def test_all_batches_in_one_call(resident, tiny_model, tiny_data, monkeypatch):
+    """Or in calls of two batches, where no more are to be resident."""
     model, images = tiny_model(), tiny_data.test.images[:50]
     expected = logits_of(model, images)
     monkeypatch.setattr(evaluation, "has_accelerator", lambda: True)
-    for scale in (1, 2):  # of the weights: they are no part of what is compiled
-        head = model.layers[-1]
-        head.set_weights([scale * weight for weight in head.get_weights()])
-        logits = logits_of(model, images, batch_size=16)
-        np.testing.assert_allclose(
-            logits, scale * expected, rtol=1e-5, atol=1e-5
-        )
-    assert model.fused_predict_function._cache_size() == 1
+    monkeypatch.setattr(evaluation, "RESIDENT_BYTES", resident)
+    logits = logits_of(model, images, batch_size=16)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [48, 50])
+def test_batches_share_memory_unless_they_are_padded(count):
+    images = np.arange(count * 12, dtype="uint8").reshape(count, 2, 2, 3)
+    batches = evaluation._in_batches(images, 16)
+    assert batches.shape == (-(-count // 16), 16, 2, 2, 3)
+    np.testing.assert_array_equal(batches.reshape(-1, 2, 2, 3)[:count], images)
+    assert np.shares_memory(batches, images) == (count == 48)
