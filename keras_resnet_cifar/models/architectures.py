@@ -150,11 +150,7 @@ def resolve(name: str | None = None, **fields: Any) -> Architecture:
 
 
 def parse(name: str) -> Architecture:
-    """Returns the `Architecture` of a name.
-
-    Raises:
-        InputError: No net has this name; the message suggests similar ones.
-    """
+    """Returns the `Architecture` of a name, or raises `InputError`."""
     return _complete(_fields_of(name))
 
 
@@ -191,8 +187,8 @@ def _complete(given: dict[str, Any]) -> Architecture:
     widths = fields.setdefault("widths", _WIDTHS.get(len(stage_blocks), ()))
     if len(widths) != len(stage_blocks):
         raise InputError(
-            f"widths={widths} and stage_blocks={stage_blocks} differ in "
-            "length: give one width per stage"
+            f"widths={widths} do not fit stage_blocks={stage_blocks}: their "
+            "lengths differ; give one width per stage"
         )
     depth = BLOCKS[block] * sum(stage_blocks) + 2
     if fields.setdefault("depth", depth) != depth:
@@ -205,10 +201,7 @@ def _complete(given: dict[str, Any]) -> Architecture:
     fields.setdefault("shortcut", "identity" if option_a else "projection")
     arch = Architecture(**fields)
     if not (arch.final_norm or arch.preactivation):
-        raise InputError(
-            "final_norm=False: only pre-activation nets end in a BatchNorm; "
-            "omit it"
-        )
+        raise InputError("final_norm=False is for pre-activation nets: omit it")
     if arch.shortcut == "identity" and list(widths) != sorted(widths):
         raise InputError(
             f"widths={widths}: with identity shortcuts no stage is narrower "
@@ -225,16 +218,10 @@ def _stages_of_depth(given: dict[str, Any]) -> dict[str, Any]:
             "stage_blocks and widths"
         )
     depth, block = given["depth"], given.get("block")
-    stages = len(given["widths"]) if "widths" in given else None
-    four_stage = FOUR_STAGE.get(depth)
-    if four_stage and block in (None, four_stage[0]) and stages in (None, 4):
-        return dict(zip(("block", "stage_blocks"), four_stage, strict=True))
-    if stages not in (None, 3):
-        raise InputError(
-            f"depth={depth} with {stages} widths: a depth alone describes "
-            f"three stages (or four: {', '.join(map(str, FOUR_STAGE))}); "
-            "give stage_blocks as well"
-        )
+    if depth in FOUR_STAGE and len(given.get("widths", FOUR_STAGE_WIDTHS)) == 4:
+        four_stage_block, stage_blocks = FOUR_STAGE[depth]
+        if block in (None, four_stage_block):
+            return {"block": four_stage_block, "stage_blocks": stage_blocks}
     block = block or "basic"
     n, rest = divmod(depth - 2, 3 * BLOCKS[block])
     if rest or n < 1:

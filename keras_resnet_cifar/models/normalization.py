@@ -98,17 +98,12 @@ def preprocess_input(x: KerasTensor, mode: str) -> KerasTensor:
             for channel, name in ((2, "blue"), (1, "green"), (0, "red"))
         ]
         x = layers.Concatenate(dtype="float32", name="bgr")(planes)
-        offset = [-mean for mean in _CAFFE_MEAN]
-        return _rescaling(1.0, offset, "normalization")(x)
+        return _division(_CAFFE_MEAN, 1.0, "normalization")(x)
     if mode == "tf":
         x = _division(0.0, 127.5, "to_two")(x)
-        return _rescaling(1.0, -1.0, "normalization")(x)
+        return _division(1.0, 1.0, "normalization")(x)
     x = _division(0.0, 255.0, "to_one")(x)
     return _division(*IMAGENET, "normalization")(x)
-
-
-def _rescaling(scale: float, offset: Any, name: str) -> layers.Layer:
-    return layers.Rescaling(scale, offset, dtype="float32", name=name)
 
 
 def _division(mean: Any, std: Any, name: str) -> layers.Layer:
