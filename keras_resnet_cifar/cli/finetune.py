@@ -104,6 +104,7 @@ def _resumed(args: argparse.Namespace) -> tuple[dict, dict]:
     names = {"backbone", "weights", "image_size", *plan} - {"seed"}
     changes = {name: getattr(args, name, None) or None for name in names}
     check_same(held, changes | runs.config_changes(args))
+    options.checkpoints(args.resume)
     recipe = get_recipe(recipe, epochs=args.epochs)
     settings = runs.settings_of(args, recipe, **plan, output_dir=args.resume)
     return settings, config["request"] | options.data_options(args)

@@ -17,8 +17,8 @@ def test_train_prints_what_it_does(trained):
     _, output = trained
     assert "resnet8 on cifar10 (200 train, 56 validation, 64 test" in output
     assert "NOT verified" in output
-    assert "epoch 2/2  loss" in output
-    assert "images/s" in output
+    assert "Epoch 2/2" in output
+    assert " - val_loss: " in output
     assert "last (epoch 2): top-1" in output
 
 
@@ -126,7 +126,7 @@ def refused(run, capfd, *arguments):
     out, err = capfd.readouterr()
     assert err.startswith("error: ")
     assert err.count("\n") == 1, err
-    assert "epoch 1/" not in out
+    assert "Epoch 1/" not in out
     return err
 
 

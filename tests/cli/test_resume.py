@@ -52,10 +52,10 @@ def history(directory, column):
 
 
 class Interrupting(io.StringIO):
-    """Output that sends Ctrl-C when the first epoch is reported."""
+    """Output that sends Ctrl-C when the second epoch begins."""
 
     def write(self, text):
-        if text.startswith("epoch 1/"):
+        if text.startswith("Epoch 2/"):
             signal.raise_signal(signal.SIGINT)
         return super().write(text)
 
@@ -86,7 +86,7 @@ def test_ctrl_c_and_resume_in_processes(fast, tmp_path):
     options = ["--output-dir", directory, "--epochs", "40"]
     process = script("train", *fast, *options)
     for line in process.stdout:
-        if line.startswith("epoch  2/40"):
+        if line.startswith("Epoch 3/40"):
             break
     process.send_signal(signal.SIGINT)
     code, _, err = finish(process)
