@@ -13,16 +13,13 @@ they are the first layers of a model, or under TensorFlow a map over batches:
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
 from keras import layers, ops, random
 
 from keras_resnet_cifar.errors import InputError, unknown
-
-if TYPE_CHECKING:
-    from keras_resnet_cifar.training.recipes import Recipe
 
 Tensor = Any  # of the backend
 PADDING_MODES = ("zero", "reflect")
@@ -286,15 +283,10 @@ def _picked(images, rows, columns):
 # --- What a recipe uses
 
 
-def image_layers(
-    recipe: "Recipe", mean: Sequence[float], seed: int
-) -> list[layers.Layer]:
-    """Return the layers on images of a recipe, in their order.
+def image_layers(recipe: Any, mean: Sequence[float], seed: int) -> list:
+    """Return the layers on images of a `Recipe`, in their order.
 
-    Args:
-        recipe: A `Recipe`.
-        mean: The dataset's channel mean in 0 to 1: what cutout fills with.
-        seed: Integer; each layer draws from a stream of its own.
+    Cutout fills with `mean`, the dataset's channel mean in 0 to 1.
     """
     chain: list[layers.Layer] = []
     if recipe.random_resized_crop:
@@ -309,8 +301,8 @@ def image_layers(
     return chain
 
 
-def mixing_layers(recipe: "Recipe", seed: int) -> list[layers.Layer]:
-    """Return Keras's layers on `{"images", "labels"}` of a recipe."""
+def mixing_layers(recipe: Any, seed: int) -> list:
+    """Return Keras's layers on `{"images", "labels"}` of a `Recipe`."""
     chain: list[layers.Layer] = []
     if recipe.mixup:
         chain.append(layers.MixUp(alpha=recipe.mixup, seed=seed + 2))
@@ -319,16 +311,12 @@ def mixing_layers(recipe: "Recipe", seed: int) -> list[layers.Layer]:
     return chain
 
 
-def host_transform(
-    recipe: "Recipe", seed: int
-) -> Callable[[np.ndarray, int, int], np.ndarray] | None:
+def host_transform(recipe: Any, seed: int) -> Callable | None:
     """Return RandAugment as a function `(images, epoch, step)`, or `None`.
 
-    It runs on the host ahead of the step, for no backend compiles it; inside
-    the step it would make JAX run the whole step eagerly. The layers keep
-    states of their own and draw from the global one as well. So each batch
-    gets a new layer, and sets the global seeds of Python, NumPy and the
-    backend.
+    It runs on the host, for no backend compiles it. The layers draw from
+    states of their own and from global ones: so each batch gets a new layer,
+    and sets the global seeds of Python, NumPy and the backend.
     """
     if not recipe.rand_augment:
         return None
@@ -361,7 +349,7 @@ def rand_augment(operations: int, seed: int) -> layers.Layer:
     return layers.RandAugment(num_ops=operations, factor=strength, **shared)
 
 
-def check_crop(recipe: "Recipe", model: keras.Model) -> None:
+def check_crop(recipe: Any, model: keras.Model) -> None:
     """Raise `InputError` if a model cannot take a recipe's resized crops.
 
     A model that resizes its images itself takes any.

@@ -67,7 +67,7 @@ def load_dataset(
 
     The images come from `data_dir` or `KERAS_RESNET_CIFAR_DATA` alone if one
     of them is given; else from where Keras, torchvision and tfds keep theirs,
-    and then from a download by tfds.
+    or from a download by tfds.
 
     Args:
         name: A name of `DATASETS`, or a folder of images.
@@ -173,7 +173,7 @@ def _read(family, data_dir, source):
         return tfds.download(family, folder), f"tfds in {folder}"
 
     given = data_dir or os.environ.get(DATA_VARIABLE)
-    roots = [_existing(given)] if given else default_roots()
+    roots = _roots(given)
     for root in roots:
         for origin, read in readers.copies(root, family, bare=bool(given)):
             return read(), origin
@@ -200,24 +200,18 @@ def keras_home() -> Path:
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
 
 
-def default_roots() -> list[Path]:
-    """Return the folders where Keras, torchvision and tfds keep datasets."""
-    keras_datasets = keras_home() / "datasets"
-    return [
-        keras_datasets,
-        keras_datasets / "cifar-10-batches-py-target",
-        keras_datasets / "cifar-100-python-target",
-        Path("data"),
-        tfds.home(),
-    ]
-
-
-def _existing(folder):
-    folder = Path(folder).expanduser()
+def _roots(given):
+    """The given folder, or where Keras, torchvision and tfds keep datasets."""
+    if not given:
+        home = keras_home() / "datasets"
+        targets = ("cifar-10-batches-py-target", "cifar-100-python-target")
+        keras = [home, *(home / target for target in targets)]
+        return [*keras, Path("data"), tfds.home()]
+    folder = Path(given).expanduser()
     if not folder.is_dir():
         fault = "is no folder" if folder.exists() else "does not exist"
         raise InputError(
             f"the data folder {folder} {fault}: check data_dir= or "
             f"{DATA_VARIABLE}"
         )
-    return folder
+    return [folder]

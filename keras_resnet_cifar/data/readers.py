@@ -69,21 +69,13 @@ def _parse_npz(file, family, split):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a layout keeps the files of one dataset, and how to parse them.
+    """Where a layout keeps the files of one dataset, and how to parse them."""
 
-    Attributes:
-        name: `"python"`, `"binary"` or `"npz"`.
-        folder: The customary folder, relative to a root.
-        files: File names per split.
-        parse: (open binary file, family, split) -> (images, labels).
-        archive: Name of the official archive of `folder`, if there is one.
-    """
-
-    name: str
-    folder: str
-    files: dict[str, list[str]]
-    parse: Callable
-    archive: str = ""
+    name: str  # "python", "binary" or "npz"
+    folder: str  # the customary one, relative to a root
+    files: dict[str, list[str]]  # of each split
+    parse: Callable  # (open binary file, family, split) -> (images, labels)
+    archive: str = ""  # the official one of the folder, if there is one
 
     def present(self, folder: Path) -> bool:
         """Whether a folder holds any of the files."""
@@ -140,11 +132,8 @@ def copies(
 ) -> Iterator[tuple[str, Callable[[], Splits]]]:
     """Yield the copies of a dataset under a folder, the fastest to read first.
 
-    Args:
-        root: The folder.
-        family: `"cifar10"` or `"cifar100"`.
-        bare: Whether the files may lie in `root` itself, and not only in the
-            folders named after the dataset.
+    With `bare`, the files may lie in `root` itself, and not only in the folders
+    named after the dataset.
 
     Yields:
         A description such as `"npz files in /data/cifar10"` and a function that

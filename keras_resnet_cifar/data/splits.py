@@ -35,7 +35,7 @@ def hold_out(
         seed: Chooses the images.
 
     Returns:
-        The rest, and what was taken: `None` if `share` is 0.
+        The rest, and what was taken, `None` if `share` is 0.
 
     Raises:
         InputError: `share`, the `validation` of `load_dataset`, does not fit.

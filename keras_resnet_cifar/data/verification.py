@@ -16,13 +16,10 @@ def check_form(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return images and labels that can be a split, the labels as uint8 `[N]`.
 
-    Args:
-        images: Must be uint8 `[N, 32, 32, 3]`, N at least 1.
-        labels: Must be integers `[N]` or `[N, 1]` below the number of classes.
-        family: `"cifar10"` or `"cifar100"`.
-
     Raises:
-        InputError: Says what is wrong; the caller names the file.
+        InputError: Images are not uint8 `[N, 32, 32, 3]` or labels not integers
+            `[N]` or `[N, 1]` below the number of classes. The caller names the
+            file.
     """
     classes = DATASETS[family].num_classes
     if labels.ndim == 2 and labels.shape[1] == 1:
