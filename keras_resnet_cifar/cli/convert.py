@@ -15,12 +15,9 @@ from keras_resnet_cifar.pytorch.schemes import SCHEMES, get_scheme
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `convert`."""
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CHECKPOINT",
-        help=f"a PyTorch file ({', '.join(FORMATS)}); with --to-torch a run "
-        "directory or a .keras file",
+    checkpoint = (
+        f"a PyTorch file ({', '.join(FORMATS)}); with --to-torch a run "
+        "directory or a .keras file"
     )
     parser.add_argument(
         *("-o", "--output"),
@@ -36,10 +33,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     schemes = "; ".join(f"{s.name} ({s.source})" for s in SCHEMES.values())
     options.add(
         parser,
+        ("checkpoint", Path, checkpoint),
         ("--arch", str, "the net (default: what the tensors describe)"),
         ("--normalization", str, normalization),
         ("--to-torch", str, f"write a PyTorch file in a scheme: {schemes}"),
-        ("--evaluate", bool, "test the net on --dataset as well"),
+        ("--evaluate", bool, "evaluate the net on --dataset too"),
     )
     options.add_data_options(parser, "none")
 

@@ -11,15 +11,21 @@ from keras_resnet_cifar.errors import InputError
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `evaluate`."""
-    parser.add_argument("models", nargs="+", type=Path, metavar="RUN|MODEL")
+    parser.add_argument(
+        "models",
+        nargs="+",
+        type=Path,
+        metavar="RUN|MODEL",
+        help="run directories or .keras files",
+    )
     which, splits = ("last", "best", "all"), ("test", "validation", "train")
-    folder = "of the reports (default: evaluation/ beside the model)"
+    folder = "where to write (default: evaluation/ beside the model)"
     options.add(
         parser,
-        ("--checkpoint", which, "of a run; all adds single epochs", "last"),
-        ("--split", splits, "of the data", "test"),
+        ("--checkpoint", which, "which one of a run", "last"),
+        ("--split", splits, "which split to evaluate", "test"),
         ("--output-dir", Path, folder),
-        ("--mistakes", int, "most confident mistakes to draw", 25),
+        ("--mistakes", int, "how many confident mistakes to draw", 25),
     )
     options.add_data_options(parser, "the run's")
 

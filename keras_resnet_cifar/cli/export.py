@@ -11,7 +11,6 @@ from keras_resnet_cifar.export.verify import TOLERANCE
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `export`."""
-    parser.add_argument("model", type=Path, metavar="RUN|MODEL")
     parser.add_argument(
         "--out",
         type=Path,
@@ -23,10 +22,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     off = "how far a probability may differ from the Keras model's"
     options.add(
         parser,
-        ("--format", tuple(FORMATS), "of the exported model", "saved_model"),
-        ("--int8", bool, "LiteRT in int8, calibrated on training images"),
-        ("--checkpoint", ("last", "best"), "of a run", "last"),
-        ("--images", int, "test images to verify on (default: all)"),
+        ("model", Path, "a run directory or a .keras file"),
+        (
+            "--format",
+            tuple(FORMATS),
+            "format of the exported model",
+            "saved_model",
+        ),
+        ("--int8", bool, "int8 LiteRT, calibrated on training images"),
+        ("--checkpoint", ("last", "best"), "which one of a run", "last"),
+        ("--images", int, "how many test images to verify on (default: all)"),
         ("--tolerance", float, off, TOLERANCE),
     )
     options.add_data_options(parser, "the run's")

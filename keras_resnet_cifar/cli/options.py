@@ -13,7 +13,7 @@ _METAVARS = {str: "VALUE", int: "N", float: "X", Path: "PATH"}
 
 
 def add(parser: Any, *options: tuple) -> None:
-    """Adds options `(flag, type, help[, default])` to a parser or a group.
+    """Adds arguments `(flag, type, help[, default])` to a parser or a group.
 
     The type is `bool` for an option without a value, or a tuple of choices.
     """
@@ -31,7 +31,7 @@ def add(parser: Any, *options: tuple) -> None:
 
 
 def add_data_options(parser: Any, default: str) -> None:
-    """Adds those of the dataset; `default` names the default in the help."""
+    """Adds the options of the dataset; the help names the default given."""
     names = (
         f"{', '.join(DATASETS)}, or a folder with train/ (and val/, test/), "
         f"each with one folder per class (default: {default})"
@@ -46,11 +46,7 @@ def add_data_options(parser: Any, default: str) -> None:
         ("--dataset", str, names),
         ("--data-dir", Path, folder),
         ("--source", str, sources),
-        (
-            "--allow-unverified",
-            bool,
-            "use data other than the published",
-        ),
+        ("--allow-unverified", bool, "accept data that is not as published"),
     )
 
 

@@ -14,7 +14,7 @@ from keras_resnet_cifar.training.run_directory import find_run
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `predict`."""
-    parser.add_argument("model", type=Path, metavar="RUN|MODEL")
+    options.add(parser, ("model", Path, "a run directory or a .keras file"))
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     options.add(
         parser,

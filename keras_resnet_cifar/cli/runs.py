@@ -28,7 +28,7 @@ def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
         ("--output-dir", Path, "where to write (default: a folder in runs/)"),
         ("--resume", Path, "continue the run in this folder"),
         ("--backup-every", str, often, DEFAULT_INTERVAL),
-        ("--deterministic", bool, "repeat to the bit on a GPU too; slower"),
+        ("--deterministic", bool, "repeat exactly on a GPU too; slower"),
         ("--seed", int, "random seed (default: 0)"),
         ("--quiet", bool, "do not print one line per epoch"),
     )

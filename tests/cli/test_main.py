@@ -112,7 +112,7 @@ HELP = {
     "evaluate": ("RUN|MODEL", *DATASETS, "(default: 25)"),
     "predict": ("IMAGE", "print JSON"),
     "convert": (*SCHEMES, ".safetensors"),
-    "export": ("litert", "1e-05"),
+    "export": ("litert", "1e-05", "run directory"),
     "list": ("--json",),
 }
 
