@@ -85,6 +85,19 @@ def test_each_phase_moves_only_what_should_train(finished, before):
     }
 
 
+def test_norm_trains_on_request_where_its_layers_train(own_net):
+    model = build_finetuned(own_net, 10, freeze="stage1", train_norm=True)
+    norms = {
+        layer.name: layer.trainable
+        for layer in leaf_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+    }
+    assert len(norms) == 7
+    for name, trains in norms.items():
+        assert trains != name.startswith(("stem", "stage1"))
+
+
+@pytest.mark.slow
 def test_random_weights_train_their_norm(start, before):
     options = {"freeze": "stage1", "head_epochs": 0, "train_norm": True}
     changed = moved(before, start(None, **options).model)
@@ -191,6 +204,7 @@ def test_cached_features_train_the_same_head(start, before, tmp_path):
     plain = {"flip": False, "random_resized_crop": 0, "label_smoothing": 0.1}
     # One batch of all images: no order to differ in.
     options = HEAD_ONLY | plain | {"batch_size": 256, "epochs": 3}
+    options["validate"] = False
     ends = []
     for cached in (False, True):
         run = start(tmp_path / f"{cached}", cache_features=cached, **options)
@@ -227,33 +241,37 @@ def test_a_head_is_written_whole_or_not_at_all(start, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     monkeypatch.setattr(features.files, "move_folder", interrupted)
     with pytest.raises(Interrupt):
-        start(folder, **HEAD_ONLY)
+        start(folder, validate=False, **HEAD_ONLY)
     assert not folder.exists()
 
 
 def test_a_head_that_diverges(start, tmp_path):
     with pytest.raises(Diverged, match="lower"):
-        start(tmp_path / "run", **HEAD_ONLY, learning_rate=1e38, epochs=2)
+        start(tmp_path / "run", validate=False, learning_rate=1e38, **HEAD_ONLY)
     assert not (tmp_path / "run").exists()
 
 
 # --- Resuming
 
 
-def test_a_resumed_run_ends_as_if_it_was_never_stopped(
-    start, finished, tmp_path, monkeypatch
-):
-    folder = tmp_path / "run"
-    with monkeypatch.context() as patched:
-        patched.setattr(finetuning, "train", interrupted)
-        with pytest.raises(Interrupt):
-            start(folder)
-    assert PhasedDirectory(folder).started_phases() == ["head"]
-    resumed = start(folder, resume=True)
+def test_a_resumed_run_ends_as_if_it_was_never_stopped(start, finished, copy):
+    shutil.rmtree(copy / "tuned")  # stopped when the head was trained
+    assert PhasedDirectory(copy).started_phases() == ["head"]
+    resumed = start(copy, resume=True)
     for one, other in zip(
         finished.model.get_weights(), resumed.model.get_weights(), strict=True
     ):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_the_plan_is_there_once_a_phase_is(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetuning, "train", interrupted)
+    with pytest.raises(Interrupt):
+        start(tmp_path)
+    directory = PhasedDirectory(tmp_path)
+    assert directory.started_phases() == ["head"]
+    assert directory.read_plan()["freeze"] == "stage2"
 
 
 @pytest.mark.parametrize(
@@ -353,8 +371,10 @@ def test_the_plan_is_read_without_keras():
 @pytest.mark.parametrize(
     "options",
     [
-        ["--freeze", "all", "--cache-features"],
-        pytest.param(["--freeze", "stage1"], marks=pytest.mark.slow),
+        ["--freeze", "all", "--cache-features", "--head-epochs", 0],
+        pytest.param(
+            ["--freeze", "stage1", "--head-epochs", 1], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_command_and_its_resumption(
@@ -363,7 +383,7 @@ def test_the_command_and_its_resumption(
     out = tmp_path / "run"
     data = ["--dataset", "cifar10", "--data-dir", tiny_cifar]
     command = ["finetune", "--backbone", own_net, *data, "--allow-unverified"]
-    options = [*options, "--head-epochs", 1, "--epochs", 1, "--quiet"]
+    options = [*options, "--epochs", 1, "--quiet"]
     options += ["--output-dir", out, "--backup-every", "1"]
     assert run_cli(*command, *options) == 0
     printed = capsys.readouterr().out
