@@ -201,7 +201,7 @@ BAD = [
     (["--show", "none.json", "--arch", "resnet20"], "not go with --show"),
     (["--show", "none.json"], "none.json"),
     (["--output", "none/found.json"], "no folder none"),
-    (["--output", "."], "cannot write .: there is a folder"),
+    (["--output", "."], "cannot write .: it is a folder"),
     (["--output", "/dev/null"], "or a device; name a file"),
     (["--split", "test"], "--split does not go without --time-to"),
     (["--epochs", "0"], "--epochs does not go without --time-to"),
