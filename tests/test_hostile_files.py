@@ -273,7 +273,7 @@ def nested_in_text(name):
 FEATURES = {
     "class": {"pythonClassName": "evil.Image", "image": {}},
     "class in snake case": {"python_class_name": "evil.Image", "image": {}},
-    "class of old": {"type": "evil.Image", "content": {}},
+    "class in the old form": {"type": "evil.Image", "content": {}},
     "class within": {"featuresDict": features("evil.Image")},
     "class in a string": nested_in_text("evil.Image"),
 }
@@ -388,10 +388,10 @@ def test_a_config_without_a_floor(tmp_path):
     assert "cannot read" in refusal(RunDirectory(tmp_path).read_config)
 
 
-# --- That the payloads above would do harm, were they read
+# --- The payloads above would do harm if pickle itself read them
 
 
-def test_the_payloads_are_alive(evil, monkeypatch):
+def test_the_payloads_do_harm_where_pickle_reads_them(evil, monkeypatch):
     pickle.loads(PICKLES["reduce"])
     assert (evil / "ran").exists()
     os.remove(evil / "ran")

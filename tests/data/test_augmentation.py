@@ -59,7 +59,7 @@ def test_every_crop_is_a_window_of_the_padded_image(mode, pad):
 
 
 def test_crops_are_uniform_over_81_positions_one_an_image():
-    # Each pixel tells its place: the crop's first one tells the offset.
+    # Each pixel holds its place, so that a crop shows its offset.
     rows, columns = np.mgrid[0:32, 0:32]
     image = np.stack([rows, columns, np.ones_like(rows)], -1) + 10
     x = np.tile(image[None], (1000, 1, 1, 1)).astype("float32")
@@ -168,7 +168,7 @@ def test_an_unknown_padding():
 def test_mixing_mixes_labels_in_the_proportion_of_the_pixels(changes):
     (layer,) = mixing_layers(get_recipe("paper", **changes), seed=0)
     n = 64
-    # Image i is all i: each output pixel tells the images it is mixed of.
+    # Image i is all i: each output pixel shows which images it is mixed of.
     x = np.ones((n, 32, 32, 3), "float32") * np.arange(n)[:, None, None, None]
     y = np.eye(n, dtype="float32")
     out = layer({"images": x, "labels": y}, training=True)

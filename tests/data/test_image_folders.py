@@ -75,8 +75,8 @@ def test_palettes_grey_and_rotated_photos_are_rgb(tmp_path):
     Image.new("L", (32, 32), 7).save(tmp_path / "ant" / "grey.png")
     Image.new("P", (32, 32), 1).save(tmp_path / "ant" / "palette.gif")
     exif = Image.Exif()
-    exif[0x0112] = 3  # turned upside down
-    write(tmp_path / "ant" / "turned.png", (32, 32), exif=exif)
+    exif[0x0112] = 3  # upside down
+    write(tmp_path / "ant" / "upside-down.png", (32, 32), exif=exif)
     images, labels = load_folders(tmp_path)["train"]
     assert labels.tolist() == [0, 0, 0, 0, 1, 2]
     assert (images[1] == 7).all()
