@@ -152,13 +152,11 @@ def _checked(logits, labels):
             "logits must be [N, C] and labels [N], N and C 1 or more. "
             f"Received: logits {logits.shape}, labels {labels.shape}"
         )
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"labels must be integers. Received: {labels.dtype}")
-    classes = logits.shape[1]
-    if labels.min() < 0 or labels.max() >= classes:
+    last, low, high = logits.shape[1] - 1, labels.min(), labels.max()
+    if labels.dtype.kind not in "iu" or low < 0 or high > last:
         raise InputError(
-            f"labels must be from 0 to {classes - 1}, as there are {classes} "
-            f"logits. Received: {labels.min()} to {labels.max()}"
+            f"labels must be integers from 0 to {last}, one per logit. "
+            f"Received: {labels.dtype}, {low} to {high}"
         )
     logits = logits.astype("float64")
     broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))

@@ -51,7 +51,9 @@ def test_curves(tmp_path, history):
     assert width > 2 * height, "three panels side by side"
 
 
-@pytest.mark.parametrize("classes", [2, 20, 100])
+@pytest.mark.parametrize(
+    "classes", [2, pytest.param(20, marks=pytest.mark.slow), 100]
+)
 def test_confusion(tmp_path, classes):
     confusion = np.eye(classes, dtype=int) * 90 + 1
     confusion[0] = 0  # A class without images.
@@ -62,7 +64,9 @@ def test_confusion(tmp_path, classes):
     assert min(width, height) > classes * (14 if classes <= 20 else 11)
 
 
-@pytest.mark.parametrize("count", [0, 1, 7, 40])
+@pytest.mark.parametrize(
+    "count", [0, 1, pytest.param(7, marks=pytest.mark.slow), 40]
+)
 def test_mistakes(tmp_path, count):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (50, 32, 32, 3), "uint8")

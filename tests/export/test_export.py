@@ -150,7 +150,9 @@ def test_an_accelerator_leaves_the_conversion_to_another_process(
 
 
 @on_tensorflow
-def test_the_model_is_left_as_it_was(model, tiny_data, tmp_path, monkeypatch):
+def test_the_model_is_left_as_it_was_and_nothing_printed(
+    model, tiny_data, tmp_path, monkeypatch, capfd
+):
     def state():
         return {
             layer: dict(vars(layer)) for layer in (model, *model.layers)
@@ -160,6 +162,7 @@ def test_the_model_is_left_as_it_was(model, tiny_data, tmp_path, monkeypatch):
     before, weights = state()
     monkeypatch.setattr(export, "verify", agree)
     export_saved_model(model, tmp_path / "net", data=tiny_data)
+    assert capfd.readouterr() == ("", "")
     after, new_weights = state()
     assert before == after
     assert nodes == [len(x._inbound_nodes) for x in (model, *model.layers)]
