@@ -38,10 +38,10 @@ def _torchvision(name, sha256, preset=None):
     return Backbone(name, "torch", file, sha256, None, arch, preset)
 
 
-def _keras(name, preprocessing, arch=None, preset=None):
-    file = f"{name.lower()}_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    row = (name.lower(), preprocessing, file, None, name, arch, preset)
-    return Backbone(*row)
+def _keras(function, preprocessing, arch=None, preset=None):
+    name = function.lower()
+    file = f"{name}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    return Backbone(name, preprocessing, file, None, function, arch, preset)
 
 
 BACKBONES = {

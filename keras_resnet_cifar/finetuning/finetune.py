@@ -201,9 +201,8 @@ def finetune(
         side = _backbone(model).input_shape[1]
         recipe = replace(recipe, random_resized_crop=side)
     head_recipe = _head_recipe(recipe, head_epochs, head_learning_rate)
-    phases = {"head": ("all", head_recipe), "tuned": (freeze, recipe)}
-    if not head_epochs:
-        del phases["head"]
+    phases = [("head", "all", head_recipe)] if head_epochs else []
+    phases.append(("tuned", freeze, recipe))
     plan = {
         "recipe": recipe,
         "freeze": freeze,
@@ -224,36 +223,30 @@ def finetune(
         if directory:
             directory.write_plan(plan)
 
-    for name, (frozen, phase_recipe) in phases.items():
+    for name, frozen, phase_recipe in phases:
         if name in started[:-1]:
             continue
         freeze_backbone(model, frozen, train_norm)
         folder = directory.phase(name).path if directory else None
+        options: dict[str, Any] = {
+            "seed": seed,
+            "resume": name in started,
+            "verbose": verbose,
+        }
         if cache_features and frozen == "all":
-            run = train_head(
-                model,
-                data,
-                phase_recipe,
-                folder,
-                seed=seed,
-                resume=name in started,
-                verbose=verbose,
-            )
+            run = train_head(model, data, phase_recipe, folder, **options)
             write_plan()
             continue
+        keep_plan = keras.callbacks.LambdaCallback(on_train_begin=write_plan)
         run = train(
             model,
             data,
             phase_recipe,
             folder,
-            seed=seed,
-            resume=name in started,
             backup_every=backup_every,
             deterministic=deterministic,
-            callbacks=[
-                keras.callbacks.LambdaCallback(on_train_begin=write_plan)
-            ],
-            verbose=verbose,
+            callbacks=[keep_plan],
+            **options,
         )
     return run
 
@@ -269,14 +262,14 @@ def _head_recipe(recipe, epochs, learning_rate):
 
 
 def _started_phases(directory, plan):
-    """The phases that a run has started, which must have the same plan."""
+    """The phases that a run has started, if it has the same plan."""
     if directory is None:
         raise InputError("resume=True needs the output_dir of a run")
-    # The epochs too: `check_same` allows others, for runs of one phase.
-    was, now = (
-        each
-        | {"recipe": asdict(each["recipe"]), "epochs": each["recipe"].epochs}
-        for each in (directory.read_plan(), plan)
-    )
-    run_directory.check_same(was, now)
+
+    def as_config(plan):  # with the epochs, which `check_same` leaves out
+        recipe = plan["recipe"]
+        return plan | {"recipe": asdict(recipe), "epochs": recipe.epochs}
+
+    was = as_config(directory.read_plan())
+    run_directory.check_same(was, as_config(plan))
     return directory.started_phases()
