@@ -57,8 +57,8 @@ def verify(
     Raises:
         ExportFailed: It does not run, or does not agree.
     """
-    found = _run(folder, format, sample)
-    probabilities = found["probabilities"]
+    arrays = _run(folder, format, sample)
+    probabilities = arrays["probabilities"]
     if probabilities.shape != reference.shape:
         raise ExportFailed(
             f"its probabilities are {probabilities.shape}, those of the Keras "
@@ -70,7 +70,7 @@ def verify(
         images=len(reference),
         alike=int(np.sum(class_id == reference.argmax(1))),
         difference=_difference(probabilities, reference),
-        images_per_second=float(found["images_per_second"]),
+        images_per_second=float(arrays["images_per_second"]),
     )
     if tolerance is not None:
         if different := result.images - result.alike:
@@ -79,15 +79,17 @@ def verify(
                 "than from the Keras model"
             )
         for name in ("probabilities", "alone", "from_bytes"):
-            difference = _difference(found.get(name, reference[:0]), reference)
+            difference = _difference(arrays.get(name, reference[:0]), reference)
             if not difference <= tolerance:
                 raise ExportFailed(
                     f"its probabilities ({name}) differ by {difference:.1e} "
                     f"from the Keras model's; the tolerance is {tolerance:.0e}"
                 )
-    if "label" in found:
+    if "label" in arrays:
         labels = np.asarray(class_names)[class_id]
-        if any(found["class_id"] != class_id) or any(found["label"] != labels):
+        if any(arrays["class_id"] != class_id) or any(
+            arrays["label"] != labels
+        ):
             raise ExportFailed("class_id or label is not the most probable one")
     return result
 
