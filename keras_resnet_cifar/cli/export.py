@@ -23,12 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add(
         parser,
         ("model", Path, "a run directory or a .keras file"),
-        (
-            "--format",
-            tuple(FORMATS),
-            "format of the exported model",
-            "saved_model",
-        ),
+        ("--format", tuple(FORMATS), "of the export", "saved_model"),
         ("--int8", bool, "int8 LiteRT, calibrated on training images"),
         ("--checkpoint", ("last", "best"), "which one of a run", "last"),
         ("--images", int, "how many test images to verify on (default: all)"),

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from keras_resnet_cifar.cli import main as cli
+from keras_resnet_cifar.cli.start import import_keras
 from keras_resnet_cifar.data.datasets import DATASETS
+from keras_resnet_cifar.device import JAX_DETERMINISTIC
 from keras_resnet_cifar.errors import (
     Diverged,
     ExportFailed,
@@ -187,6 +189,14 @@ def test_an_unknown_backend(tmp_path):
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
     assert "theano" in result.stderr
+
+
+def test_jax_is_asked_to_repeat_before_it_starts(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_before")
+    import_keras()
+    assert os.environ["XLA_FLAGS"] == "--xla_before"
+    import_keras(deterministic=True)
+    assert os.environ["XLA_FLAGS"] == f"--xla_before {JAX_DETERMINISTIC}"
 
 
 def test_output_into_a_closed_pipe():
