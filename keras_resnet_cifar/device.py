@@ -22,7 +22,7 @@ JAX_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 def accelerator_name() -> str | None:
-    """Returns the name of the GPU or TPU of Keras's backend; `None` on a CPU."""
+    """Returns the name of the GPU or TPU in use; `None` on a CPU."""
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
@@ -185,7 +185,7 @@ def fresh_compilations() -> Iterator[None]:
         jax.config.update("jax_compilation_cache_dir", folder)
         compilation_cache.reset_cache()  # it looks at the setting once
 
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.values["jax_compilation_cache_dir"]
     with tempfile.TemporaryDirectory() as folder:
         keep_in(folder)
         try:
