@@ -100,16 +100,19 @@ def _split(name, arrays, classes):
 
 
 def _stream(data):
+    if not isinstance(data, keras.utils.PyDataset) and not hasattr(
+        data, "element_spec"
+    ):
+        raise InputError(
+            f"data is {type(data).__name__}: give a Dataset, (images, labels), "
+            "a tf.data.Dataset or a keras.utils.PyDataset"
+        )
     try:
         steps = len(data)
     except TypeError as error:
-        known = hasattr(data, "__len__") or hasattr(data, "cardinality")
         raise InputError(
             "data: its length is not known; give it one with "
             "tf.data.experimental.assert_cardinality"
-            if known
-            else f"data is {type(data).__name__}: give a Dataset, (images, "
-            "labels), a tf.data.Dataset or a keras.utils.PyDataset"
         ) from error
     if steps < 1:
         raise InputError("data holds no batch: give at least one")
