@@ -102,7 +102,8 @@ def _resumed(args: argparse.Namespace) -> tuple[dict, dict]:
     held["output_dir"] = str(args.resume)
     # The net of a run is fixed: it has no backbone, weights or image size.
     names = {"backbone", "weights", "image_size", *plan} - {"seed"}
-    changes = {name: getattr(args, name, None) or None for name in names}
+    given = {name: getattr(args, name, None) for name in names}
+    changes = {k: None if v is False else v for k, v in given.items()}
     check_same(held, changes | runs.config_changes(args))
     options.checkpoints(args.resume)
     recipe = get_recipe(recipe, epochs=args.epochs)

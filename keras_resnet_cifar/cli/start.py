@@ -1,6 +1,7 @@
 """Starts Keras on its backend."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 
@@ -18,6 +19,8 @@ def import_keras(deterministic: bool = False) -> None:
         InputError: The backend cannot start.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # It warns of models that are traced one after the other.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         with _silent_stderr():
             import keras  # noqa: F401

@@ -264,7 +264,7 @@ def _head_recipe(recipe, epochs, learning_rate):
 def _started_phases(directory, plan):
     """The phases that a run has started, if it has the same plan."""
     if directory is None:
-        raise InputError("resume=True needs the output_dir of a run")
+        raise InputError("resume=True needs the output_dir= of a run")
 
     def as_config(plan):  # with the epochs, which `check_same` leaves out
         recipe = plan["recipe"]
