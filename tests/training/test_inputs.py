@@ -54,7 +54,9 @@ def test_arrays_train_as_a_dataset_does(tiny_model, tiny_data):
 
 
 @pytest.mark.parametrize(
-    "stream", [Batches, tf_data, one_hot], ids=lambda s: s.__name__
+    "stream",
+    [Batches, tf_data, pytest.param(one_hot, marks=pytest.mark.slow)],
+    ids=["Batches", "tf_data", "one_hot"],
 )
 def test_a_stream_trains_and_resumes_at_its_epochs(
     stream, tiny_model, tiny_data, tmp_path, capsys

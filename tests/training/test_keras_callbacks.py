@@ -33,7 +33,10 @@ def loaded_weights(path):
     return keras.saving.load_model(path).get_weights()
 
 
-@pytest.fixture(scope="module", params=[0.0, 0.9], ids=["plain", "averaged"])
+EMAS = [pytest.param(0.0, marks=pytest.mark.slow), 0.9]
+
+
+@pytest.fixture(scope="module", params=EMAS, ids=["plain", "averaged"])
 def run(request, tiny_data, tmp_path_factory):
     """A run with every callback, and the folder where they wrote."""
     folder = tmp_path_factory.mktemp("callbacks")
@@ -103,7 +106,7 @@ def test_logs_reach_every_callback(run):
     assert len(finished.history) == 2
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("ema", EMAS)
 def test_early_stopping_restores_the_best_weights(
     ema, tiny_model, tiny_data, tmp_path
 ):
