@@ -50,7 +50,7 @@ class StopOnDivergence(keras.callbacks.Callback):
     """Ends a run whose loss is not finite with `Diverged`.
 
     `keras.callbacks.TerminateOnNaN` waits for each step under JAX, and does
-    not say at which step the loss was lost.
+    not report the step.
     """
 
     async_safe = True
@@ -106,7 +106,8 @@ class EpochStatistics(keras.callbacks.Callback):
         images = len(self.feed) * self.feed.batch_size
         last_step = np.array([(epoch + 1) * self.feed.steps - 1])
         logs["learning_rate"] = float(self.schedule(last_step)[0])
-        logs["images_per_second"] = round(images / seconds, 1)
+        speed = round(images / seconds, 1) if images else None
+        logs["images_per_second"] = speed
         logs["seconds"] = round(now - self._begin, 3)
 
 
@@ -187,10 +188,10 @@ class ValidateAverages(keras.callbacks.Callback):
     """
 
     def on_test_begin(self, logs: Logs = None) -> None:
-        self.model.show_averages()
+        self.model.swap_in_averages()
 
     def on_test_end(self, logs: Logs = None) -> None:
-        self.model.hide_averages()
+        self.model.swap_out_averages()
 
 
 class StopOnSignal(keras.callbacks.Callback):

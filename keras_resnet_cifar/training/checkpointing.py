@@ -2,8 +2,7 @@
 
 backup.npz holds all that changes in training, and is written last: a run that
 is killed before repeats the steps since the backup, and writes the same files.
-The backup before stays as backup-previous.npz, for the day when the newest
-turns out to be damaged.
+The backup before stays as backup-previous.npz, in case the newest is damaged.
 """
 
 import json
@@ -105,6 +104,11 @@ def read_snapshot(
         except Exception as error:  # zipfile, numpy and json raise their own
             faults.append(f"cannot read the backup {path} ({one_line(error)})")
             continue
+        if snapshot.run != run:
+            raise InputError(
+                f"the backup {path} belongs to another run: restore the right "
+                "one, or start a new run"
+            )
         for arrays, variables in (
             (snapshot.variables, resumed_variables(model)),
             (snapshot.metrics, model.metrics_variables),
@@ -114,11 +118,6 @@ def read_snapshot(
                     f"the backup {path} is of another net or optimizer: resume "
                     "with the config of the run"
                 )
-        if snapshot.run != run:
-            raise InputError(
-                f"the backup {path} belongs to another run: restore the right "
-                "one, or start a new run"
-            )
         return snapshot, faults[0] if faults else None
     raise InputError(f"{'; '.join(faults)}: start a new run")
 
@@ -128,7 +127,7 @@ def check_length(
 ) -> None:
     """Checks that a run can become as long as a recipe says.
 
-    It can where that leaves the rates of the steps already done alone.
+    It is allowed if the rates of completed steps do not change.
 
     Args:
         recipe: The recipe to go on with.
@@ -214,7 +213,7 @@ class Backup(keras.callbacks.Callback):
 
     def save(self) -> None:
         """Writes the backup, unless the loss is no longer finite."""
-        if not np.isfinite(float(self.model.get_metrics_result()["loss"])):
+        if int(_array(self.model.steps_finite)) != self.steps_done():
             return
         variables = resumed_variables(self.model)
         metrics = self.model.metrics_variables
@@ -229,7 +228,7 @@ class Backup(keras.callbacks.Callback):
 
     def save_if_new(self) -> None:
         """Writes the backup if steps were done since the newest one."""
-        self.model.hide_averages()
+        self.model.swap_out_averages()
         whole = self.steps_in_epoch() == 0
         if self.steps_done() != self._saved and (whole or self.within_epochs):
             self.save()
@@ -242,7 +241,7 @@ class Backup(keras.callbacks.Callback):
         self._resumed_metrics = None
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
-        if batch and self.within_epochs and self._is_late():
+        if batch and self.within_epochs and self._is_due():
             self.save()
 
     def on_test_begin(self, logs: Logs = None) -> None:
@@ -254,14 +253,14 @@ class Backup(keras.callbacks.Callback):
         self._metrics = None
         every = self.interval.epochs
         if (every and (epoch + 1) % every == 0) or (
-            self._is_late() or not self.within_epochs
+            self._is_due() or not self.within_epochs
         ):
             self.save()
 
     def on_train_end(self, logs: Logs = None) -> None:
         self.save_if_new()
 
-    def _is_late(self):
+    def _is_due(self):
         seconds = self.interval.seconds
         return seconds and time.monotonic() - self._saved_at >= seconds
 
@@ -280,9 +279,9 @@ def checkpoints(
     """
     accuracies = [row["val_accuracy"] for row in rows] if validated else []
     callbacks = [
-        EpochCheckpoint(_literal(directory.last)),
+        EpochCheckpoint(_escape_braces(directory.last)),
         EpochCheckpoint(
-            _literal(directory.best),
+            _escape_braces(directory.best),
             monitor="val_accuracy",
             mode="max",
             save_best_only=validated,
@@ -290,18 +289,18 @@ def checkpoints(
         ),
     ]
     if every:
-        pattern = f"{_literal(directory.path)}/{EPOCH_PATTERN}"
+        pattern = f"{_escape_braces(directory.path)}/{EPOCH_PATTERN}"
         callbacks.append(EpochCheckpoint(pattern, every=every))
     return callbacks
 
 
-def _literal(path):
-    """Returns a path without meaning for `str.format`."""
+def _escape_braces(path):
+    """Returns a path that `str.format` leaves as it is."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the row of the epoch in best.keras, `{}` without any."""
+    """Returns the row of the epoch in best.keras, or `{}` if there is none."""
     if not rows or "val_accuracy" not in rows[-1]:
         return rows[-1] if rows else {}
     return max(rows, key=lambda row: row["val_accuracy"])  # the first of equals

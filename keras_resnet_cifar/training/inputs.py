@@ -1,5 +1,6 @@
 """What `train` accepts as data, brought into one form."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,6 +92,8 @@ def _split(name, arrays, classes):
             f"{name}: labels must be whole numbers from 0 to {classes - 1}, "
             "one class for each output of the model"
         )
+    if images.dtype.kind == "f":
+        images = images.astype("float32")
     if images.dtype.kind == "f" and len(images) and images.max() <= 1:
         raise InputError(
             f"{name}: images are floats up to {images.max():.3g}, and the "
@@ -174,7 +177,9 @@ def class_weights(
         given = {int(label): float(weight) for label, weight in items}
     except (TypeError, ValueError):
         given = {-1: 0.0}
-    if any(not 0 <= k < classes or v < 0 for k, v in given.items()):
+    if any(
+        not (0 <= k < classes and 0 <= v < math.inf) for k, v in given.items()
+    ):
         raise InputError(
             f"class_weight={class_weight!r}: give 'balanced', or a dict from "
             f"classes 0 to {classes - 1} to weights of 0 or more"

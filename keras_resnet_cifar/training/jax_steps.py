@@ -60,7 +60,8 @@ def _groups(batches: Iterable) -> Iterator[list[Any]]:
         first = next(alike)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(first))
         alike = itertools.chain([first], alike)
-        while group := list(itertools.islice(alike, 1 + _MOST_BYTES // size)):
+        most = max(1, _MOST_BYTES // size)
+        while group := list(itertools.islice(alike, most)):
             yield group
 
 

@@ -15,18 +15,19 @@ Rate: TypeAlias = float | LearningRateSchedule
 class _CoupledDecay:
     """Adds weight decay to the gradient of a Keras optimizer."""
 
-    def __init__(self, *args, decay=0.0, decay_on="all", **kwargs):
+    def __init__(self, *args, weight_decay=0.0, decay_on="all", **kwargs):
         if decay_on not in CHOICES["decay_on"]:
             raise unknown("decay_on", decay_on, CHOICES["decay_on"])
         super().__init__(*args, **kwargs)
-        self.decay = decay
+        # Not `self.weight_decay`, which Keras subtracts outside the gradient.
+        self.coupled_decay = weight_decay or 0.0
         self.decay_on = decay_on
 
     def build(self, variables):
         super().build(variables)
         # By index: TensorFlow passes variables of its own to `update_step`.
         self._decayed = [
-            bool(self.decay)
+            bool(self.coupled_decay)
             and (self.decay_on == "all" or variable.name == "kernel")
             for variable in variables
         ]
@@ -35,12 +36,12 @@ class _CoupledDecay:
         """Returns the gradient plus decay, in the variable's dtype."""
         gradient = ops.cast(gradient, variable.dtype)
         if self._decayed[self._get_variable_index(variable)]:
-            gradient = gradient + self.decay * variable
+            gradient = gradient + self.coupled_decay * variable
         return gradient
 
     def get_config(self):
         return super().get_config() | {
-            "decay": self.decay,
+            "weight_decay": self.coupled_decay,
             "decay_on": self.decay_on,
         }
 
@@ -52,7 +53,7 @@ class CoupledSGD(_CoupledDecay, keras.optimizers.SGD):
     For weights `w`, gradient `g` and momentum buffer `b`, as in
     `torch.optim.SGD`:
 
-        g = g + decay * w
+        g = g + weight_decay * w
         b = momentum * b + g
         w = w - rate * (g + momentum * b  if nesterov else  b)
 
@@ -64,7 +65,7 @@ class CoupledSGD(_CoupledDecay, keras.optimizers.SGD):
         learning_rate: A float or a schedule.
         momentum: In [0, 1).
         nesterov: Whether to use Nesterov momentum.
-        decay: Coupled weight decay, the same number as in PyTorch.
+        weight_decay: Coupled weight decay, the same number as in PyTorch.
         decay_on: `"all"` parameters, as PyTorch does by default, or
             `"kernels"`, without biases and BatchNorm.
     """
@@ -74,7 +75,7 @@ class CoupledSGD(_CoupledDecay, keras.optimizers.SGD):
         learning_rate: Rate = 0.1,
         momentum: float = 0.9,
         nesterov: bool = False,
-        decay: float = 0.0,
+        weight_decay: float = 0.0,
         decay_on: str = "all",
         name: str = "coupled_sgd",
         **kwargs: Any,
@@ -83,7 +84,7 @@ class CoupledSGD(_CoupledDecay, keras.optimizers.SGD):
             learning_rate=learning_rate,
             momentum=float(momentum),
             nesterov=nesterov,
-            decay=decay,
+            weight_decay=weight_decay,
             decay_on=decay_on,
             name=name,
             **kwargs,
@@ -111,7 +112,7 @@ class CoupledAdam(_CoupledDecay, keras.optimizers.Adam):
     Args:
         learning_rate: A float or a schedule.
         beta_1: Decay of the mean of the gradients, in [0, 1).
-        decay: Coupled weight decay, the same number as in PyTorch.
+        weight_decay: Coupled weight decay, the same number as in PyTorch.
         decay_on: See `CoupledSGD`.
     """
 
@@ -119,7 +120,7 @@ class CoupledAdam(_CoupledDecay, keras.optimizers.Adam):
         self,
         learning_rate: Rate = 1e-3,
         beta_1: float = 0.9,
-        decay: float = 0.0,
+        weight_decay: float = 0.0,
         decay_on: str = "all",
         epsilon: float = 1e-8,  # PyTorch's; Keras has 1e-7
         name: str = "coupled_adam",
@@ -128,7 +129,7 @@ class CoupledAdam(_CoupledDecay, keras.optimizers.Adam):
         super().__init__(
             learning_rate=learning_rate,
             beta_1=beta_1,
-            decay=decay,
+            weight_decay=weight_decay,
             decay_on=decay_on,
             epsilon=epsilon,
             name=name,
@@ -152,7 +153,7 @@ def optimizer_of(
         learning_rate: A float, or a schedule such as `recipe.schedule_for`.
     """
     decay: Any = {
-        "decay": recipe.weight_decay,
+        "weight_decay": recipe.weight_decay,
         "decay_on": recipe.decay_on,
     }
     if recipe.optimizer == "adam":

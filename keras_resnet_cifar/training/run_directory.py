@@ -37,6 +37,7 @@ _PACKAGES = (
     "jax",
     "torch",
     "numpy",
+    "keras-cv",  # its RandAugment
 )
 # Entries of config.json and their types.
 _CONFIG = {
@@ -52,7 +53,7 @@ _CONFIG = {
 }
 # Entries on which a run and its continuation must agree. The number of epochs
 # may differ: `checkpointing` decides whether the schedule allows it.
-_BINDING = (
+_RESUME_KEYS = (
     "arch",
     "dataset",
     "recipe",
@@ -61,7 +62,7 @@ _BINDING = (
     "backend",
     "class_weight",
 )
-_FREE = "recipe.epochs"
+_MAY_CHANGE = "recipe.epochs"
 _TIMING = ("images_per_second", "seconds")  # columns that never repeat
 
 
@@ -138,13 +139,14 @@ class RunDirectory:
             return
         handle = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"another process is using {self.path}: wait for it, or "
+                    f"choose another folder than output_dir={self.path}"
+                ) from error
             yield
-        except BlockingIOError as error:
-            raise InputError(
-                f"another process is using {self.path}: wait for it, or choose "
-                f"another folder than output_dir={self.path}"
-            ) from error
         finally:
             os.close(handle)
 
@@ -213,9 +215,17 @@ def find_run(path: Path) -> RunDirectory | None:
     """Returns the run that a checkpoint belongs to, or `None`."""
     for folder in (path.parent, path.parent.parent):
         run = RunDirectory(folder)
-        if run.config.is_file():
+        if run.config.is_file() and not _is_foreign(run.config):
             return run
     return None
+
+
+def _is_foreign(path):
+    """Returns whether a config.json is of another program."""
+    try:
+        return "recipe" not in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False  # damaged: `read_config` says so
 
 
 def versions() -> dict[str, str]:
@@ -227,9 +237,9 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def binding(config: Mapping[str, Any]) -> dict[str, Any]:
+def resume_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the part of a config that a resumed run must share."""
-    return {key: config[key] for key in _BINDING if key in config}
+    return {key: config[key] for key in _RESUME_KEYS if key in config}
 
 
 def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
@@ -247,7 +257,7 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     different = [
         f"{key.removeprefix('recipe.')} was {old.get(key)!r}, now {value!r}"
         for key, value in new.items()
-        if value is not None and key != _FREE and value != old.get(key)
+        if value is not None and key != _MAY_CHANGE and value != old.get(key)
     ]
     if different:
         raise InputError(
@@ -258,8 +268,8 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
 
 def identity(config: Mapping[str, Any]) -> str:
     """Returns a hash of all that a run and its continuation must share."""
-    shared = _flat(binding(config))
-    shared.pop(_FREE)
+    shared = _flat(resume_keys(config))
+    shared.pop(_MAY_CHANGE)
     text = json.dumps(shared, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -75,7 +75,8 @@ class Constant(_Schedule):
 
     Args:
         learning_rate: The rate.
-        warmup_steps, warmup_factor: See `schedules`.
+        warmup_steps, warmup_factor: The first so many steps run at
+            `warmup_factor` times the rate.
     """
 
 
@@ -91,7 +92,8 @@ class MultiStep(_Schedule):
         steps: Steps of the whole run.
         milestones: Fractions of `steps`, each 0 to 1.
         gamma: The factor.
-        warmup_steps, warmup_factor: See `schedules`.
+        warmup_steps, warmup_factor: The first so many steps run at
+            `warmup_factor` times the rate.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class MultiStep(_Schedule):
     ):
         super().__init__(learning_rate, **warmup)
         self.steps = _positive("steps", steps)
-        self.milestones = tuple(milestones)
+        self.milestones = tuple(_share("milestones", m) for m in milestones)
         self.gamma = gamma
 
     def factor(self, step: Any, math: Any) -> Any:
@@ -122,7 +124,8 @@ class Cosine(_Schedule):
     Args:
         learning_rate: The rate at the first step.
         steps: Steps of the whole run.
-        warmup_steps, warmup_factor: See `schedules`.
+        warmup_steps, warmup_factor: The first so many steps run at
+            `warmup_factor` times the rate.
     """
 
     def __init__(self, learning_rate: float, steps: int, **warmup: Any):
@@ -144,7 +147,8 @@ class Exponential(_Schedule):
         learning_rate: The rate of the first epoch.
         steps_per_epoch: Steps of one epoch.
         gamma: The factor.
-        warmup_steps, warmup_factor: See `schedules`.
+        warmup_steps, warmup_factor: The first so many steps run at
+            `warmup_factor` times the rate.
     """
 
     def __init__(
@@ -174,7 +178,8 @@ class OneCycle(_Schedule):
         warmup: Share of the steps before the peak, 0 to 1.
         start: Factor at the first step.
         end: Factor after the last step.
-        warmup_steps, warmup_factor: See `schedules`.
+        warmup_steps, warmup_factor: The first so many steps run at
+            `warmup_factor` times the rate.
     """
 
     def __init__(
@@ -188,7 +193,7 @@ class OneCycle(_Schedule):
     ):
         super().__init__(learning_rate, **options)
         self.steps = _positive("steps", steps)
-        self.warmup = warmup
+        self.warmup = _share("warmup", warmup)
         self.start = start
         self.end = end
 
@@ -201,6 +206,12 @@ class OneCycle(_Schedule):
             self.start + (1 - self.start) * rise,
             1 + (self.end - 1) * fall,
         )
+
+
+def _share(name, value):
+    if not 0 <= value <= 1:
+        raise InputError(f"{name}={value}: give fractions of the run, 0 to 1")
+    return value
 
 
 def _positive(name, value):

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -53,10 +54,10 @@ from keras_resnet_cifar.training.run_directory import (
     DEFAULT_INTERVAL,
     Interval,
     RunDirectory,
-    binding,
     changed_versions,
     check_same,
     identity,
+    resume_keys,
     versions,
 )
 
@@ -118,8 +119,8 @@ def train(
             the device, and is resumed from its last whole epoch.
         recipe: A name of `RECIPES` or a `Recipe`.
         output_dir: Folder for config.json, history.csv, metrics.json,
-            best.keras, last.keras, curves.png and README.md; `None` keeps
-            nothing.
+            best.keras, last.keras, curves.png and README.md; `None` writes
+            no files.
         validation_data: `(images, labels)`, where `data` is no `Dataset`.
         class_weight: Weights of the classes in the training loss: a dict, or
             `"balanced"` for weights in inverse proportion to their counts.
@@ -134,6 +135,8 @@ def train(
             each time; slower, and needed on a GPU only.
         callbacks: More Keras callbacks, such as `ModelCheckpoint`. Their
             model is a `TrainingModel`, which saves the model of stock layers.
+            A run that is resumed within an epoch begins them twice. The
+            recipe sets the rate: `LearningRateScheduler` is refused.
         tensorboard: Also write TensorBoard logs (needs TensorFlow).
         verbose: Print Keras's line per epoch, or its bar on a terminal.
         **changes: Fields of the recipe to replace, e.g. `epochs=12`.
@@ -152,84 +155,91 @@ def train(
         >>> run = train(model, data, "onecycle", "runs/r20", epochs=12)
         >>> run.metrics["last"]["test"]["top1"]
     """
-    say = print if verbose else (lambda line: None)
-
     # Set up.
+    _check_callbacks(callbacks)
     data = as_dataset(model, data, validation_data)
-    recipe = _applied(get_recipe(recipe, **changes), model, data)
+    recipe = _as_applied(get_recipe(recipe, **changes), model, data)
     seed = checked_seed(seed)
     interval = Interval.parse(backup_every)
     precision = resolve_precision(recipe.precision)
     transform = augmentation.host_transform(recipe, seed)
     feed = feed_of(data, recipe, seed, transform)
     schedule = recipe.schedule_for(feed.steps)
+    weights = class_weights(class_weight, data)
     if tensorboard:
         callbacks = [*callbacks, _tensorboard(output_dir)]
-    say(feed.describe())
-    weights = class_weights(class_weight, data)
+    if verbose:
+        print(feed.describe())
     config = run_config(model, data, recipe, seed, precision)
     directory = RunDirectory(Path(output_dir)) if output_dir else None
-    planned = recipe.epochs
+    planned_epochs = recipe.epochs
     if resume:
-        asked = config | {"class_weight": weights}
-        held = _config_to_resume(directory, asked, say)
-        deterministic = deterministic or held.get("deterministic", False)
-        weights = held.get("class_weight")
-        planned = held["recipe"]["epochs"]
+        saved = _config_to_resume(directory, config | {"class_weight": weights})
+        planned_epochs = saved["recipe"]["epochs"]
+        weights = saved.get("class_weight")
+        deterministic = deterministic or saved.get("deterministic", False)
     elif directory is not None:
         directory.create()
-    config |= {"deterministic": deterministic}
+    config["deterministic"] = deterministic
     if weights is not None:
         config["class_weight"] = weights
     if deterministic:
         make_deterministic(seed)
     rows: list[dict[str, Any]] = []
     stop = cb.StopOnSignal()
-    early = cb.StopEarly(rows, recipe.patience)
+    early_stop = cb.StopEarly(rows, recipe.patience)
 
     locked = directory.locked() if directory else contextlib.nullcontext()
     with locked, _one_line_if_out_of_memory(recipe):
         trained = compile_for_training(
             model, data, recipe, precision, seed, feed, weights
         )
-        chain: list[keras.callbacks.Callback] = [
-            cb.BeginEpoch(feed, schedule),
-            cb.StopOnDivergence(),
-            cb.EpochStatistics(feed, schedule),
-            cb.RecordEpoch(rows, directory),
-            early,
-        ]
-        backup = None
+        backup, writers = None, []
         if directory is not None:
             backup = Backup(
                 directory, trained, identity(config), rows, interval, feed.exact
             )
             if resume:
-                _restore(backup, recipe, planned, say)
-            chain += _checkpoints(backup, recipe, data)
+                _restore(backup, recipe, planned_epochs)
+            writers = [*_checkpoints(backup, recipe, data), backup]
             with _all_or_nothing(directory, resume):
                 if not resume:
                     save_model(model, directory.last)
                     backup.save()
-                write_json(directory.config, sealed(config))  # now it is a run
-            chain.append(backup)
-        chain.append(cb.ValidateAverages())
-        chain += [*callbacks, stop]
+                # From here on the folder is a run.
+                write_json(directory.config, sealed(config))
 
         # Fit, evaluate, write.
+        callback_list = [
+            cb.BeginEpoch(feed, schedule),
+            cb.StopOnDivergence(),
+            cb.EpochStatistics(feed, schedule),
+            cb.RecordEpoch(rows, directory),
+            early_stop,
+            *writers,
+            cb.ValidateAverages(),
+            *callbacks,
+            stop,
+        ]
         with _saved_on_the_way(backup, stop):
-            if not early.is_over():
-                begin = backup.steps_in_epoch() if backup else 0
-                done = (len(rows), begin)
-                fit(trained, data, feed, done, recipe.epochs, chain, verbose)
-            trained.publish()
+            if not early_stop.is_over():
+                done = len(rows), backup.steps_in_epoch() if backup else 0
+                fit(
+                    *(trained, data, feed, done, recipe.epochs),
+                    callback_list,
+                    verbose,
+                )
+            trained.update_stock_model()
             if directory is not None and callbacks:
                 save_model(model, directory.last)  # they may have changed it
-            metrics = _final_metrics(model, data, rows, directory, stop)
+            last_epoch = _epoch_of_weights(rows, callbacks)
+            metrics = _final_metrics(
+                model, data, rows, last_epoch, directory, stop
+            )
         if directory is not None:
             write_json(directory.metrics, metrics)
             plot_curves(rows, directory.curves)
-            card = model_card(config, len(rows), metrics)
+            card = model_card(config, last_epoch, metrics)
             write_text(directory.card, card)
     path = directory.path if directory else None
     return Run(model, rows, metrics, config, path)
@@ -264,18 +274,19 @@ def run_config(
     }
 
 
-def _applied(recipe: Recipe, model: keras.Model, data: Dataset) -> Recipe:
+def _as_applied(recipe: Recipe, model: keras.Model, data: Dataset) -> Recipe:
     """Returns the recipe with the net, the data and the split it is used on."""
-    shape = None
-    if not isinstance(data.train, StreamedSplit):
-        shape = data.train.images.shape[1:]
-    check_classifier(model, data.num_classes, shape)
+    check_classifier(model, data.num_classes)
+    for split in (data.train, data.validation):
+        if split is not None and not isinstance(split, StreamedSplit):
+            check_classifier(model, image_shape=split.images.shape[1:])
     augmentation.check_crop(recipe, model)
     if recipe.validation and data.validation is None:
         raise InputError(
             f"{recipe.name} holds out {recipe.validation} images for "
-            "validation and the data has none: load_dataset(..., "
-            f"validation={recipe.validation}), or train with validation=0"
+            "validation and the data has none: give validation_data=, "
+            f"load_dataset(..., validation={recipe.validation}), or train with "
+            "validation=0"
         )
     if recipe.patience and data.validation is None:
         raise InputError(
@@ -288,6 +299,20 @@ def _applied(recipe: Recipe, model: keras.Model, data: Dataset) -> Recipe:
         dataset=data.name,
         validation=len(data.validation or ()),
     )
+
+
+def _check_callbacks(callbacks):
+    refused = (
+        keras.callbacks.LearningRateScheduler,
+        keras.callbacks.ReduceLROnPlateau,
+    )
+    for callback in callbacks:
+        if isinstance(callback, refused):
+            raise InputError(
+                f"{type(callback).__name__} cannot set the rate, which the "
+                "recipe sets at each step: give schedule= or learning_rate= "
+                "instead, or use plain fit with one of krc.schedules"
+            )
 
 
 def _tensorboard(output_dir):
@@ -307,29 +332,35 @@ def _tensorboard(output_dir):
 # --- Resuming
 
 
-def _config_to_resume(directory, config, say):
+def _config_to_resume(directory, config):
     """Returns the config of the run in a folder, if `config` continues it."""
     if directory is None:
         raise InputError("resume=True needs the output_dir= of a run")
-    held = directory.read_config()
-    check_same(held, binding(config))
-    for line in changed_versions(held, config):
-        say(f"{line}: the run may not continue to the same bits")
-    return held
+    saved = directory.read_config()
+    check_same(saved, resume_keys(config))
+    for line in changed_versions(saved, config):
+        warnings.warn(
+            f"{line}: the run may not continue to the same bits", stacklevel=3
+        )
+    return saved
 
 
-def _restore(backup, recipe, epochs, say):
+def _restore(backup, recipe, planned_epochs):
     """Puts model and history into the state of the newest backup."""
-    backup.directory.sweep()
-    snapshot, fault = read_snapshot(backup.directory, backup.model, backup.run)
+    directory = backup.directory
+    directory.sweep()
+    snapshot, fault = read_snapshot(directory, backup.model, backup.run)
     backup.restore(snapshot)
     backup.rows += snapshot.rows
     steps = backup.model.steps_per_epoch
-    check_length(recipe, epochs, steps, backup.steps_done())
+    check_length(recipe, planned_epochs, steps, backup.steps_done())
     if fault:
-        say(
+        # Else the next backup would move the damaged one over the good one.
+        directory.previous_backup.replace(directory.backup)
+        warnings.warn(
             f"{fault}: resuming from the one before, at epoch "
-            f"{len(backup.rows) + 1}, step {backup.steps_in_epoch() + 1}"
+            f"{len(backup.rows) + 1}, step {backup.steps_in_epoch() + 1}",
+            stacklevel=3,
         )
 
 
@@ -355,7 +386,7 @@ def _checkpoints(backup, recipe, data):
     return callbacks
 
 
-# --- What can go wrong on the way
+# --- Error handling
 
 
 @contextlib.contextmanager
@@ -409,11 +440,21 @@ def _one_line_if_out_of_memory(recipe: Recipe) -> Iterator[None]:
 # --- The results
 
 
-def _final_metrics(model, data, rows, directory, stop):
+def _epoch_of_weights(rows, callbacks):
+    """Returns the epoch whose weights the model has in the end."""
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.EarlyStopping) and (
+            callback.restore_best_weights and callback.best_weights is not None
+        ):
+            return callback.best_epoch + 1
+    return len(rows)
+
+
+def _final_metrics(model, data, rows, last_epoch, directory, stop):
     """Returns test metrics of the last epoch, and of the best by validation."""
     if data.test is None or not rows:
         return {}
-    metrics = {"last": _test_metrics(model, data, len(rows), stop)}
+    metrics = {"last": _test_metrics(model, data, last_epoch, stop)}
     best = best_row(rows)
     if directory is not None and "val_accuracy" in best:
         chosen = load_model(directory.best)

@@ -279,19 +279,19 @@ class TrainingModel(keras.Model):
 
     # --- The weights to keep
 
-    def show_averages(self) -> None:
+    def swap_in_averages(self) -> None:
         """Puts the averaged weights into the net, if there are any."""
         if self.ema and self._raw_weights is None:
             self._raw_weights = self.network.get_weights()
             self.network.set_weights(_arrays(self.averages))
 
-    def hide_averages(self) -> None:
-        """Undoes `show_averages`."""
+    def swap_out_averages(self) -> None:
+        """Undoes `swap_in_averages`."""
         if self._raw_weights is not None:
             self.network.set_weights(self._raw_weights)
             self._raw_weights = None
 
-    def publish(self) -> keras.Model:
+    def update_stock_model(self) -> keras.Model:
         """Copies the trained (or averaged) weights to the stock model."""
         self._stock().set_weights(self.get_weights())
         return self._stock()
@@ -313,12 +313,12 @@ class TrainingModel(keras.Model):
         zipped: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        """Saves the stock model, whole or not at all; see `keras.Model.save`.
+        """Saves the stock model; a file of it is whole or not there.
 
         Raises:
             InputError: The system refuses to write.
         """
-        stock = self.publish()
+        stock = self.update_stock_model()
         if not overwrite or zipped is False:
             stock.save(filepath, overwrite, zipped, **kwargs)
             return
@@ -332,7 +332,7 @@ class TrainingModel(keras.Model):
             InputError: The system refuses to write.
         """
         with atomic_write(filepath) as temporary:
-            self.publish().save_weights(temporary, **kwargs)
+            self.update_stock_model().save_weights(temporary, **kwargs)
 
     def load_weights(self, filepath: str | Path, **kwargs: Any) -> None:
         """Loads weights that `save_weights` or the stock model wrote."""

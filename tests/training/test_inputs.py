@@ -1,5 +1,7 @@
 """Data of one's own: arrays, tf.data, PyDataset, and weights of classes."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -154,7 +156,7 @@ def test_options_that_do_not_go_together(tiny_model, tiny_data):
     pair = (held_out.images, held_out.labels)
     assert "validation_data=" in refusal(as_dataset, model, tiny_data, pair)
     assert "in memory" in refusal(class_weights, "balanced", stream)
-    for weights in ("balance", {10: 1.0}, {0: -1.0}, [1.0]):
+    for weights in ("balance", {10: 1.0}, {0: -1.0}, {0: math.nan}, [1.0]):
         assert "class_weight=" in refusal(class_weights, weights, tiny_data)
     assert "rand_augment=2 needs images in memory" in refusal(
         lambda: train(model, Batches(images, labels), rand_augment=2)

@@ -132,6 +132,7 @@ def test_early_stopping_restores_the_best_weights(
     assert_same(finished.model.get_weights(), seen.epochs[np.argmax(losses)])
     last = loaded_weights(tmp_path / "run" / "last.keras")
     assert_same(last, finished.model.get_weights())
+    assert finished.metrics["last"]["epoch"] == np.argmax(losses) + 1
 
 
 @pytest.mark.slow
@@ -177,7 +178,7 @@ def test_the_plain_ten_lines(tiny_data, tmp_path):
     net = krc.build_resnet(**TINY, normalization="shapes")
     model = keras.Sequential([krc.RandomPadCrop(4, flip=True), net])
     model.compile(
-        krc.CoupledSGD(schedule, nesterov=True, decay=5e-4),
+        krc.CoupledSGD(schedule, nesterov=True, weight_decay=5e-4),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )

@@ -56,12 +56,24 @@ def test_decay_on_kernels_spares_the_rest():
     variables = [keras.Variable(np.ones(2), name=name) for name in names]
     zeros = [keras.ops.zeros(2)] * 4
     for decay_on, decayed in (("kernels", 1), ("all", 4)):
-        optimizer = CoupledSGD(1.0, 0.0, decay=0.5, decay_on=decay_on)
+        optimizer = CoupledSGD(1.0, 0.0, weight_decay=0.5, decay_on=decay_on)
         for variable in variables:
             variable.assign(np.ones(2))
         optimizer.apply(zeros, variables)
         values = [float(keras.ops.sum(v)) / 2 for v in variables]
         assert values == [0.5] * decayed + [1.0] * (4 - decayed)
+
+
+def test_weight_decay_is_coupled_alone():
+    """Keras's own decay of that name must not act as well."""
+    optimizer = CoupledSGD(0.1, 0.0, weight_decay=0.5)
+    assert optimizer.weight_decay is None
+    assert optimizer.get_config()["weight_decay"] == 0.5
+    variable = keras.Variable(np.ones(2), name="kernel")
+    optimizer.apply([keras.ops.zeros(2)], [variable])
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(variable), 0.95, rtol=1e-6
+    )
 
 
 def test_it_survives_its_config():
@@ -101,7 +113,7 @@ def test_adam_is_pytorchs(decay):
 
 @pytest.mark.parametrize("cls", [CoupledSGD, CoupledAdam])
 def test_optimizers_survive_their_config(cls):
-    optimizer = cls(0.5, decay=1e-3, decay_on="kernels")
+    optimizer = cls(0.5, weight_decay=1e-3, decay_on="kernels")
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert type(again) is cls
     assert again.get_config() == optimizer.get_config()

@@ -19,7 +19,11 @@ from keras_resnet_cifar.training import compilation
 from keras_resnet_cifar.training import train as train_module
 from keras_resnet_cifar.training.checkpointing import Backup, Snapshot
 from keras_resnet_cifar.training.recipes import get_recipe
-from keras_resnet_cifar.training.run_directory import Interval, RunDirectory
+from keras_resnet_cifar.training.run_directory import (
+    Interval,
+    RunDirectory,
+    find_run,
+)
 from keras_resnet_cifar.training.train import train
 
 SMALL = {"epochs": 3, "batch_size": 16, "precision": "float32", "ema": 0.9}
@@ -392,3 +396,21 @@ def test_kills(tmp_path):
     supervisor.undisturbed(one, *options)
     supervisor.disturbed(other, 2, 2.0, 0, *options)
     assert supervisor.differences(one, other) == []
+
+
+def test_a_foreign_config_makes_no_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert find_run(tmp_path / "model.keras") is None
+    (tmp_path / "config.json").write_text("half")
+    assert find_run(tmp_path / "model.keras") is not None
+
+
+def test_a_damaged_backup_does_not_replace_the_good_one(run_of, tmp_path):
+    run_of("run", epochs=1, backup_every=1)
+    run = RunDirectory(tmp_path / "run")
+    shutil.copy(run.backup, run.previous_backup)
+    run.backup.write_text("damaged")
+    with pytest.warns(UserWarning, match="resuming from the one before"):
+        run_of("run", epochs=1, resume=True)
+    assert len(Snapshot.read(run.backup).rows) == 1
+    assert not run.previous_backup.exists()

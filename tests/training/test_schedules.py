@@ -76,6 +76,19 @@ def test_arguments_that_do_not_fit(arguments):
         recipe.schedule_for(10)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: schedules.MultiStep(0.1, 200, (100, 150)),  # epochs
+        lambda: schedules.OneCycle(0.1, 200, warmup=5),
+        lambda: schedules.Cosine(0.1, 0),
+    ],
+)
+def test_numbers_out_of_range(make):
+    with pytest.raises(InputError, match="give"):
+        make()
+
+
 EXAMPLES = [
     schedules.Constant(0.1, warmup_steps=3),
     schedules.MultiStep(0.1, 20, (0.25, 0.5), 0.2),

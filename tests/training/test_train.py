@@ -249,7 +249,7 @@ def test_a_folder_in_use_is_refused(finished, tiny_model, tiny_data, tmp_path):
 
 
 def test_a_damaged_backup_falls_back_to_the_one_before(
-    tiny_model, tiny_data, tmp_path, capsys
+    tiny_model, tiny_data, tmp_path
 ):
     whole = quietly(tiny_model(), tiny_data, tmp_path / "whole")
     run = quietly(
@@ -257,10 +257,9 @@ def test_a_damaged_backup_falls_back_to_the_one_before(
     ).directory
     backup = run / "backup.npz"
     backup.write_bytes(backup.read_bytes()[:1000])
-    again = train(tiny_model(), tiny_data, output_dir=run, resume=True, **SHORT)
-    output = capsys.readouterr().out
-    assert "cannot read the backup" in output
-    assert "resuming from the one before, at epoch 3, step 1" in output
+    line = "cannot read the backup .*: resuming .* at epoch 3, step 1"
+    with pytest.warns(UserWarning, match=line):
+        again = quietly(tiny_model(), tiny_data, run, resume=True)
     assert_same_run(whole, again)
 
     backup.write_bytes(b"")
@@ -337,11 +336,11 @@ def test_averages_follow_weights_and_batch_statistics(tiny_model, tiny_data):
             )
         ]
     raw = trained.network.get_weights()
-    trained.show_averages()
+    trained.swap_in_averages()
     for shown in (trained.network.get_weights(), trained.get_weights()):
         for expected, got in zip(averages, shown, strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
-    trained.hide_averages()
+    trained.swap_out_averages()
     for expected, got in zip(raw, trained.network.get_weights(), strict=True):
         np.testing.assert_array_equal(got, expected)
 
@@ -440,3 +439,26 @@ def test_a_device_fault_is_not_hidden_by_the_rescue(
     with pytest.raises(RuntimeError, match="device lost"):
         quietly(tiny_model(), tiny_data, tmp_path / "run", callbacks=[Fault()])
     assert (tmp_path / "run" / "backup.npz").is_file()
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        keras.callbacks.LearningRateScheduler(lambda epoch: 0.1),
+        keras.callbacks.ReduceLROnPlateau(),
+    ],
+)
+def test_callbacks_that_set_the_rate_are_refused(
+    callback, tiny_model, tiny_data
+):
+    with pytest.raises(InputError, match="the recipe sets at each step"):
+        quietly(tiny_model(), tiny_data, callbacks=[callback])
+
+
+def test_validation_images_of_another_size(tiny_model, tiny_data):
+    small = dataclasses.replace(
+        tiny_data.validation, images=tiny_data.validation.images[:, :16]
+    )
+    data = dataclasses.replace(tiny_data, validation=small)
+    with pytest.raises(InputError, match="input_shape"):
+        quietly(tiny_model(), data)
