@@ -200,7 +200,7 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
-def sealed(value: dict[str, Any]) -> dict[str, Any]:
+def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
     """Returns a dict for JSON with the SHA-256 of its content added.
 
     JSON has no checksum, and a flipped bit turns one seed into another.
@@ -209,15 +209,15 @@ def sealed(value: dict[str, Any]) -> dict[str, Any]:
     return value | {"sha256": _sha256(value)}
 
 
-def unsealed(value: dict[str, Any]) -> dict[str, Any]:
-    """Returns the dict that `sealed` was given, or a dict without a seal.
+def check_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    """Returns the dict given to `with_checksum`, or one without a checksum.
 
     Raises:
-        ValueError: The content does not match the seal.
+        ValueError: The content does not match the checksum.
     """
     value = dict(value)
-    seal = value.pop("sha256", None)
-    if seal not in (None, _sha256(value)):
+    checksum = value.pop("sha256", None)
+    if checksum not in (None, _sha256(value)):
         raise ValueError(
             "its content does not match its sha256 (if the change is meant, "
             "remove that line)"

@@ -40,7 +40,7 @@ from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.data.load import fingerprint, load_dataset
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.predict import read_image
-from keras_resnet_cifar.files import sealed, write_json
+from keras_resnet_cifar.files import with_checksum, write_json
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import load_model
 from keras_resnet_cifar.pytorch.checkpoints import (
@@ -250,7 +250,7 @@ def small_config():
 
 
 def write_config(folder):
-    write_json(folder / "config.json", sealed(small_config()))
+    write_json(folder / "config.json", with_checksum(small_config()))
 
 
 def read_config(folder):

@@ -124,7 +124,7 @@ def _write(directory, run):
         saving.save_model(run.model, staged.last)
         run_directory.write_history(staged, run.history)
         files.write_json(staged.metrics, run.metrics)
-        files.write_json(staged.config, files.sealed(run.config))
+        files.write_json(staged.config, files.with_checksum(run.config))
         files.move_folder(folder, directory.path)
 
 

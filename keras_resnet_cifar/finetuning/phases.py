@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_resnet_cifar.errors import InputError, one_line
-from keras_resnet_cifar.files import sealed, unsealed, write_json
+from keras_resnet_cifar.files import check_checksum, with_checksum, write_json
 from keras_resnet_cifar.training.recipes import Recipe, get_recipe
 from keras_resnet_cifar.training.run_directory import RunDirectory
 
@@ -50,7 +50,7 @@ class PhasedDirectory:
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Writes the keyword arguments of `finetune` that repeat the run."""
         recipe = asdict(plan["recipe"])
-        write_json(self.path / _PLAN, sealed({**plan, "recipe": recipe}))
+        write_json(self.path / _PLAN, with_checksum({**plan, "recipe": recipe}))
 
     def read_plan(self) -> dict[str, Any]:
         """Returns what `write_plan` wrote.
@@ -60,7 +60,7 @@ class PhasedDirectory:
         """
         try:
             text = (self.path / _PLAN).read_text(encoding="utf-8")
-            plan = unsealed(json.loads(text))
+            plan = check_checksum(json.loads(text))
             recipe = get_recipe(Recipe(**plan.get("recipe", {})))
             return plan | {"recipe": recipe}
         except FileNotFoundError:

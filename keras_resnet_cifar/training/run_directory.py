@@ -21,9 +21,9 @@ except ImportError:  # Windows
 
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.files import (
+    check_checksum,
     is_temporary,
     make_folder,
-    unsealed,
     write_text,
 )
 
@@ -192,7 +192,7 @@ class RunDirectory:
             config = json.loads(self.config.read_text(encoding="utf-8"))
             if not isinstance(config, dict):
                 raise ValueError("it does not hold a JSON object")
-            config = unsealed(config)
+            config = check_checksum(config)
             for key, kind in _CONFIG.items():
                 if not isinstance(config.get(key), kind):
                     raise ValueError(f"{key} is missing or of another type")

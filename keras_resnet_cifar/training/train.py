@@ -21,7 +21,7 @@ from keras_resnet_cifar.device import (
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.evaluate import evaluate
 from keras_resnet_cifar.evaluation.plots import plot_curves
-from keras_resnet_cifar.files import sealed, write_json, write_text
+from keras_resnet_cifar.files import with_checksum, write_json, write_text
 from keras_resnet_cifar.models.saving import (
     check_classifier,
     load_model,
@@ -207,7 +207,7 @@ def train(
                     save_model(model, directory.last)
                     backup.save()
                 # From here on the folder is a run.
-                write_json(directory.config, sealed(config))
+                write_json(directory.config, with_checksum(config))
 
         # Fit, evaluate, write.
         callback_list = [
