@@ -104,7 +104,7 @@ class RandomPadCrop(_PerImage):
             rows, columns = rows + pad, columns + pad
         # An index per pixel, of what may still be bytes: of the formulations
         # in benchmarks/crop_formulations.py the fast one on every backend.
-        return _picked(images, rows, columns)
+        return _gather_pixels(images, rows, columns)
 
 
 @_register
@@ -167,7 +167,7 @@ class RandomResizedCrop(_PerImage):
         return ops.einsum("nij,nhjc->nhic", columns, images)
 
     def draw(self, count: int, height: int, width: int) -> tuple[Tensor, ...]:
-        """Return boxes (top, left, height, width) in pixels, each `[count]`."""
+        """Returns boxes (top, left, height, width), each `[count]` pixels."""
         shape = (self.TRIES, count)
         area = random.uniform(shape, *self.scale, seed=self.generator)
         area = area * (height * width)
@@ -194,7 +194,7 @@ class RandomResizedCrop(_PerImage):
         return top, left, tall, wide
 
     def interpolation(self, first: Tensor, extent: Tensor, side: int) -> Tensor:
-        """Return the weight of each input pixel in each output pixel.
+        """Returns the weight of each input pixel in each output pixel.
 
         Pixels have their centres at halves; those outside of the box count for
         nothing, so that its border is extended.
@@ -272,7 +272,7 @@ def _reflected(positions, size):
     return (size - 1) - ops.abs(size - 1 - ops.abs(positions))
 
 
-def _picked(images, rows, columns):
+def _gather_pixels(images, rows, columns):
     """Pixels of images at rows `[N, h]` and columns `[N, w]` of each."""
     height, width, channels = images.shape[1:]
     start = ops.arange(ops.shape(images)[0])[:, None, None] * (height * width)
@@ -284,7 +284,7 @@ def _picked(images, rows, columns):
 
 
 def image_layers(recipe: Any, mean: Sequence[float], seed: int) -> list:
-    """Return the layers on images of a `Recipe`, in their order.
+    """Returns the layers on images of a `Recipe`, in their order.
 
     Cutout fills with `mean`, the dataset's channel mean in 0 to 1.
     """
@@ -302,7 +302,7 @@ def image_layers(recipe: Any, mean: Sequence[float], seed: int) -> list:
 
 
 def mixing_layers(recipe: Any, seed: int) -> list:
-    """Return Keras's layers on `{"images", "labels"}` of a `Recipe`."""
+    """Returns Keras's layers on `{"images", "labels"}` of a `Recipe`."""
     chain: list[layers.Layer] = []
     if recipe.mixup:
         chain.append(layers.MixUp(alpha=recipe.mixup, seed=seed + 2))
@@ -312,7 +312,7 @@ def mixing_layers(recipe: Any, seed: int) -> list:
 
 
 def host_transform(recipe: Any, seed: int) -> Callable | None:
-    """Return RandAugment as a function `(images, epoch, step)`, or `None`.
+    """Returns RandAugment as a function `(images, epoch, step)`, or `None`.
 
     It runs on the host, for no backend compiles it. The layers draw from
     states of their own and from global ones: so each batch gets a new layer,
@@ -332,7 +332,7 @@ def host_transform(recipe: Any, seed: int) -> Callable | None:
 
 
 def rand_augment(operations: int, seed: int) -> layers.Layer:
-    """Return a RandAugment layer that applies so many operations per image.
+    """Returns a RandAugment layer that applies so many operations per image.
 
     Under TensorFlow it is KerasCV's, which takes half the time of Keras's own;
     on other backends, and where KerasCV is not installed, Keras's.
@@ -350,7 +350,7 @@ def rand_augment(operations: int, seed: int) -> layers.Layer:
 
 
 def check_crop(recipe: Any, model: keras.Model) -> None:
-    """Raise `InputError` if a model cannot take a recipe's resized crops.
+    """Raises `InputError` if a model cannot take a recipe's resized crops.
 
     A model that resizes its images itself takes any.
     """

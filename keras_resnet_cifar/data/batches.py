@@ -156,7 +156,8 @@ class StreamedBatches:
 
     Args:
         split: A `StreamedSplit`.
-        batch_size: Images per batch, to count speed.
+        batch_size: Images per batch, to count speed, where the stream does not
+            say how many it has itself.
     """
 
     exact = False
@@ -165,7 +166,7 @@ class StreamedBatches:
 
     def __init__(self, split: StreamedSplit, batch_size: int):
         self.batches = split.batches
-        self.batch_size = batch_size
+        self.batch_size = _stream_batch_size(split.batches) or batch_size
         self.steps = len(split)
 
     def begin(self, epoch: int) -> None:
@@ -185,6 +186,14 @@ class StreamedBatches:
 
     def __len__(self) -> int:
         return self.steps
+
+
+def _stream_batch_size(batches):
+    """Returns the images of the first batch of a stream, `None` if unknown."""
+    if isinstance(batches, keras.utils.PyDataset):
+        return len(batches[0][0])
+    shape = keras.tree.flatten(batches.element_spec)[0].shape
+    return shape[0] if shape.rank else None
 
 
 Feed = ShuffledBatches | StreamedBatches

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, field, replace
 
-from keras_resnet_cifar.errors import unknown
+from keras_resnet_cifar.errors import InputError, unknown
 
 # Where images may come from; by default from disk, else from tfds.
 SOURCES = {
@@ -46,6 +46,8 @@ def _words(text):
     return tuple(text.split())
 
 
+SHAPES_IMAGES = {"train": 10_000, "test": 2_000}
+
 _SHAPES = DatasetInfo(
     name="shapes",
     family="shapes",
@@ -54,7 +56,9 @@ _SHAPES = DatasetInfo(
     ),
     mean=(0.5003, 0.5005, 0.5004),
     std=(0.2745, 0.2747, 0.2748),
-    summary="ten drawn shapes, 10,000 + 2,000 images, no download",
+    summary="ten drawn shapes, {train:,} + {test:,} images, no download".format(
+        **SHAPES_IMAGES
+    ),
 )
 
 _CIFAR10 = DatasetInfo(
@@ -137,14 +141,27 @@ FINE_TO_COARSE = (
 )
 
 
-def check_known(name: str, source: str | None = None) -> None:
-    """Raise `InputError` for an unknown dataset or source.
+def check_known(
+    name: str,
+    source: str | None = None,
+    data_dir: str | os.PathLike | None = None,
+) -> None:
+    """Raises `InputError` for arguments that name no dataset or source.
 
     Args:
         name: A name of `DATASETS`, or a folder of images.
         source: A name of `SOURCES`, or `None`.
+        data_dir: As in `load_dataset`.
     """
     if name not in DATASETS and not os.path.isdir(str(name)):
         raise unknown("dataset", name, [*DATASETS, "a folder of images"])
     if source not in (None, *SOURCES):
         raise unknown("source", source, SOURCES)
+    if name in DATASETS and name != "shapes":
+        return
+    for argument, value in (("data_dir", data_dir), ("source", source)):
+        if value:
+            raise InputError(
+                f"{argument}={str(value)!r} is for CIFAR; {name} has no other "
+                f"source: omit {argument}="
+            )

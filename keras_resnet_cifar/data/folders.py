@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_resnet_cifar.data.images import open_image
+from keras_resnet_cifar.data.images import open_image, shorter_side
 from keras_resnet_cifar.errors import InputError
 
 # Other files in the folder of a class are ignored.
@@ -20,7 +20,7 @@ _SPLITS = {
 
 
 def class_names(folder: str | os.PathLike) -> tuple[str, ...]:
-    """Return the classes of a folder of images: its sorted folder names.
+    """Returns the classes of a folder of images: its sorted folder names.
 
     Args:
         folder: As for `load_folders`.
@@ -41,7 +41,7 @@ def class_names(folder: str | os.PathLike) -> tuple[str, ...]:
 def load_folders(
     folder: str | os.PathLike,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Load images that lie in one folder per class.
+    """Loads images that lie in one folder per class.
 
     All get one size: the side is the median of the shorter sides of the
     training images, at most 256. An image is resized (bicubic) until its
@@ -67,7 +67,7 @@ def load_folders(
     names = class_names(folder)
     roots = _split_folders(folder)
     files = {split: _files(root, names) for split, root in roots.items()}
-    shorter = sorted(min(open_image(path).size) for path, _ in files["train"])
+    shorter = sorted(shorter_side(path) for path, _ in files["train"])
     side = min(shorter[(len(shorter) - 1) // 2], LARGEST_SIDE)
     splits = {}
     for split, pairs in files.items():

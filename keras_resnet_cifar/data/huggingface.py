@@ -28,7 +28,7 @@ TIMEOUT = 60  # seconds without a byte
 
 
 def read(family: str, cache: str | os.PathLike) -> Splits:
-    """Download what the folder `cache` lacks, and read it.
+    """Downloads what the folder `cache` lacks, and read it.
 
     Raises:
         InputError: No network, an incomplete download, a file that is not the
@@ -55,7 +55,7 @@ def read(family: str, cache: str | os.PathLike) -> Splits:
 
 
 def _download(url, path):
-    """Download a parquet file; `path` appears whole or not at all."""
+    """Downloads a parquet file; `path` appears whole or not at all."""
     from pyarrow.parquet import read_metadata
 
     make_folder(path.parent)
@@ -82,7 +82,7 @@ def _download(url, path):
 def read_parquet(
     path: Path, family: str, label_column: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read one split: images uint8 `[N, 32, 32, 3]` and labels uint8 `[N]`.
+    """Reads one split: images uint8 `[N, 32, 32, 3]` and labels uint8 `[N]`.
 
     The file has a column of labels and a column `img`, a struct whose `bytes`
     is a 32x32 RGB PNG.

@@ -1,4 +1,4 @@
-"""Load a dataset into memory, verified, with a validation split if wanted."""
+"""Loads a dataset into memory, verified, with a validation split if wanted."""
 
 import os
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from keras_resnet_cifar.data import folders, huggingface, readers, tfds
 from keras_resnet_cifar.data.datasets import (
     DATASETS,
     FINE_TO_COARSE,
+    SHAPES_IMAGES,
     check_known,
 )
 from keras_resnet_cifar.data.splits import Split, hold_out
@@ -58,7 +59,7 @@ def load_dataset(
     source: str | None = None,
     allow_unverified: bool = False,
 ) -> Dataset:
-    """Load a dataset and verify that it is the published one.
+    """Loads a dataset and verify that it is the published one.
 
     Or load your own images, from a folder that holds train/ (and val/, test/)
     with one folder per class in each; see `folders.load_folders` for their
@@ -71,15 +72,15 @@ def load_dataset(
 
     Args:
         name: A name of `DATASETS`, or a folder of images.
-        data_dir: A folder that holds python batches, binary batches, npz
-            files, a tfds directory or an official archive, in itself or in
+        data_dir: For CIFAR: a folder that holds python batches, binary batches,
+            npz files, a tfds directory or an official archive, in itself or in
             the customary subfolder. With `source` `"tfds"` or
             `"huggingface"`: where the download is kept.
         validation: How many images to take off the train split, as a count,
             or as a fraction if a float. The same seed takes the same images
             whatever the source.
         seed: Seed of the validation split.
-        source: A name of `SOURCES` to look there alone, or `None`.
+        source: For CIFAR: a name of `SOURCES` to look there alone, or `None`.
         allow_unverified: Accept images that are not the published ones.
 
     Returns:
@@ -87,7 +88,7 @@ def load_dataset(
 
     Raises:
         InputError: A name is unknown, no copy exists, a file is defective,
-            verification fails, or `validation` does not fit.
+            verification fails, or an argument does not fit the dataset.
 
     Example:
 
@@ -95,7 +96,8 @@ def load_dataset(
     >>> data.train.images.shape
     (9000, 32, 32, 3)
     """
-    check_known(name, source)
+    check_known(name, source, data_dir)
+    data_dir = data_dir and Path(data_dir).expanduser()
     request: dict = {"name": name, "validation": validation, "seed": seed}
     if name in DATASETS:
         arrays, origin = _read(DATASETS[name].family, data_dir, source)
@@ -129,8 +131,8 @@ def load_dataset(
     if name == "cifar100-coarse":
         coarse = np.array(FINE_TO_COARSE, np.uint8)
         splits = {
-            name: split and Split(split.images, coarse[split.labels])
-            for name, split in splits.items()
+            key: split and Split(split.images, coarse[split.labels])
+            for key, split in splits.items()
         }
     return Dataset(
         name=name,
@@ -144,7 +146,7 @@ def load_dataset(
 
 
 def _faults(name, splits, fingerprints):
-    """Describe the splits that are not the published ones; `""` for none."""
+    """Describes the splits that are not the published ones; `""` for none."""
     published = DATASETS[name].fingerprints if name in DATASETS else {}
     return " and ".join(
         f"{split} ({len(splits[split]):,} images found, {count:,} expected, "
@@ -158,12 +160,14 @@ def _faults(name, splits, fingerprints):
 
 
 def _read(family, data_dir, source):
-    """Return `{split: (images, labels)}` and where they come from."""
+    """Returns `{split: (images, labels)}` and where they come from."""
     if family == "shapes":
         from keras_resnet_cifar.data import shapes
 
-        draws = {"train": (10_000, 0), "test": (2_000, 1)}
-        splits = {split: shapes.draw(*draw) for split, draw in draws.items()}
+        splits = {
+            split: shapes.draw(count, seed)
+            for seed, (split, count) in enumerate(SHAPES_IMAGES.items())
+        }
         return splits, "drawn by keras_resnet_cifar.data.shapes"
     if source == "huggingface":
         cache = data_dir or keras_home() / "datasets" / "huggingface"
@@ -175,7 +179,9 @@ def _read(family, data_dir, source):
     given = data_dir or os.environ.get(DATA_VARIABLE)
     roots = _roots(given)
     for root in roots:
-        for origin, read in readers.copies(root, family, bare=bool(given)):
+        for origin, read in readers.copies(
+            root, family, search_root=bool(given)
+        ):
             return read(), origin
     where = ", ".join(map(str, roots))
     remedy = (
@@ -196,7 +202,7 @@ def _read(family, data_dir, source):
 
 
 def keras_home() -> Path:
-    """Return the folder where Keras keeps its downloads."""
+    """Returns the folder where Keras keeps its downloads."""
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
 
 
@@ -209,7 +215,7 @@ def _roots(given):
         return [*keras, Path("data"), tfds.home()]
     folder = Path(given).expanduser()
     if not folder.is_dir():
-        fault = "is no folder" if folder.exists() else "does not exist"
+        fault = "is not a folder" if folder.exists() else "does not exist"
         raise InputError(
             f"the data folder {folder} {fault}: check data_dir= or "
             f"{DATA_VARIABLE}"

@@ -1,4 +1,4 @@
-"""Read a pickle of dicts, lists, text and byte arrays, and nothing else.
+"""Reads a pickle of dicts, lists, text and byte arrays, and nothing else.
 
 A pickle is a program, and `find_class` decides what it may call: here a
 `_Call`, which only records the call. So even NumPy's own functions, which
@@ -48,7 +48,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load(content: bytes) -> Any:
-    """Return what a pickle holds; pass its arrays to `byte_array`.
+    """Returns what a pickle holds; pass its arrays to `byte_array`.
 
     Raises:
         Exception: The pickle is damaged, or asks for anything but arrays.
@@ -58,7 +58,7 @@ def load(content: bytes) -> Any:
 
 
 def check_opcodes(content: bytes) -> None:
-    """Refuse opcodes that are unknown, or that `find_class` cannot judge."""
+    """Refuses opcodes that are unknown, or that `find_class` cannot judge."""
     count: int
     argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
@@ -71,10 +71,10 @@ def check_opcodes(content: bytes) -> None:
 
 
 def byte_array(item: Any) -> np.ndarray:
-    """Return the uint8 array that an item of a loaded pickle describes.
+    """Returns the uint8 array that an item of a loaded pickle describes.
 
     Raises:
-        InputError: It describes no array, or one of another type.
+        InputError: It does not describe an array of bytes.
         ValueError: Its bytes do not fill its shape.
     """
     match item:
@@ -83,7 +83,7 @@ def byte_array(item: Any) -> np.ndarray:
         case _Call(name="_frombuffer", args=(data, dtype, shape, order)):
             fortran = order == "F"
         case _:
-            raise InputError("the data are no array")
+            raise InputError("the data is not an array")
     code = dtype.args[0]
     if code not in ("u1", b"u1"):  # bytes in pickles of Python 2
         raise InputError(f"an array of dtype {code!r}, not bytes")

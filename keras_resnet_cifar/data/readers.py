@@ -1,8 +1,8 @@
-"""Read CIFAR from disk: python batches, binary batches, npz, archives, tfds.
+"""Reads CIFAR from disk: python batches, binary batches, npz, archives, tfds.
 
 Files count as hostile: nothing in them runs or is unpacked to disk, no more is
 read than a dataset can hold, and every defect is an `InputError` that names
-the file. Whether the images are the published ones, `load` finds out.
+the file. `load` verifies that the images are the published ones.
 """
 
 import gzip
@@ -49,7 +49,8 @@ def _parse_binary(file, family, split):
     content, record = file.read(), label_bytes + 3072
     if len(content) % record:
         raise InputError(
-            f"{len(content)} bytes are no whole number of {record}-byte records"
+            f"{len(content)} bytes are not a whole number of {record}-byte "
+            "records"
         )
     rows = np.frombuffer(content, np.uint8).reshape(-1, record)
     return _channels_last(rows[:, label_bytes:]), rows[:, label_bytes - 1]
@@ -118,7 +119,7 @@ LAYOUTS = {
 
 
 def looked_for(family: str) -> str:
-    """Return what `copies` looks for, as text for a message."""
+    """Returns what `copies` looks for, as text for a message."""
     files = [
         os.path.normpath(os.path.join(layout.folder, layout.files["train"][0]))
         for layout in LAYOUTS[family]
@@ -128,12 +129,12 @@ def looked_for(family: str) -> str:
 
 
 def copies(
-    root: Path, family: str, bare: bool = True
+    root: Path, family: str, search_root: bool = True
 ) -> Iterator[tuple[str, Callable[[], Splits]]]:
-    """Yield the copies of a dataset under a folder, the fastest to read first.
+    """Yields the copies of a dataset under a folder, the fastest to read first.
 
-    With `bare`, the files may lie in `root` itself, and not only in the folders
-    named after the dataset.
+    With `search_root`, the files may lie in `root` itself, and not only in the
+    folders named after the dataset.
 
     Yields:
         A description such as `"npz files in /data/cifar10"` and a function that
@@ -141,17 +142,17 @@ def copies(
         `InputError` for a file that is missing or defective.
     """
     for layout in LAYOUTS[family]:
-        for folder in (root / layout.folder, *([root] if bare else [])):
+        for folder in (root / layout.folder, *([root] if search_root else [])):
             if layout.present(folder):
-                read = partial(_read_folder, layout, family, folder)
+                read = partial(_read, layout, family, folder)
                 yield f"{layout.name} files in {folder}", read
                 break
-    if version := tfds.find(root, family, bare):
+    if version := tfds.find(root, family, search_root):
         yield f"tfds files in {version}", partial(tfds.read, family, version)
     for layout in LAYOUTS[family]:
         archive = root / layout.archive
         if layout.archive and os.path.isfile(archive):
-            read = partial(_read_archive, layout, family, archive)
+            read = partial(_read, layout, family, archive)
             yield f"{layout.name} files in {archive}", read
 
 
@@ -163,31 +164,8 @@ def _refuse_large(size):
         )
 
 
-def _read_folder(layout, family, folder):
-    def open_file(name):
-        path = folder / name
-        if not os.path.isfile(path):  # opening a pipe would wait for its writer
-            raise FileNotFoundError(path)
-        _refuse_large(path.stat().st_size)
-        return open(path, "rb")
-
-    return _read(layout, family, folder, open_file)
-
-
-def _read_archive(layout, family, archive):
-    def open_file(name):
-        # Read in place: nothing is ever extracted.
-        try:
-            return tar.extractfile(f"{layout.folder}/{name}")
-        except KeyError as error:
-            raise FileNotFoundError(name) from error
-
-    with _open_tar(archive) as tar:
-        return _read(layout, family, archive, open_file)
-
-
 def _open_tar(archive):
-    """Open a tar.gz that holds plain files and folders, within itself."""
+    """Opens a tar.gz that holds plain files and folders, within itself."""
     try:
         with gzip.open(archive) as file:  # whole, so that its checksum counts
             content = io.BytesIO(file.read(MOST_BYTES + 1))
@@ -207,34 +185,43 @@ def _open_tar(archive):
         ) from error
 
 
-def _read(layout, family, place, open_file):
+def _read(layout, family, place):
+    """Reads the splits of a layout from a folder or an archive."""
+    tar = None if os.path.isdir(place) else _open_tar(place)
+
+    def open_file(name):
+        if tar is not None:  # read in place: nothing is ever extracted
+            try:
+                return tar.extractfile(f"{layout.folder}/{name}")
+            except KeyError as error:
+                raise FileNotFoundError(name) from error
+        path = place / name
+        if not os.path.isfile(path):  # opening a pipe would wait for its writer
+            raise FileNotFoundError(path)
+        _refuse_large(path.stat().st_size)
+        return open(path, "rb")
+
+    def parsed(name, split):
+        try:
+            with open_file(name) as file:
+                return check_form(*layout.parse(file, family, split), family)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{place / name} is missing; download the dataset again"
+            ) from error
+        except Exception as error:  # damaged files fail in many ways
+            raise InputError(
+                f"{place / name}: not a whole {layout.name} file of {family} "
+                f"({one_line(error)}); download it again"
+            ) from error
+
     splits = {}
     for split, names in layout.files.items():
-        parts = [
-            _parse(layout, family, split, place / name, open_file)
-            for name in names
-        ]
+        parts = [parsed(name, split) for name in names]
         images, labels = zip(*parts, strict=True)
         # Into an array of its own: concatenating transposed views alone would
         # keep their channels-first order in memory.
         whole = np.empty((sum(map(len, images)), 32, 32, 3), np.uint8)
-        splits[split] = (
-            np.concatenate(images, out=whole),
-            np.concatenate(labels),
-        )
+        np.concatenate(images, out=whole)
+        splits[split] = whole, np.concatenate(labels)
     return splits
-
-
-def _parse(layout, family, split, path, open_file):
-    try:
-        with open_file(path.name) as file:
-            return check_form(*layout.parse(file, family, split), family)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path} is missing; download the dataset again"
-        ) from error
-    except Exception as error:  # damaged files fail in many ways
-        raise InputError(
-            f"{path}: not a whole {layout.name} file of {family} "
-            f"({one_line(error)}); download it again"
-        ) from error

@@ -22,7 +22,7 @@ _CHUNK = 500
 
 
 def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a balanced, shuffled set of images.
+    """Draws a balanced, shuffled set of images.
 
     The images of a smaller `count` are not the first ones of a larger one.
 
@@ -32,8 +32,7 @@ def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         Images uint8 `[count, 32, 32, 3]` from 0 to 255 and labels uint8
-        `[count]`, indices into `CLASS_NAMES`. Class counts differ by one at
-        most.
+        `[count]`, indices into `FIGURES`. Class counts differ by one at most.
 
     Raises:
         InputError: `count` is below 1 or `seed` below 0.
@@ -44,7 +43,7 @@ def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"seed must be 0 or more. Received: seed={seed}")
     rng = np.random.Generator(np.random.PCG64(seed))
     order = np.argsort(rng.random(count), kind="stable")
-    labels = (order % len(CLASS_NAMES)).astype("uint8")
+    labels = (order % len(FIGURES)).astype("uint8")
     images = np.empty((count, SIZE, SIZE, 3), "uint8")
     for start in range(0, count, _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -55,7 +54,7 @@ def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def _scenes(labels, rng):
     """uint8 images `[n, 32, 32, 3]`, one figure of each label."""
     n = len(labels)
-    ground = _between(rng, 0, 1, n, 3)
+    ground = _uniform(rng, 0, 1, n, 3)
     image = _gradient(ground, 0.35, rng)
     for _ in range(3):
         image = _paint(image, _near(ground, rng), _blob(n, rng))
@@ -64,7 +63,7 @@ def _scenes(labels, rng):
     for _ in range(2):
         image = _paint(image, _near(ground, rng), _border_figure(n, rng))
     # At least a quarter away from the ground in every channel, on a circle.
-    colour = (ground + _between(rng, 0.25, 0.75, n, 3)) % 1
+    colour = (ground + _uniform(rng, 0.25, 0.75, n, 3)) % 1
     image = _paint(image, _gradient(colour, 0.2, rng), _figure(labels, rng))
     image = _paint(image, _near(ground, rng), _line(n, rng))
     image = image + _noise(image.shape, rng)
@@ -76,7 +75,6 @@ def _scenes(labels, rng):
 
 
 def _paint(image, colour, mask):
-    """A colour laid over an image, as far as the mask is opaque."""
     if colour.ndim == 2:
         colour = colour[:, None, None]
     return image + mask[..., None] * (colour - image)
@@ -85,33 +83,30 @@ def _paint(image, colour, mask):
 def _near(ground, rng):
     """Colours between the ground's and any: fainter than a figure."""
     n = len(ground)
-    other = _between(rng, 0, 1, n, 3)
-    return ground + _between(rng, 0.15, 0.6, n, 1) * (other - ground)
+    other = _uniform(rng, 0, 1, n, 3)
+    return ground + _uniform(rng, 0.15, 0.6, n, 1) * (other - ground)
 
 
 def _gradient(colour, strength, rng):
     """Images of the colours, shaded along a random direction."""
-    x, _ = _local(len(colour), rng, reach=0, scale=(SIZE / 2, SIZE / 2))
-    slope = _between(rng, -strength, strength, len(colour), 3)
+    x, _ = _random_frame(len(colour), rng, reach=0, scale=(SIZE / 2, SIZE / 2))
+    slope = _uniform(rng, -strength, strength, len(colour), 3)
     return colour[:, None, None] + x[..., None] * slope[:, None, None]
 
 
 def _blob(n, rng):
-    """The mask of a soft disc, anywhere."""
-    x, y = _local(n, rng, reach=16, scale=(3, 9))
+    x, y = _random_frame(n, rng, reach=16, scale=(3, 9))
     return np.clip(1 - (x * x + y * y), 0, 1)
 
 
 def _line(n, rng):
-    """The mask of a straight line through the image, 1 to 2 px."""
-    _, y = _local(n, rng, reach=12, scale=(1, 1))
-    return _opacity(np.abs(y) - _between(rng, 0.3, 1, n, 1, 1))
+    _, y = _random_frame(n, rng, reach=12, scale=(1, 1))
+    return _opacity(np.abs(y) - _uniform(rng, 0.3, 1, n, 1, 1))  # 1 to 2 px
 
 
 def _border_figure(n, rng):
-    """The mask of a small figure of any class that the border cuts."""
-    labels = (rng.random(n) * len(CLASS_NAMES)).astype("uint8")
-    near = _between(rng, -14, 14, n)
+    labels = (rng.random(n) * len(FIGURES)).astype("uint8")
+    near = _uniform(rng, -14, 14, n)
     edge = np.where(rng.random(n) < 0.5, np.float32(-15), np.float32(15))
     upright = rng.random(n) < 0.5
     centre = np.where(upright, [near, edge], [edge, near]).astype("float32")
@@ -119,11 +114,10 @@ def _border_figure(n, rng):
 
 
 def _figure(labels, rng, centre=None, scale=(8.5, 13)):
-    """The mask of one figure of each label."""
     n = len(labels)
-    scale = _between(rng, *scale, n)
+    scale = _uniform(rng, *scale, n)
     if centre is None:
-        centre = (15 - scale) * _between(rng, -1, 1, 2, n)
+        centre = (15 - scale) * _uniform(rng, -1, 1, 2, n)
     x, y = _transform(n, rng, centre, scale)
     distance = np.empty_like(x)
     for label, function in enumerate(FIGURES.values()):
@@ -133,8 +127,8 @@ def _figure(labels, rng, centre=None, scale=(8.5, 13)):
 
 
 def _noise(shape, rng):
-    """Triangular noise, of another strength for each image."""
-    strength = _between(rng, 0.02, 0.15, shape[0], 1, 1, 1)
+    strength = _uniform(rng, 0.02, 0.15, shape[0], 1, 1, 1)
+    # Triangular, of another strength for each image.
     grain = rng.random(shape, "float32") - rng.random(shape, "float32")
     return strength * grain
 
@@ -142,20 +136,19 @@ def _noise(shape, rng):
 # Geometry.
 
 
-def _between(rng, low, high, *shape):
+def _uniform(rng, low, high, *shape):
     """float32 values of `shape`, uniform from low to high."""
     return (low + (high - low) * rng.random(shape)).astype("float32")
 
 
 def _opacity(distance):
-    """Anti-aliased opacity of signed distances in pixels."""
     return np.clip(0.5 - distance, 0, 1)
 
 
-def _local(n, rng, reach, scale):
+def _random_frame(n, rng, reach, scale):
     """`_transform` about centres within `reach` px of the middle."""
-    centre = _between(rng, -reach, reach, 2, n)
-    return _transform(n, rng, centre, _between(rng, *scale, n))
+    centre = _uniform(rng, -reach, reach, 2, n)
+    return _transform(n, rng, centre, _uniform(rng, *scale, n))
 
 
 def _transform(n, rng, centre, scale):
@@ -237,4 +230,3 @@ FIGURES = {
     "heart": _heart,
     "arrow": _arrow,
 }
-CLASS_NAMES = tuple(FIGURES)

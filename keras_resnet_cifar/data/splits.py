@@ -1,4 +1,4 @@
-"""Take a stratified split off another one, the same from any copy."""
+"""Takes a stratified split off another one, the same from any copy."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,11 @@ from keras_resnet_cifar.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 `[N, H, W, 3]` (R, G, B) and their labels uint8 `[N]`.
+    """Images `[N, H, W, 3]` (R, G, B), 0 to 255, and their labels `[N]`.
 
-    CIFAR's images are 32x32; labels of more than 256 classes are uint16.
+    `load_dataset` returns images and labels as uint8, labels of more than 256
+    classes as uint16. Arrays given to `train` keep their dtype, for example
+    float32 images or int64 labels.
     """
 
     images: np.ndarray
@@ -25,7 +27,7 @@ class Split:
 def hold_out(
     split: Split, share: int | float, seed: int
 ) -> tuple[Split, Split | None]:
-    """Divide a split in two, the same way whatever the order of its images.
+    """Divides a split in two, the same way whatever the order of its images.
 
     Every class gives its share, to within one image, and the total is exact.
 
@@ -46,12 +48,12 @@ def hold_out(
     digests = image_digests(split.images, split.labels)
     order = np.array(sorted(range(len(split)), key=digests.__getitem__))
     order = order[np.random.default_rng(seed).permutation(len(order))]
-    place = np.empty(len(split))  # of an image in its class, 0 to 1
+    rank = np.empty(len(split))  # of an image in its class, 0 to 1
     for label in np.unique(split.labels):
         members = order[split.labels[order] == label]
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
     taken = np.zeros(len(split), bool)
-    taken[order[np.argsort(place[order], kind="stable")][:count]] = True
+    taken[order[np.argsort(rank[order], kind="stable")][:count]] = True
     return (
         Split(split.images[~taken], split.labels[~taken]),
         Split(split.images[taken], split.labels[taken]),

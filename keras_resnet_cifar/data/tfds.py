@@ -19,18 +19,19 @@ _TFDS_CLASSES = "tensorflow_datasets.core.features."
 
 
 def home() -> Path:
-    """Return the folder where tfds keeps its datasets."""
+    """Returns the folder where tfds keeps its datasets."""
     given = os.environ.get("TFDS_DATA_DIR")
-    return Path(given or Path.home() / "tensorflow_datasets")
+    return Path(given or "~/tensorflow_datasets").expanduser()
 
 
-def find(root: Path, family: str, bare: bool) -> Path | None:
-    """Return the folder of the newest prepared version under `root`.
+def find(root: Path, family: str, search_root: bool) -> Path | None:
+    """Returns the folder of the newest prepared version under `root`.
 
-    With `bare`, `root` itself may be the folder of the dataset or a version.
+    With `search_root`, `root` itself may be the folder of the dataset or of a
+    version.
     """
     infos = [*(root / family).glob("*/dataset_info.json")]
-    if bare and not infos:
+    if search_root and not infos:
         infos = [*root.glob("*/dataset_info.json"), root / "dataset_info.json"]
     return max(
         (path.parent for path in infos if os.path.isfile(path)),
@@ -40,7 +41,7 @@ def find(root: Path, family: str, bare: bool) -> Path | None:
 
 
 def read(family: str, folder: Path) -> Splits:
-    """Read a prepared version; raise `InputError` if it is defective."""
+    """Reads a prepared version; raise `InputError` if it is defective."""
     tfds = _import_tfds(folder)
     try:
         _check_features(folder)
@@ -53,7 +54,7 @@ def read(family: str, folder: Path) -> Splits:
 
 
 def download(family: str, data_dir: str | os.PathLike) -> Splits:
-    """Let tfds download and prepare a dataset in `data_dir`, and read it.
+    """Lets tfds download and prepare a dataset in `data_dir`, and read it.
 
     Raises:
         InputError: tfds is not installed, or it failed, without a network for
@@ -91,7 +92,7 @@ def _import_tfds(purpose):
 
 
 def _check_features(folder):
-    """Refuse a features.json that names foreign code.
+    """Refuses a features.json that names foreign code.
 
     tfds imports the module of every class named there, also in JSON inside of
     strings.

@@ -1,4 +1,4 @@
-"""Verify images and labels: their form, and whether they are published ones."""
+"""Verifies the form of images and labels, and that they are published ones."""
 
 import hashlib
 
@@ -14,7 +14,7 @@ Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 def check_form(
     images: np.ndarray, labels: np.ndarray, family: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return images and labels that can be a split, the labels as uint8 `[N]`.
+    """Returns images and labels that can be a split, the labels as uint8 `[N]`.
 
     Raises:
         InputError: Images are not uint8 `[N, 32, 32, 3]` or labels not integers
@@ -39,7 +39,7 @@ def check_form(
 
 
 def image_digests(images: np.ndarray, labels: np.ndarray) -> list[bytes]:
-    """Return the SHA-256 digest of each image with its label.
+    """Returns the SHA-256 digest of each image with its label.
 
     It is over the image's bytes (rows, then columns, then R G B), followed by
     the label (of CIFAR-100 the fine one) as one byte, from 256 on as two.
@@ -53,7 +53,7 @@ def image_digests(images: np.ndarray, labels: np.ndarray) -> list[bytes]:
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
-    """Return a SHA-256 (hex) that depends on neither order nor file format.
+    """Returns a SHA-256 (hex) that depends on neither order nor file format.
 
     It is over the sorted `image_digests`: the same images with the same labels
     have one fingerprint, whichever copy they come from.

@@ -1,4 +1,4 @@
-"""Evaluate a model on a split: logits, metrics and a report on disk."""
+"""Evaluates a model on a split: logits, metrics and a report on disk."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ def logits_of(
     batch_size: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> np.ndarray:
-    """Return the outputs of a model for images, and leave the model as it is.
+    """Returns the outputs of a model for images, and leave the model as it is.
 
     Args:
         model: A functional or Sequential model from raw images to logits, as
@@ -46,8 +46,11 @@ def logits_of(
         float32 `[N, outputs]`.
 
     Raises:
-        InputError: The model is a subclassed one, without a graph of layers.
+        InputError: The model is a subclassed one, without a graph of layers,
+            or there are no images.
     """
+    if not len(images):
+        raise InputError("there are no images to evaluate: give at least one")
     if model not in _PREDICTORS:
         if not getattr(model, "inputs", None):
             raise InputError(
@@ -64,7 +67,7 @@ def logits_of(
 
 
 def _predictor(own):
-    """Return `(images, batch_size, callbacks) -> outputs` by Keras."""
+    """Returns `(images, batch_size, callbacks) -> outputs` by Keras."""
     own.compile(jit_compile=jit_compile())
 
     def predict(images, batch_size, callbacks):
@@ -80,7 +83,7 @@ def _predictor(own):
 
 
 def _jax_predictor(own):
-    """Return `(images, batch_size, callbacks) -> outputs` by JAX.
+    """Returns `(images, batch_size, callbacks) -> outputs` by JAX.
 
     `Model.predict` empties the model's variables until it ends, which a
     callback may prevent. It also dispatches every batch by itself, while an
@@ -119,7 +122,7 @@ def _jax_predictor(own):
 
 
 def _in_batches(images, batch_size):
-    """Reshape to `[batches, batch_size, ...]`; copies only to pad."""
+    """Reshapes to `[batches, batch_size, ...]`; copies only to pad."""
     padding = -len(images) % batch_size
     if padding:
         images = np.concatenate([images, images[:1].repeat(padding, axis=0)])
@@ -133,7 +136,7 @@ def evaluate(
     batch_size: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Evaluation:
-    """Evaluate a model on a split, and leave the model as it is.
+    """Evaluates a model on a split, and leave the model as it is.
 
     Args:
         model: From raw images to logits; see `logits_of`.
@@ -158,7 +161,7 @@ def report(
     folder: Path,
     mistakes: int = 25,
 ) -> Evaluation:
-    """Evaluate a model; write metrics.json, confusion.png and mistakes.png.
+    """Evaluates a model; write metrics.json, confusion.png and mistakes.png.
 
     Args:
         model: From raw images to logits; see `logits_of`.

@@ -1,4 +1,4 @@
-"""Compute the metrics of a classifier from its logits, with NumPy."""
+"""Computes the metrics of a classifier from its logits, with NumPy."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Evaluation:
     confusion: np.ndarray
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain Python values; a class without images has `None`."""
+        """Returns plain Python values; a class without images has `None`."""
         values = dataclasses.asdict(self)
         names = values.pop("class_names")
         shares = [None if np.isnan(x) else float(x) for x in self.per_class]
@@ -56,7 +56,7 @@ class Mistakes(NamedTuple):
 def score(
     logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> Evaluation:
-    """Evaluate logits against the true labels.
+    """Evaluates logits against the true labels.
 
     Equal logits rank by class index, so a constant output is right by chance
     only.
@@ -105,7 +105,7 @@ def score(
 def most_confident_mistakes(
     logits: np.ndarray, labels: np.ndarray, count: int
 ) -> Mistakes:
-    """Return the wrong predictions with the highest probability.
+    """Returns the wrong predictions with the highest probability.
 
     Args:
         logits: Float `[N, C]`, finite.
@@ -127,7 +127,7 @@ def most_confident_mistakes(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities float64 `[N, C]` of logits `[N, C]`."""
+    """Returns probabilities float64 `[N, C]` of logits `[N, C]`."""
     return np.exp(_log_softmax(np.asarray(logits, "float64")))
 
 
@@ -144,7 +144,7 @@ def _calibration_error(confidence, correct):
 
 
 def _checked(logits, labels):
-    """Return float64 logits and int64 labels that can be scored."""
+    """Returns float64 logits and int64 labels that can be scored."""
     logits, labels = np.asarray(logits), np.asarray(labels)
     whole = logits.ndim == 2 and logits.size > 0
     if not whole or labels.shape != logits.shape[:1]:

@@ -1,4 +1,4 @@
-"""Draw training curves, a confusion matrix and mistakes as PNG files.
+"""Draws training curves, a confusion matrix and mistakes as PNG files.
 
 Figures are objects of their own, without pyplot, a display or global state.
 matplotlib takes a while to import, so only drawing imports it.
@@ -22,7 +22,7 @@ _MOST_CLASSES_WITH_TEXT = 20  # more would make the cells unreadable
 
 
 def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw loss, accuracy and learning rate by epoch.
+    """Draws loss, accuracy and learning rate by epoch.
 
     Args:
         history: One dict per epoch: `epoch` (from 1) and any of `loss`,
@@ -45,7 +45,7 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
 def plot_confusion(
     confusion: np.ndarray, class_names: Sequence[str], path: Path
 ) -> None:
-    """Draw a confusion matrix; colours are shares of the true class.
+    """Draws a confusion matrix; colours are shares of the true class.
 
     Args:
         confusion: Integer `[C, C]`, counts: rows are true, columns predicted.
@@ -85,7 +85,7 @@ def plot_mistakes(
     class_names: Sequence[str],
     path: Path,
 ) -> None:
-    """Draw mistakes in a grid, each with its true and its predicted class.
+    """Draws mistakes in a grid, each with its true and its predicted class.
 
     Args:
         split: The images and their labels.
@@ -129,7 +129,7 @@ def _save(figure, path):
 
 
 def _curves(axes, history, key, prefixes):
-    """Draw one value; `prefixes` maps the label of a curve to its prefix."""
+    """Draws one value; `prefixes` maps the label of a curve to its prefix."""
     from matplotlib.ticker import MaxNLocator
 
     colours = (_TRAIN, _VALIDATION)
@@ -147,7 +147,7 @@ def _curves(axes, history, key, prefixes):
 
 
 def _series(history, key):
-    """Return the epochs and the values of a column, where it has any."""
+    """Returns the epochs and the values of a column, where it has any."""
     rows = [
         (float(row["epoch"]), float(row[key]))
         for row in history

@@ -1,4 +1,4 @@
-"""Predict the classes of image files."""
+"""Predicts the classes of image files."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from keras_resnet_cifar.models.saving import check_classifier
 
 
 def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
-    """Return an image file as uint8 `[height, width, 3]`.
+    """Returns an image file as uint8 `[height, width, 3]`.
 
     Args:
         path: An image file, as for `open_image`.
@@ -38,7 +38,7 @@ def predict_files(
     class_names: Sequence[str] | None = None,
     top: int = 3,
 ) -> list[dict[str, Any]]:
-    """Return the most probable classes of image files.
+    """Returns the most probable classes of image files.
 
     Args:
         model: From raw images to logits, as from `build_resnet`.
@@ -51,7 +51,7 @@ def predict_files(
         "probability": 0 to 1}, ...]}`, the most probable class first.
 
     Raises:
-        InputError: A file is no image, or the names do not fit the model.
+        InputError: A file is not an image, or the names do not fit the model.
     """
     check_classifier(model, len(class_names) if class_names else None)
     names = class_names or list(map(str, range(model.output_shape[1])))

@@ -206,6 +206,8 @@ def test_rand_augment_is_a_function_of_seed_epoch_and_step():
     assert all((other != drawn[0]).any() for other in drawn[1:])
 
 
+# Keras's own layer transposes scalars on the backend torch.
+@pytest.mark.filterwarnings("ignore:Tensor.T is deprecated on 0-D")
 def test_rand_augment_without_keras_cv(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras_cv", None)
     monkeypatch.setitem(sys.modules, "keras_cv.layers", None)

@@ -7,14 +7,16 @@ import struct
 import sys
 import tarfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from data_files import SIZES, batches, make, planar, write, write_tfds
+from helpers import refusal
 
 from keras_resnet_cifar.data import load as data
-from keras_resnet_cifar.data import readers, shapes
+from keras_resnet_cifar.data import readers, shapes, tfds
 from keras_resnet_cifar.data.datasets import DATASETS, FINE_TO_COARSE
 from keras_resnet_cifar.data.load import fingerprint, load_dataset
 from keras_resnet_cifar.errors import InputError
@@ -214,7 +216,12 @@ BAD_FILES = {
     "label text": (0, PY, batch(labels=["a", "b"]), "labels are <U1"),
     "label ragged": (0, PY, batch(labels=[1, [2]]), "not a whole python file"),
     "empty binary": (1, BIN, b"", "0 images"),
-    "truncated binary": (1, BIN, bytes(5000), "5000 bytes are no whole number"),
+    "truncated binary": (
+        1,
+        BIN,
+        bytes(5000),
+        "5000 bytes are not a whole number",
+    ),
     "binary label": (1, BIN, b"\xff" + bytes(3072), "label 255"),
     "no zip": (2, NPZ, b"junk", "not a whole npz file"),
     "truncated npz": (2, NPZ, npz()[:-100], "not a whole npz file"),
@@ -288,7 +295,7 @@ def test_unknown_names(tmp_path):
     ("folder", "message"),
     [
         ("missing", "missing does not exist"),
-        ("file", "file is no folder"),
+        ("file", "file is not a folder"),
         ("empty", r"no cifar10 in .*empty: looked for cifar-10-batches-py/"),
         ("other", r"no cifar10 in .*other: looked for .*test|tfds"),
     ],
@@ -326,6 +333,24 @@ def test_files_of_something_else_are_left_alone(tmp_path):
     (tmp_path / "home" / "data" / "train.npz").touch()
     with pytest.raises(InputError, match=r"no cifar10 in .*datasets, .*data,"):
         load_dataset("cifar10", source="disk")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", "~/tfds")
+    assert tfds.home() == tmp_path / "home" / "tfds"
+    write(tmp_path / "home" / "copies", "cifar10")
+    found = load_dataset("cifar10", "~/copies", allow_unverified=True)
+    assert found.request["data_dir"] == str(tmp_path / "home" / "copies")
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"data_dir": "copies"}, {"source": "disk"}]
+)
+def test_what_has_one_source_takes_no_other(arguments, tmp_path):
+    for name in ("shapes", str(tmp_path)):
+        message = refusal(partial(load_dataset, name, **arguments))
+        assert name in message
+        assert f"omit {next(iter(arguments))}=" in message
 
 
 def test_no_network():

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from keras_resnet_cifar.cli import main as cli
-from keras_resnet_cifar.data import shapes
+from keras_resnet_cifar.data import folders, shapes
 from keras_resnet_cifar.data.folders import class_names, load_folders
 from keras_resnet_cifar.data.load import load_dataset
 from keras_resnet_cifar.errors import InputError
@@ -61,6 +61,18 @@ def test_images_become_squares_of_the_median_side(folder):
     assert (images[0, :, :9] == 0).all()
     assert (images[0, :, 9:] == 60).all()
     assert splits["test"][0].shape == (13, 32, 32, 3)
+
+
+def test_each_image_is_decoded_once(folder, monkeypatch):
+    write(folder / "train" / "ant" / "wide.jpg", (480, 20))
+    decoded = []
+    decode = folders.open_image
+    monkeypatch.setattr(
+        folders, "open_image", lambda path: decoded.append(path) or decode(path)
+    )
+    splits = load_folders(folder)
+    assert len(decoded) == len(set(decoded)) == 31 + 6 + 12
+    assert splits["train"][0].shape == (31, 32, 32, 3)
 
 
 def test_large_images_become_256(tmp_path):

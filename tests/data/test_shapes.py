@@ -9,7 +9,7 @@ from keras_resnet_cifar.data import shapes
 from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.errors import InputError
 
-CLASSES = len(shapes.CLASS_NAMES)
+CLASSES = len(shapes.FIGURES)
 
 
 def digest(images, labels):
@@ -17,7 +17,7 @@ def digest(images, labels):
 
 
 def test_class_names_are_those_of_the_table():
-    assert DATASETS["shapes"].class_names == shapes.CLASS_NAMES
+    assert DATASETS["shapes"].class_names == tuple(shapes.FIGURES)
 
 
 @pytest.mark.parametrize("count", [1, 10, 503])
@@ -53,7 +53,7 @@ def test_images_are_all_different():
     assert len({image.tobytes() for image in images}) == 1000
 
 
-@pytest.mark.parametrize("name", shapes.CLASS_NAMES)
+@pytest.mark.parametrize("name", shapes.FIGURES)
 def test_figure_is_a_signed_distance_inside_its_frame(name):
     axis = np.linspace(-1.5, 1.5, 301, dtype="float32")
     x, y = np.meshgrid(axis, axis)

@@ -250,3 +250,8 @@ def test_batches_share_memory_unless_they_are_padded(count):
     assert batches.shape == (-(-count // 16), 16, 2, 2, 3)
     np.testing.assert_array_equal(batches.reshape(-1, 2, 2, 3)[:count], images)
     assert np.shares_memory(batches, images) == (count == 48)
+
+
+def test_no_images_are_refused(tiny_model, tiny_data):
+    line = refusal(logits_of, tiny_model(), tiny_data.test.images[:0])
+    assert "there are no images" in line
