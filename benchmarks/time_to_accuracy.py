@@ -1,14 +1,15 @@
 """Seconds of training to an accuracy, cold and warm."""
 
+import contextlib
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import keras
 
 from keras_resnet_cifar.data.load import Dataset
-from keras_resnet_cifar.device import fresh_compilations
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.training.recipes import Recipe
@@ -110,6 +111,28 @@ def time_to(
             runs.append({"run": name, "seed": seed, **stop.result})
             report(summary(runs[-1], target, split))
     return runs
+
+
+@contextlib.contextmanager
+def fresh_compilations() -> Iterator[None]:
+    """Gives JAX an empty compilation cache for the time of the context."""
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    def keep_in(folder):
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()  # it looks at the setting once
+
+    before = jax.config.values["jax_compilation_cache_dir"]
+    with tempfile.TemporaryDirectory() as folder:
+        keep_in(folder)
+        try:
+            yield
+        finally:
+            keep_in(before)
 
 
 def check_target(target: float, split: str) -> None:

@@ -1,10 +1,7 @@
 """What the machine at hand has, and runs best: precision, compiler, steps."""
 
-import contextlib
 import importlib.util
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -174,25 +171,3 @@ def cache_compilations() -> None:
         jax.config.update("jax_compilation_cache_max_size", 2**30)
     # The initializers too: some sixty small ones, seconds in all.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
-@contextlib.contextmanager
-def fresh_compilations() -> Iterator[None]:
-    """Gives JAX an empty compilation cache for the time of the context."""
-    if keras.backend.backend() != "jax":
-        yield
-        return
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    def keep_in(folder):
-        jax.config.update("jax_compilation_cache_dir", folder)
-        compilation_cache.reset_cache()  # it looks at the setting once
-
-    before = jax.config.values["jax_compilation_cache_dir"]
-    with tempfile.TemporaryDirectory() as folder:
-        keep_in(folder)
-        try:
-            yield
-        finally:
-            keep_in(before)
