@@ -1,13 +1,14 @@
 """The command `convert`."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from keras_resnet_cifar.cli import options
 from keras_resnet_cifar.cli.start import import_keras
-from keras_resnet_cifar.data.datasets import DATASETS
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.data.datasets import check_known
+from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models import architectures
 from keras_resnet_cifar.pytorch.files import FORMATS, check_suffix
 from keras_resnet_cifar.pytorch.schemes import SCHEMES, get_scheme
@@ -19,26 +20,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         f"a PyTorch file ({', '.join(FORMATS)}); with --to-torch a run "
         "directory or a .keras file"
     )
-    parser.add_argument(
-        *("-o", "--output"),
-        type=Path,
-        metavar="FILE",
-        required=True,
-        help="a new .keras file; with --to-torch a new PyTorch file",
-    )
+    output = "a new .keras file; with --to-torch a new PyTorch file"
     normalization = (
         "of the images that the net was trained on: imagenet, per_image or a "
         "dataset (default: the scheme's)"
     )
     schemes = "; ".join(f"{s.name} ({s.source})" for s in SCHEMES.values())
-    options.add(
-        parser,
-        ("checkpoint", Path, checkpoint),
-        ("--arch", str, "the net (default: what the tensors describe)"),
-        ("--normalization", str, normalization),
-        ("--to-torch", str, f"write a PyTorch file in a scheme: {schemes}"),
-        ("--evaluate", bool, "evaluate the net on --dataset too"),
-    )
+    add = partial(options.add, parser)
+    add("checkpoint", Path, checkpoint)
+    add("-o --output", Path, output, metavar="FILE", required=True)
+    add("--arch", str, "the net (default: what the tensors describe)")
+    add("--normalization", str, normalization)
+    add("--to-torch", str, f"write a PyTorch file in a scheme: {schemes}")
+    add("--evaluate", bool, "evaluate the net on --dataset too")
     options.add_data_options(parser, "none")
 
 
@@ -97,5 +91,5 @@ def _check(args: argparse.Namespace) -> None:
         architectures.parse(args.arch)
     if args.evaluate and args.dataset is None:
         raise InputError("--evaluate needs a --dataset, e.g. cifar10")
-    if args.dataset is not None and args.dataset not in DATASETS:
-        raise unknown("dataset", args.dataset, DATASETS)
+    if args.dataset is not None:
+        check_known(args.dataset, args.source)

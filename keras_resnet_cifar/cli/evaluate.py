@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 from keras_resnet_cifar.cli import options
@@ -11,22 +12,15 @@ from keras_resnet_cifar.errors import InputError
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `evaluate`."""
-    parser.add_argument(
-        "models",
-        nargs="+",
-        type=Path,
-        metavar="RUN|MODEL",
-        help="run directories or .keras files",
-    )
+    models = "run directories or .keras files"
     which, splits = ("last", "best", "all"), ("test", "validation", "train")
     folder = "where to write (default: evaluation/ beside the model)"
-    options.add(
-        parser,
-        ("--checkpoint", which, "which one of a run", "last"),
-        ("--split", splits, "which split to evaluate", "test"),
-        ("--output-dir", Path, folder),
-        ("--mistakes", int, "how many confident mistakes to draw", 25),
-    )
+    add = partial(options.add, parser)
+    add("models", Path, models, nargs="+", metavar="RUN|MODEL")
+    add("--checkpoint", which, "which one of a run", "last")
+    add("--split", splits, "which split to evaluate", "test")
+    add("--output-dir", Path, folder)
+    add("--mistakes", int, "how many confident mistakes to draw", 25)
     options.add_data_options(parser, "the run's")
 
 
@@ -57,8 +51,8 @@ def run(args: argparse.Namespace) -> None:
         split = getattr(data, args.split)
         if split is None:
             raise InputError(
-                f"the run of {path} has no validation split: use --split test "
-                "or train"
+                f"the data for {path} has no validation split: use --split "
+                "test or train"
             )
         model = load_model(path)
         start = time.perf_counter()

@@ -1,6 +1,7 @@
 """The command `export`."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from keras_resnet_cifar.cli import options
@@ -11,24 +12,22 @@ from keras_resnet_cifar.export.verify import TOLERANCE
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `export`."""
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="PATH",
-        required=True,
-        help="the model's folder, which gets the next free version; or a "
-        "version in it, e.g. saved_models/resnet20/1",
+    out = (
+        "the model's folder, which gets the next free version; or a version "
+        "in it, e.g. saved_models/resnet20/1"
     )
+    int8 = "int8 LiteRT, calibrated on training images"
+    which = ("last", "best")
+    images = "how many test images to verify on (default: all)"
     off = "how far a probability may differ from the Keras model's"
-    options.add(
-        parser,
-        ("model", Path, "a run directory or a .keras file"),
-        ("--format", tuple(FORMATS), "of the export", "saved_model"),
-        ("--int8", bool, "int8 LiteRT, calibrated on training images"),
-        ("--checkpoint", ("last", "best"), "which one of a run", "last"),
-        ("--images", int, "how many test images to verify on (default: all)"),
-        ("--tolerance", float, off, TOLERANCE),
-    )
+    add = partial(options.add, parser)
+    add("model", Path, "a run directory or a .keras file")
+    add("--out", Path, out, required=True)
+    add("--format", tuple(FORMATS), "export format", "saved_model")
+    add("--int8", bool, int8)
+    add("--checkpoint", which, "which one of a run", "last")
+    add("--images", int, images)
+    add("--tolerance", float, off, TOLERANCE)
     options.add_data_options(parser, "the run's")
 
 
@@ -52,8 +51,8 @@ def run(args: argparse.Namespace) -> None:
     print(
         f"wrote {result.path}: {args.format}{' int8' * args.int8}, "
         f"{result.size / 1e6:.2f} MB\n"
-        f"verified on {check.images:,} {result.images}: {check.alike:,} have "
-        "the class of the Keras model, probabilities within "
+        f"verified on {check.images:,} {result.images}: {check.same_class:,} "
+        "have the class of the Keras model, probabilities within "
         f"{check.difference:.1e}\n"
         f"top-1 {result.top1:.2%}, of the Keras model {result.keras_top1:.2%}; "
         f"{check.images_per_second:,.0f} images/s on the CPU"

@@ -1,7 +1,7 @@
 """The command `finetune`."""
 
 import argparse
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,7 @@ from keras_resnet_cifar.cli import options, runs
 from keras_resnet_cifar.errors import InputError, unknown
 from keras_resnet_cifar.finetuning.backbones import BACKBONES, FREEZE
 from keras_resnet_cifar.finetuning.phases import PhasedDirectory
-from keras_resnet_cifar.training.recipes import FINETUNING, Recipe, get_recipe
-from keras_resnet_cifar.training.run_directory import check_same
+from keras_resnet_cifar.training.recipes import FINETUNING, get_recipe
 
 _NAMES = f"{', '.join(BACKBONES)}, or a .keras file of this package"
 _WEIGHTS = (
@@ -23,6 +22,7 @@ _SIZE = (
     "(default: 224; for a .keras file its own)"
 )
 _HEAD = "epochs that train the new head alone (default: 2; 0 skips them)"
+_HEAD_RATE = "learning rate of the head epochs (default: the recipe's)"
 _FREEZE = (
     "what stays frozen after these epochs; a stage stands for the stem and "
     "all stages up to it (default: none)"
@@ -32,24 +32,23 @@ _CACHE = "compute a frozen backbone's features once, without augmentation"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `finetune`."""
-    options.add(
-        parser,
-        ("--backbone", str, _NAMES),
-        ("--weights", str, _WEIGHTS),
-        ("--image-size", int, _SIZE),
-        ("--head-epochs", int, _HEAD),
-        ("--head-learning-rate", float, "of theirs (default: the recipe's)"),
-        ("--freeze", FREEZE, _FREEZE),
-        ("--train-norm", bool, "train BatchNorm too, as with --weights none"),
-        ("--cache-features", bool, _CACHE),
-    )
+    add = partial(options.add, parser)
+    add("--backbone", str, _NAMES)
+    add("--weights", str, _WEIGHTS)
+    add("--image-size", int, _SIZE)
+    add("--head-epochs", int, _HEAD)
+    add("--head-learning-rate", float, _HEAD_RATE)
+    add("--freeze", FREEZE, _FREEZE)
+    add("--train-norm", bool, "train BatchNorm too, as with --weights none")
+    add("--cache-features", bool, _CACHE)
     runs.add_run_options(parser, FINETUNING, "the recipe's")
 
 
 def run(args: argparse.Namespace) -> None:
     """Fine-tune a pretrained net: its new head, then all that is not frozen."""
     settings, request = _resumed(args) if args.resume else _new(args)
-    with runs.loaded(args, settings, request, _new_model) as (model, data):
+    new_model = partial(_new_model, args)
+    with runs.loaded(args, settings, request, new_model) as (model, data):
         from keras_resnet_cifar.finetuning.finetune import finetune
 
         finished = finetune(model, data, **settings)
@@ -57,7 +56,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _new(args: argparse.Namespace) -> tuple[dict, dict]:
-    """Returns the arguments of `finetune` and of `load_dataset`."""
     if args.backbone is None:
         raise InputError(f"give a --backbone: {_NAMES}")
     if args.backbone not in BACKBONES and not args.backbone.endswith(".keras"):
@@ -79,7 +77,7 @@ def _train_norm(args: argparse.Namespace) -> bool:
     return args.train_norm or args.weights == "none"
 
 
-def _new_model(args: argparse.Namespace, recipe: Recipe, data: Any) -> Any:
+def _new_model(args: argparse.Namespace, data: Any) -> Any:
     from keras_resnet_cifar.finetuning.finetune import build_finetuned
 
     return build_finetuned(
@@ -93,19 +91,13 @@ def _new_model(args: argparse.Namespace, recipe: Recipe, data: Any) -> Any:
 
 
 def _resumed(args: argparse.Namespace) -> tuple[dict, dict]:
-    """Returns the arguments of `finetune` and of `load_dataset`."""
     directory = PhasedDirectory(args.resume)
     plan = directory.read_plan()
-    config = directory.newest().read_config()
     recipe = plan.pop("recipe")
-    held = plan | {"recipe": asdict(recipe), "dataset": config["dataset"]}
-    held["output_dir"] = str(args.resume)
     # The net of a run is fixed: it has no backbone, weights or image size.
     names = {"backbone", "weights", "image_size", *plan} - {"seed"}
     given = {name: getattr(args, name, None) for name in names}
     changes = {k: None if v is False else v for k, v in given.items()}
-    check_same(held, changes | runs.config_changes(args))
-    options.checkpoints(args.resume)
-    recipe = get_recipe(recipe, epochs=args.epochs)
-    settings = runs.settings_of(args, recipe, **plan, output_dir=args.resume)
-    return settings, config["request"] | options.data_options(args)
+    config = directory.newest().read_config() | plan
+    settings, request = runs.resumed_run(args, config, recipe, changes)
+    return plan | settings, request

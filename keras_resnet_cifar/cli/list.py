@@ -4,6 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 
+from keras_resnet_cifar.cli import options
 from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.models.architectures import RULE, list_architectures
 from keras_resnet_cifar.training.recipes import RECIPES
@@ -11,7 +12,7 @@ from keras_resnet_cifar.training.recipes import RECIPES
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the option of `list`."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    options.add(parser, "--json", bool, "print JSON")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -12,7 +12,9 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from keras_resnet_cifar.errors import (
@@ -100,7 +102,8 @@ def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     try:
         args = parser.parse_args(arguments)
         parser = args.parser
-        args.run(args)
+        with _plain_warnings(parser):
+            args.run(args)
         sys.stdout.flush()  # a full disk refuses here, not at exit
     except tuple(EXIT_CODES) as error:
         return _fail(parser.in_options(str(error)), EXIT_CODES[type(error)])
@@ -115,6 +118,28 @@ def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
         print("; ".join(["interrupted", *notes]), file=sys.stderr)
         return 128 + getattr(interrupt, "number", signal.SIGINT)
     return 0
+
+
+@contextlib.contextmanager
+def _plain_warnings(parser: Parser) -> Iterator[None]:
+    """Prints the warnings of this package in one line each, without source."""
+    package = Path(__file__).parents[1]
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_plainly(
+            message, category, filename, lineno, file=None, line=None
+        ):
+            if category is UserWarning and package in Path(filename).parents:
+                text = parser.in_options(str(message))
+                print(f"warning: {' '.join(text.split())}", file=sys.stderr)
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        # Whatever filters the user or Python sets.
+        warnings.filterwarnings("always", "", UserWarning, package.name)
+        warnings.showwarning = show_plainly
+        yield
 
 
 def _discard_output() -> None:

@@ -1,6 +1,7 @@
 """What several commands share: options, the files they name, and output."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,29 @@ from keras_resnet_cifar.training.run_directory import find_run
 _METAVARS = {str: "VALUE", int: "N", float: "X", Path: "PATH"}
 
 
-def add(parser: Any, *options: tuple) -> None:
-    """Adds arguments `(flag, type, help[, default])` to a parser or a group.
+def add(
+    parser: Any,
+    flags: str,
+    kind: Any,
+    text: str,
+    default: Any = None,
+    **settings: Any,
+) -> None:
+    """Adds an argument, such as `"-o --output"`, to a parser or a group.
 
-    The type is `bool` for an option without a value, or a tuple of choices.
+    `kind` is a type, `bool` for an option without a value, or a tuple of
+    choices; `settings` are more arguments of `add_argument`.
     """
-    for flag, kind, text, *defaults in options:
-        if kind is bool:
-            parser.add_argument(flag, action="store_true", help=text)
-            continue
-        values: dict[str, Any] = {"choices": kind}
-        if not isinstance(kind, tuple):
-            values = {"type": kind, "metavar": _METAVARS[kind]}
-        if defaults:
-            text = f"{text} (default: {defaults[0]})"
-            values["default"] = defaults[0]
-        parser.add_argument(flag, help=text, **values)
+    if kind is bool:
+        settings["action"] = "store_true"
+    elif isinstance(kind, tuple):
+        settings["choices"] = kind
+    else:
+        settings = {"type": kind, "metavar": _METAVARS[kind]} | settings
+    if default is not None:
+        text = f"{text} (default: {default})"
+        settings["default"] = default
+    parser.add_argument(*flags.split(), help=text, **settings)
 
 
 def add_data_options(parser: Any, default: str) -> None:
@@ -41,13 +49,18 @@ def add_data_options(parser: Any, default: str) -> None:
         "the caches of Keras, torchvision and tfds, then a download)"
     )
     sources = "; ".join(f"{name}: {text}" for name, text in SOURCES.items())
-    add(
-        parser,
-        ("--dataset", str, names),
-        ("--data-dir", Path, folder),
-        ("--source", str, sources),
-        ("--allow-unverified", bool, "accept data that is not as published"),
-    )
+    unverified = "accept data that is not as published"
+    add(parser, "--dataset", str, names)
+    add(parser, "--data-dir", Path, folder)
+    add(parser, "--source", str, sources)
+    add(parser, "--allow-unverified", bool, unverified)
+
+
+def dataset_name(args: argparse.Namespace) -> str | None:
+    """Returns `--dataset` as a run records it: a folder by its full path."""
+    if args.dataset is None or args.dataset in DATASETS:
+        return args.dataset
+    return os.path.abspath(args.dataset)
 
 
 def data_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -63,19 +76,22 @@ def data_options(args: argparse.Namespace) -> dict[str, Any]:
 def data_request(
     path: Path, args: argparse.Namespace
 ) -> tuple[dict[str, Any], bool]:
-    """Returns the arguments of `load_dataset` with which to try a checkpoint.
+    """Returns the arguments of `load_dataset` to evaluate a checkpoint on.
 
     They are those of its run unless options replace them. Also returns whether
     the dataset is that of the run.
     """
     run = find_run(path)
     request = run.read_config()["request"] if run else {}
-    same = args.dataset in (None, request.get("name"))
+    same = dataset_name(args) in (None, request.get("name"))
     request = (request if same else {"name": args.dataset}) | data_options(args)
     if "name" not in request:
+        fault = "is not in a run directory"
+        if run:
+            fault = "was trained on data given in Python"
         raise InputError(
-            f"{path} is not in a run directory: name its --dataset "
-            f"({', '.join(DATASETS)})"
+            f"{path} {fault}: name a --dataset ({', '.join(DATASETS)}, or a "
+            "folder)"
         )
     check_known(request["name"], request.get("source"))
     return request, same

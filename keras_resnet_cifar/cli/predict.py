@@ -14,14 +14,12 @@ from keras_resnet_cifar.training.run_directory import find_run
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `predict`."""
-    options.add(parser, ("model", Path, "a run directory or a .keras file"))
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    options.add(
-        parser,
-        ("--dataset", str, "whose classes to name (default: the run's)"),
-        ("--top", int, "how many classes to show", 3),
-        ("--json", bool, "print JSON"),
-    )
+    options.add(parser, "model", Path, "a run directory or a .keras file")
+    options.add(parser, "images", Path, "files", nargs="+", metavar="IMAGE")
+    classes = "whose classes to name (default: the run's)"
+    options.add(parser, "--dataset", str, classes)
+    options.add(parser, "--top", int, "how many classes to show", 3)
+    options.add(parser, "--json", bool, "print JSON")
 
 
 def run(args: argparse.Namespace) -> None:

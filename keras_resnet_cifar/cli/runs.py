@@ -2,19 +2,23 @@
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from keras_resnet_cifar.cli import options
 from keras_resnet_cifar.cli.start import import_keras
 from keras_resnet_cifar.data.datasets import check_known
+from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.training import recipes
 from keras_resnet_cifar.training.run_directory import (
     DEFAULT_INTERVAL,
     Interval,
     RunDirectory,
+    check_same,
 )
 
 
@@ -22,16 +26,14 @@ def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
     """Adds the options of a run; the help names the defaults given here."""
     options.add_data_options(parser, dataset)
     often = "epochs between backups, or a time such as 30s, 10min or 1h"
-    options.add(
-        parser,
-        ("--recipe", str, f"{', '.join(recipes.RECIPES)} (default: {recipe})"),
-        ("--output-dir", Path, "where to write (default: a folder in runs/)"),
-        ("--resume", Path, "continue the run in this folder"),
-        ("--backup-every", str, often, DEFAULT_INTERVAL),
-        ("--deterministic", bool, "repeat exactly on a GPU too; slower"),
-        ("--seed", int, "random seed (default: 0)"),
-        ("--quiet", bool, "do not print one line per epoch"),
-    )
+    add = partial(options.add, parser)
+    add("--recipe", str, f"{', '.join(recipes.RECIPES)} (default: {recipe})")
+    add("--output-dir", Path, "where to write (default: a folder in runs/)")
+    add("--resume", Path, "continue the run in this folder")
+    add("--backup-every", str, often, DEFAULT_INTERVAL)
+    add("--deterministic", bool, "repeat exactly on a GPU too; slower")
+    add("--seed", int, "random seed (default: 0)")
+    add("--quiet", bool, "do not print one line per epoch")
     group = parser.add_argument_group(
         "fields of the recipe to replace (the list command shows them)"
     )
@@ -59,30 +61,6 @@ def recipe_changes(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def config_changes(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns what the options say of a resumed run, for `check_same`."""
-    return {
-        "output_dir": args.output_dir and str(args.output_dir),
-        "recipe": {"name": args.recipe, **recipe_changes(args)},
-        "dataset": {"name": args.dataset},
-        "seed": args.seed,
-    }
-
-
-def settings_of(
-    args: argparse.Namespace, recipe: recipes.Recipe, **settings: Any
-) -> dict[str, Any]:
-    """Returns the arguments of `train`; those not given are options."""
-    Interval.parse(args.backup_every)
-    return {
-        "recipe": recipe,
-        "deterministic": args.deterministic,
-        "resume": bool(args.resume),
-        "backup_every": args.backup_every,
-        "verbose": not args.quiet,
-    } | settings
-
-
 def new_run(
     args: argparse.Namespace, recipe: recipes.Recipe, net: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -95,10 +73,59 @@ def new_run(
     path = args.output_dir or _unused_directory(stem)
     RunDirectory(path).check_unused()
     seed = recipes.checked_seed(args.seed or 0)
-    settings = settings_of(args, recipe, output_dir=path, seed=seed)
+    settings = {"recipe": recipe, "output_dir": path, "seed": seed}
     request = {"validation": recipe.validation, "seed": seed}
     request |= {"name": recipe.dataset} | options.data_options(args)
-    return settings, request
+    return _settings(args) | settings, request
+
+
+def resumed_run(
+    args: argparse.Namespace,
+    config: Mapping[str, Any],
+    recipe: recipes.Recipe,
+    changes: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the arguments of `train` and of `load_dataset` to resume a run.
+
+    `config` and `recipe` are the run's; `changes` are the options that only
+    this command has, as entries of a config.
+    """
+    request = config["request"]
+    if "name" not in request:
+        command = args.parser.prog.split()[-1]
+        raise InputError(
+            f"{args.resume} was trained on data given in Python: resume it "
+            f"with krc.{command}(..., resume=True)"
+        )
+    # The config counts the validation images; the options may ask for a share.
+    asked = {"validation": request.get("validation")}
+    run = {"output_dir": str(args.resume), "recipe": asdict(recipe) | asked}
+    shared = {
+        "output_dir": args.output_dir and str(args.output_dir),
+        "recipe": {"name": args.recipe, **recipe_changes(args)},
+        "dataset": {"name": options.dataset_name(args)},
+        "seed": args.seed,
+    }
+    check_same({**config, **run}, {**changes, **shared})
+    options.checkpoints(args.resume)
+    deterministic = args.deterministic or config.get("deterministic", False)
+    settings = {
+        "recipe": recipes.get_recipe(recipe, epochs=args.epochs),
+        "output_dir": args.resume,
+        "seed": config["seed"],
+        "deterministic": deterministic,
+    }
+    return _settings(args) | settings, request | options.data_options(args)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    Interval.parse(args.backup_every)
+    return {
+        "deterministic": args.deterministic,
+        "resume": bool(args.resume),
+        "backup_every": args.backup_every,
+        "verbose": not args.quiet,
+    }
 
 
 def _unused_directory(stem: str) -> Path:
@@ -112,7 +139,10 @@ def _unused_directory(stem: str) -> Path:
 
 @contextlib.contextmanager
 def loaded(
-    args: argparse.Namespace, settings: dict, request: dict, new_model: Callable
+    args: argparse.Namespace,
+    settings: dict[str, Any],
+    request: dict[str, Any],
+    new_model: Callable[[Any], Any],
 ) -> Iterator[tuple[Any, Any]]:
     """Starts Keras; loads the model and the data, and prints what they are.
 
@@ -130,7 +160,7 @@ def loaded(
         model = load_model(*options.checkpoints(args.resume))
     else:
         keras.utils.set_random_seed(settings["seed"])
-        model = new_model(args, recipe, data)
+        model = new_model(data)
     head = f"{settings['head_epochs']} + " if "head_epochs" in settings else ""
     print(
         f"{model.name} on {data.name} ({len(data.train):,} train, "

@@ -1,6 +1,7 @@
 """The command `train`."""
 
 import argparse
+from functools import partial
 from typing import Any
 
 from keras_resnet_cifar.cli import options, runs
@@ -8,7 +9,7 @@ from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models import architectures
 from keras_resnet_cifar.training.recipes import DEFAULT, Recipe, get_recipe
-from keras_resnet_cifar.training.run_directory import RunDirectory, check_same
+from keras_resnet_cifar.training.run_directory import RunDirectory
 
 _ARCH = (
     "a name that the list command shows, or by the rule "
@@ -18,19 +19,17 @@ _ARCH = (
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `train`."""
-    dataset = "the recipe's if one is named, else shapes"
-    options.add(
-        parser,
-        ("--arch", str, _ARCH),
-        ("--tensorboard", bool, "write TensorBoard logs too"),
-    )
+    options.add(parser, "--arch", str, _ARCH)
+    options.add(parser, "--tensorboard", bool, "write TensorBoard logs too")
+    dataset = "the dataset of --recipe if given, otherwise shapes"
     runs.add_run_options(parser, DEFAULT, dataset)
 
 
 def run(args: argparse.Namespace) -> None:
     """Train a net by a recipe and evaluate it on the test split."""
     settings, request = _resumed(args) if args.resume else _new(args)
-    with runs.loaded(args, settings, request, _new_model) as (model, data):
+    new_model = partial(_new_model, settings["recipe"])
+    with runs.loaded(args, settings, request, new_model) as (model, data):
         from keras_resnet_cifar.training.train import train
 
         finished = train(model, data, **settings, tensorboard=args.tensorboard)
@@ -38,7 +37,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _new(args: argparse.Namespace) -> tuple[dict, dict]:
-    """Returns the arguments of `train` and of `load_dataset`."""
     recipe = get_recipe(
         args.recipe or DEFAULT,
         arch=args.arch,
@@ -49,7 +47,7 @@ def _new(args: argparse.Namespace) -> tuple[dict, dict]:
     return runs.new_run(args, recipe, architectures.parse(recipe.arch).name)
 
 
-def _new_model(args: argparse.Namespace, recipe: Recipe, data: Any) -> Any:
+def _new_model(recipe: Recipe, data: Any) -> Any:
     from keras_resnet_cifar.models.resnet import build_resnet
 
     # Images of one's own are normalized like ImageNet's.
@@ -63,7 +61,6 @@ def _new_model(args: argparse.Namespace, recipe: Recipe, data: Any) -> Any:
 
 
 def _resumed(args: argparse.Namespace) -> tuple[dict, dict]:
-    """Returns the arguments of `train` and of `load_dataset`."""
     config = RunDirectory(args.resume).read_config()
     try:
         recipe = get_recipe(Recipe(**config["recipe"]))
@@ -73,14 +70,4 @@ def _resumed(args: argparse.Namespace) -> tuple[dict, dict]:
             "config.json or start a new run"
         ) from error
     arch = args.arch and architectures.parse(args.arch).name
-    held = config | {"output_dir": str(args.resume)}
-    check_same(held, runs.config_changes(args) | {"arch": arch})
-    options.checkpoints(args.resume)
-    settings = runs.settings_of(
-        args,
-        get_recipe(recipe, epochs=args.epochs),
-        output_dir=args.resume,
-        seed=config["seed"],
-        deterministic=args.deterministic or config.get("deterministic", False),
-    )
-    return settings, config["request"] | options.data_options(args)
+    return runs.resumed_run(args, config, recipe, {"arch": arch})

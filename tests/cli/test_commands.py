@@ -186,6 +186,10 @@ def test_bad_models_and_images(trained, run, data_options, tmp_path, capfd):
         (("evaluate", tmp_path / "text.keras", *data_options), "text.keras"),
         (("evaluate", lonely), "--dataset"),
         (("evaluate", lonely, "--dataset", "cifr10"), "cifar10"),
+        (
+            ("evaluate", lonely, *data_options, "--split", "validation"),
+            f"the data for {lonely} has no validation split",
+        ),
         (("evaluate", directory, "--checkpoint", "first"), "first"),
         (("evaluate", directory, "--mistakes", "0"), "--mistakes 0: give 1 to"),
         (("evaluate", directory, directory), "two models"),
@@ -199,6 +203,10 @@ def test_bad_models_and_images(trained, run, data_options, tmp_path, capfd):
         (
             ("convert", "a.th", "-o", tmp_path / "a.keras", "--evaluate"),
             "needs a --dataset",
+        ),
+        (
+            ("convert", "a.th", "-o", tmp_path / "a.keras", "--dataset", "c10"),
+            "cifar10",
         ),
         ((), "COMMAND"),
         (("fit",), "fit"),

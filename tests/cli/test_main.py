@@ -22,6 +22,7 @@ from keras_resnet_cifar.errors import (
 from keras_resnet_cifar.finetuning.backbones import BACKBONES
 from keras_resnet_cifar.models.architectures import list_architectures
 from keras_resnet_cifar.pytorch.schemes import SCHEMES
+from keras_resnet_cifar.training import train
 from keras_resnet_cifar.training.recipes import OPTIONS, RECIPES
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +107,24 @@ def test_an_error_is_one_line_and_an_exit_code(error, code, text, capfd):
     line = capfd.readouterr().err
     assert text in line
     assert line.count("\n") == 1
+
+
+def test_a_warning_of_this_package_is_one_plain_line(capfd):
+    def command(args):
+        frame = {"__name__": "keras_resnet_cifar.training.train"}
+        text = "backup.npz is damaged:\nresume=True takes the one before"
+        for file in (train.__file__, "elsewhere.py"):
+            source = f"import warnings; warnings.warn({text!r})"
+            exec(compile(source, file, "exec"), frame)
+
+    parser = parser_of_a_command()
+    parser.set_defaults(run=command, parser=parser)
+    with pytest.warns(UserWarning, match="damaged") as others:
+        assert cli.run(parser, []) == 0
+    assert capfd.readouterr().err == (
+        "warning: backup.npz is damaged: --resume takes the one before\n"
+    )
+    assert [warning.filename for warning in others] == ["elsewhere.py"]
 
 
 HELP = {

@@ -1,5 +1,6 @@
 """Runs that are interrupted, resumed, or not resumed as another."""
 
+import argparse
 import dataclasses
 import io
 import json
@@ -13,7 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_resnet_cifar.cli.options import newest_run
+from keras_resnet_cifar.cli.options import (
+    add_data_options,
+    data_request,
+    newest_run,
+)
 from keras_resnet_cifar.finetuning.phases import PhasedDirectory
 from keras_resnet_cifar.training.recipes import RECIPES, get_recipe
 from keras_resnet_cifar.training.run_directory import RunDirectory
@@ -130,6 +135,7 @@ OTHERS = {
     "dataset": (["--dataset", "shapes"], "now 'shapes'"),
     "seed": (["--seed", "1"], "seed was 0, now 1"),
     "folder": (["--output-dir", "elsewhere"], "now 'elsewhere'"),
+    "validation": (["--validation", "0.1"], "validation was 56, now 0.1"),
 }
 
 
@@ -146,6 +152,47 @@ def test_a_run_is_not_resumed_as_another(name, trained, run, capfd):
     err = refused(run, capfd, "train", "--resume", trained[0], *options)
     assert "cannot resume with another config" in err
     assert word in err
+
+
+def change_config(directory, key, **changes):
+    """Changes an entry of config.json as if the run had written it."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("sha256", None)
+    config[key] = changes and config[key] | changes
+    path.write_text(json.dumps(config))
+
+
+def test_a_run_is_resumed_with_the_options_that_started_it(
+    finished_run, run, tmp_path, monkeypatch, capfd
+):
+    """A share of the images, and a folder of them by a relative path."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    name = str(photos)
+    request = {"name": name, "validation": 0.1, "source": None}
+    change_config(finished_run, "request", **request)
+    change_config(finished_run, "dataset", name=name)
+    (finished_run / "last.keras").unlink()  # looked at after the options
+    monkeypatch.chdir(tmp_path)
+    options = ["--dataset", "photos", "--validation", "0.1"]
+    err = refused(run, capfd, "train", "--resume", finished_run, *options)
+    assert "has no last.keras" in err
+
+    parser = argparse.ArgumentParser()
+    add_data_options(parser, "the run's")
+    args = parser.parse_args(["--dataset", "photos"])
+    loaded, same = data_request(finished_run / "best.keras", args)
+    assert same
+    assert loaded.items() >= request.items()
+
+
+def test_a_run_on_data_given_in_python(finished_run, run, capfd):
+    change_config(finished_run, "request")
+    err = refused(run, capfd, "train", "--resume", finished_run)
+    assert "data given in Python: resume it with krc.train(..., resume=" in err
+    err = refused(run, capfd, "evaluate", finished_run)
+    assert "trained on data given in Python: name a --dataset" in err
 
 
 def test_a_run_is_not_overwritten(finished_run, run, capfd):
@@ -166,6 +213,17 @@ def test_a_run_without_its_backup_is_not_started_over(finished_run, run, capfd):
     err = refused(run, capfd, "train", "--resume", finished_run)
     assert "backup-previous.npz is missing" in err
     assert (finished_run / "history.csv").read_text() == before
+
+
+def test_a_damaged_backup_is_reported_to_quiet_users_too(
+    finished_run, run, capfd
+):
+    (finished_run / "backup.npz").write_bytes(b"damaged")
+    assert run("train", "--resume", finished_run, "--quiet") == 0
+    err = capfd.readouterr().err
+    assert err.startswith("warning: ")
+    assert "resuming from the one before" in err
+    assert err.count("\n") == 1
 
 
 def test_a_run_without_its_net(finished_run, run, capfd):
@@ -221,6 +279,13 @@ def started(tmp_path):
     (tmp_path / "head").mkdir()
     (tmp_path / "head" / "config.json").write_text(json.dumps(CONFIG))
     return tmp_path
+
+
+def test_a_fine_tuning_run_on_data_given_in_python(started, run, capfd):
+    config = json.dumps(CONFIG | {"request": {}})
+    (started / "head" / "config.json").write_text(config)
+    err = refused(run, capfd, "finetune", "--resume", started)
+    assert "resume it with krc.finetune(..., resume=True)" in err
 
 
 @pytest.mark.parametrize(
