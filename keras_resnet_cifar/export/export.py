@@ -1,4 +1,4 @@
-"""Export a model for serving: numbered versions, verified before they appear.
+"""Exports models to serve: numbered versions, verified before they appear.
 
     saved_models/resnet20/1/           a SavedModel
     saved_models/resnet20/2/           the next version
@@ -77,7 +77,7 @@ def export_saved_model(
     path: str | Path,
     **kwargs: Any,
 ) -> Export:
-    """Export a SavedModel: `export_model` with `format="saved_model"`.
+    """Exports a SavedModel: `export_model` with `format="saved_model"`.
 
     Its signature `serving_default` takes raw images (uint8 `[N, H, W, 3]`),
     `serving_bytes` JPEG or PNG files of any size (string `[N]`); both return
@@ -101,7 +101,7 @@ def export_model(
     images: int | None = None,
     tolerance: float = TOLERANCE,
 ) -> Export:
-    """Export a model, and verify it before it appears at its path.
+    """Exports a model, and verifies it before it appears at its path.
 
     It is written to a hidden folder beside its place, and run there by a
     process without Keras and without this package, in float32 on the CPU.
@@ -118,8 +118,9 @@ def export_model(
             required.
         data: A `Dataset`, or arguments of `load_dataset` (for a run, those
             that replace its own): it names the classes, and its test split
-            verifies the model. By default the run's; for a model without a
-            run, drawn images, and numbers for names.
+            verifies the model. By default the run's. For a model without a
+            run, or a run on arrays or a stream: drawn images, and the run's
+            names or numbers.
         images: How many images of the test split to use; all by default.
         tolerance: How far a probability may be off from the Keras model's.
 
@@ -137,7 +138,7 @@ def export_model(
         tempfile.TemporaryDirectory() as scratch,
     ):
         model, config = _source(model_or_run)
-        description, sample = _sample(config, data, int8, images)
+        description, sample = _sample(model, config, data, int8, images)
         file = Path(scratch, "sample.npz")
         with atomic_write(file) as temporary:
             np.savez(temporary, **sample)
@@ -186,7 +187,7 @@ def _check_request(format, int8, images):
 
 
 def _place(path, format, int8):
-    """Return the folder of the versions, and the version if it is given."""
+    """Returns the folder of the versions, and the version if it is given."""
     if path.name.isdecimal():
         if path.exists():
             raise InputError(
@@ -202,10 +203,16 @@ def _place(path, format, int8):
 
 
 def _source(model_or_run):
-    """Return a model or its `.keras` file, and the config of its run if any."""
+    """Returns a model or its `.keras` file, and the config of its run."""
     if not isinstance(model_or_run, str | Path):
-        config = getattr(model_or_run, "config", None)
-        return model_or_run.model if config else model_or_run, config
+        from keras_resnet_cifar.models.saving import check_classifier
+        from keras_resnet_cifar.training.train import Run
+
+        model, config = model_or_run, None
+        if isinstance(model_or_run, Run):
+            model, config = model_or_run.model, model_or_run.config
+        check_classifier(model)
+        return model, config
     path = Path(model_or_run)
     if path.is_dir():
         path = newest_run(path).last
@@ -218,8 +225,8 @@ def _source(model_or_run):
     return path.absolute(), run and run.read_config()
 
 
-def _sample(config, data, int8, count):
-    """Describe and return the arrays that the model is verified on."""
+def _sample(model, config, data, int8, count):
+    """Describes and returns the arrays that the model is verified on."""
     request = config["request"] if config else {}
     if isinstance(data, dict):
         same = data.get("name") in (None, request.get("name"))
@@ -234,10 +241,15 @@ def _sample(config, data, int8, count):
                 "int8=True is calibrated on images of the train split: give "
                 "data= the dataset that the model was trained on"
             )
-        from keras_resnet_cifar.data import shapes
-
-        images, _ = shapes.draw(count or DRAWN_IMAGES, seed=0)
-        return "drawn images", {"images": images}
+        sample = {"images": _drawn_images(model, count or DRAWN_IMAGES)}
+        if config and "class_names" in config["dataset"]:
+            sample["class_names"] = np.array(config["dataset"]["class_names"])
+        return "drawn images", sample
+    if data.test is None:
+        raise InputError(
+            f"data={data.name!r} has no test split to verify the model on: "
+            "give a Dataset with one, or omit data="
+        )
     sample = {
         "images": data.test.images[:count],
         "labels": data.test.labels[:count],
@@ -249,17 +261,28 @@ def _sample(config, data, int8, count):
     return f"test images of {data.name}", sample
 
 
+def _drawn_images(model, count):
+    """Returns images of the size that a model, or a `.keras` file, takes."""
+    from keras_resnet_cifar.data import shapes
+    from keras_resnet_cifar.models.saving import load_model
+
+    if isinstance(model, Path):
+        model = load_model(model)
+    images, _ = shapes.draw(count, seed=0)
+    height, width = (size or 32 for size in model.input_shape[1:3])
+    rows, columns = (np.arange(n) * 32 // n for n in (height, width))
+    return images[:, rows][:, :, columns]
+
+
 def _convert(format, model, sample, folder, target):
-    """Write the model; return the Keras model's probabilities of the sample.
+    """Writes the model; returns the Keras model's probabilities of the sample.
 
     Keras on TensorFlow writes a SavedModel in this process. Other backends
     and accelerators need a process of their own, and so do the converters to
     ONNX and LiteRT, which print to stderr and may crash.
     """
-    from keras_resnet_cifar.models.saving import check_classifier, save_model
+    from keras_resnet_cifar.models.saving import save_model
 
-    if not isinstance(model, Path):
-        check_classifier(model)
     try:
         if format == "saved_model" and _on_tensorflow_on_cpu():
             from keras_resnet_cifar.export.formats import write
@@ -295,9 +318,10 @@ def _on_tensorflow_on_cpu():
 
 
 def _move(staged, parent, version):
-    """Rename the folder to its version; return its new path."""
+    """Renames the folder to its version; returns its new path."""
     while True:
-        place = parent / (version or str(_next_version(parent)))
+        numbers = [int(p.name) for p in parent.iterdir() if p.name.isdecimal()]
+        place = parent / (version or str(max(numbers, default=0) + 1))
         try:
             move_folder(staged, place)
             return place
@@ -305,8 +329,3 @@ def _move(staged, parent, version):
             # Another process may have taken the number in the meantime.
             if version or not place.exists():
                 raise
-
-
-def _next_version(parent):
-    numbers = [int(p.name) for p in parent.iterdir() if p.name.isdecimal()]
-    return max(numbers, default=0) + 1

@@ -1,4 +1,4 @@
-"""Write a model as a SavedModel, for ONNX or for LiteRT, by TensorFlow.
+"""Writes a model as a SavedModel, for ONNX or for LiteRT, by TensorFlow.
 
     KERAS_BACKEND=tensorflow python -m keras_resnet_cifar.export.formats \\
         FORMAT MODEL.keras SAMPLE.npz FOLDER TARGET REFERENCE.npy
@@ -33,7 +33,7 @@ def write(
     folder: Path,
     target: Path,
 ) -> np.ndarray:
-    """Write a model that computes in float32.
+    """Writes a model that computes in float32.
 
     Args:
         format: `"saved_model"`, `"onnx"` or `"litert"`.
@@ -93,7 +93,7 @@ def _float32(layer, config):
 
 
 def _with_softmax(model, size, dtype="uint8"):
-    """Return the model from raw images to `{"probabilities": ...}`.
+    """Returns the model from raw images to `{"probabilities": ...}`.
 
     ONNX and LiteRT have no strings: labels.txt lists the names.
     """
@@ -104,7 +104,7 @@ def _with_softmax(model, size, dtype="uint8"):
 
 
 def _write_onnx(model, size, path):
-    """Write from a frozen graph.
+    """Writes from a frozen graph.
 
     `Model.export(format="onnx")` of Keras 3.15 makes the constants of
     `Normalization` further inputs.
@@ -135,7 +135,7 @@ def _write_onnx(model, size, path):
 
 
 def _write_litert(model, size, path, calibration=None):
-    """Write in float32 or, given images to calibrate with, in int8."""
+    """Writes in float32 or, given images to calibrate with, in int8."""
     operations, options = tf.lite.OpsSet.TFLITE_BUILTINS, {}
     if calibration is not None:
         operations = tf.lite.OpsSet.TFLITE_BUILTINS_INT8
@@ -157,7 +157,7 @@ def _write_litert(model, size, path, calibration=None):
 
 
 def main(format: str, *paths: str) -> int:
-    """Run `write` as the module's docstring says; return the exit code."""
+    """Runs `write` as the module's docstring says; returns the exit code."""
     model, sample, folder, target, reference = map(Path, paths)
     try:
         np.save(reference, write(format, model, sample, folder, target))

@@ -1,10 +1,10 @@
-"""Run an exported model without Keras and without this package.
+"""Runs an exported model without Keras and without this package.
 
     python -P run_exported.py FORMAT FOLDER SAMPLE.npz OUTPUT.npz
 
-SAMPLE.npz holds `images`. OUTPUT.npz gets their `probabilities`, `alone` (of
-the first image in a batch of one), `images_per_second` and, from a SavedModel,
-`class_id`, `label` and `from_bytes` (of the first images as PNG files).
+SAMPLE.npz holds `images`. OUTPUT.npz gets their `probabilities`, `batch_of_one`
+(of the first image), `images_per_second` and, from a SavedModel, `class_id`,
+`label` and `from_bytes` (of the first images as PNG files).
 """
 
 import os
@@ -18,7 +18,7 @@ ENCODED = 32
 
 
 def open_saved_model(folder: str):
-    """Return functions of raw images and of image files."""
+    """Returns functions of raw images and of image files."""
     import tensorflow as tf
 
     model = tf.saved_model.load(folder)
@@ -36,7 +36,7 @@ def open_saved_model(folder: str):
 
 
 def open_onnx(folder: str):
-    """Return a function of raw images, and `None` for files."""
+    """Returns a function of raw images, and `None` for files."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
@@ -51,7 +51,7 @@ def open_onnx(folder: str):
 
 
 def open_litert(folder: str):
-    """Return a function of raw images, and `None` for files."""
+    """Returns a function of raw images, and `None` for files."""
     from ai_edge_litert.interpreter import Interpreter
 
     path = os.path.join(folder, "model.tflite")
@@ -68,12 +68,12 @@ OPENERS = {
 
 
 def main(format: str, folder: str, sample: str, output: str) -> None:
-    """Run the model on all images, as the module's docstring says."""
+    """Runs the model on all images, as the module's docstring says."""
     for name in ("keras_resnet_cifar", "keras"):
         sys.modules[name] = None  # type: ignore  # as if not installed
     images = np.load(sample)["images"]
     run, run_files = OPENERS[format](folder)
-    arrays = {"alone": run(images[:1])["probabilities"]}
+    arrays = {"batch_of_one": run(images[:1])["probabilities"]}
     run(images[:BATCH])  # the first batch of a size takes longer
     begin = time.perf_counter()
     starts = range(0, len(images), BATCH)

@@ -1,4 +1,4 @@
-"""Write a SavedModel that takes raw images or image files.
+"""Writes a SavedModel that takes raw images or image files.
 
 The cast of raw pixels, the decoding and resizing of image files, the softmax
 and the names of the classes are all in its graph. Keras runs on TensorFlow.
@@ -19,7 +19,7 @@ def write_saved_model(
     size: tuple[int, int],
     folder: Path,
 ) -> None:
-    """Write a SavedModel with two signatures, for any number of images.
+    """Writes a SavedModel with two signatures, for any number of images.
 
     `serving_default` takes raw images, `image` uint8 `[N, H, W, 3]`;
     `serving_bytes` takes image files of any size, `image_bytes` string `[N]`.
@@ -61,7 +61,7 @@ def write_saved_model(
 
 
 def decode(encoded: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Decode an image file and resize it, in the graph.
+    """Decodes an image file and resizes it, in the graph.
 
     As `evaluation.predict.read_image` (bicubic, antialiased) to within two
     grey levels, four for JPEG; the orientation in EXIF data is ignored.
@@ -81,7 +81,7 @@ def decode(encoded: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
 def write_warmup_requests(
     folder: Path, model_name: str, size: tuple[int, int]
 ) -> None:
-    """Add requests that TensorFlow Serving runs before it takes others.
+    """Adds requests that TensorFlow Serving runs before it takes others.
 
     They are black images, one and a batch, for each signature. Needs
     tensorflow-serving-api.

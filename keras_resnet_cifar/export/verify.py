@@ -1,4 +1,4 @@
-"""Verify an exported model: a fresh process, real images, equal classes."""
+"""Verifies an exported model: a fresh process, real images, equal classes."""
 
 import os
 import subprocess
@@ -23,14 +23,14 @@ class Verification:
     Attributes:
         probabilities: float32 `[N, C]`, of the exported model.
         images: N.
-        alike: How many images have the same most probable class.
+        same_class: How many images have the same most probable class.
         difference: The largest difference of a probability.
         images_per_second: In batches of 128, on the CPU.
     """
 
     probabilities: np.ndarray
     images: int
-    alike: int
+    same_class: int
     difference: float
     images_per_second: float
 
@@ -43,7 +43,7 @@ def verify(
     class_names: Sequence[str],
     tolerance: float | None = TOLERANCE,
 ) -> Verification:
-    """Compare an exported model, run without Keras, with the Keras model.
+    """Compares an exported model, run without Keras, with the Keras model.
 
     Args:
         folder: The exported model.
@@ -68,17 +68,17 @@ def verify(
     result = Verification(
         probabilities,
         images=len(reference),
-        alike=int(np.sum(class_id == reference.argmax(1))),
+        same_class=int(np.sum(class_id == reference.argmax(1))),
         difference=_difference(probabilities, reference),
         images_per_second=float(arrays["images_per_second"]),
     )
     if tolerance is not None:
-        if different := result.images - result.alike:
+        if different := result.images - result.same_class:
             raise ExportFailed(
                 f"{different} of {result.images} images get another class "
                 "than from the Keras model"
             )
-        for name in ("probabilities", "alone", "from_bytes"):
+        for name in ("probabilities", "batch_of_one", "from_bytes"):
             difference = _difference(arrays.get(name, reference[:0]), reference)
             if not difference <= tolerance:
                 raise ExportFailed(
@@ -95,7 +95,7 @@ def verify(
 
 
 def _run(folder, format, sample):
-    """Return the arrays that `run_exported.py` writes."""
+    """Returns the arrays that `run_exported.py` writes."""
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary, "output.npz")
         process = run_python(
@@ -108,7 +108,7 @@ def _run(folder, format, sample):
 
 
 def run_python(*arguments: object) -> subprocess.CompletedProcess:
-    """Run Python on the CPU, with TensorFlow as the backend of Keras.
+    """Runs Python on the CPU, with TensorFlow as the backend of Keras.
 
     Accelerators round products to fewer digits, each in its own way.
     """
@@ -124,11 +124,11 @@ def run_python(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def last_line(process: subprocess.CompletedProcess) -> str:
-    """Return the last line of stderr, which is what an exception says."""
+    """Returns the last line of stderr, which is what an exception says."""
     lines = process.stderr.strip().splitlines() or ["no message"]
     return f"{lines[-1].strip()[:300]} (exit code {process.returncode})"
 
 
 def _difference(rows, reference):
-    """The largest difference from the first rows of the reference."""
+    """Returns the largest difference from the first rows of the reference."""
     return float(np.abs(rows - reference[: len(rows)]).max(initial=0.0))

@@ -1,5 +1,7 @@
 """Exports: where they go, what is in them, what is left when one fails."""
 
+import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -16,6 +18,7 @@ from keras_resnet_cifar.errors import ExportFailed, InputError
 from keras_resnet_cifar.export import export
 from keras_resnet_cifar.export import verify as verification
 from keras_resnet_cifar.export.export import export_model, export_saved_model
+from keras_resnet_cifar.training.train import Run
 
 needs_tensorflow = pytest.mark.skipif(
     not importlib.util.find_spec("tensorflow"),
@@ -79,7 +82,7 @@ def test_a_saved_model_from_any_backend(exported):
     )
     assert result.size == sum(os.path.getsize(result.path / f) for f in names)
     check = result.verification
-    assert (check.images, check.alike) == (64, 64)
+    assert (check.images, check.same_class) == (64, 64)
     assert check.difference <= 1e-5
     assert result.top1 == result.keras_top1
     assert files(folder.parent) == [f"net/1/{name}" for name in names]
@@ -95,7 +98,7 @@ def test_onnx_and_litert(format, name, exported, tiny_data):
     assert files(result.path) == ["labels.txt", name]
     labels = (result.path / "labels.txt").read_text().splitlines()
     assert tuple(labels) == tiny_data.class_names
-    assert result.verification.alike == 64
+    assert result.verification.same_class == 64
 
 
 @on_tensorflow
@@ -136,7 +139,7 @@ def test_a_deep_net_stays_within_the_tolerance(tiny_data, tmp_path):
     keras.utils.set_random_seed(0)
     deep = build_resnet("resnet56", num_classes=10)
     result = export_saved_model(deep, tmp_path / "net", data=tiny_data)
-    assert result.verification.alike == 64
+    assert result.verification.same_class == 64
 
 
 @needs_tensorflow
@@ -146,7 +149,7 @@ def test_an_accelerator_leaves_the_conversion_to_another_process(
 ):
     monkeypatch.setattr(export, "_on_tensorflow_on_cpu", lambda: False)
     result = export_saved_model(model, tmp_path / "net", data=tiny_data)
-    assert result.verification.alike == 64
+    assert result.verification.same_class == 64
 
 
 @on_tensorflow
@@ -255,10 +258,15 @@ def test_versions(quick, model, tiny_data, tmp_path):
 
 def test_a_version_taken_in_the_meantime(quick, model, tmp_path, monkeypatch):
     """Two exports at once get two numbers."""
-    numbers = iter([1, 2])
-    monkeypatch.setattr(export, "_next_version", lambda _: next(numbers))
-    (tmp_path / "net" / "1").mkdir(parents=True)
-    (tmp_path / "net" / "1" / "model").write_text("another's")
+    move_folder = export.move_folder
+
+    def move_second(staged, place):
+        if place.name == "1":
+            place.mkdir()
+            (place / "model").write_text("another's")
+        move_folder(staged, place)
+
+    monkeypatch.setattr(export, "move_folder", move_second)
     result = export_saved_model(model, tmp_path / "net")
     assert result.path == tmp_path / "net" / "2"
     assert (tmp_path / "net" / "1" / "model").read_text() == "another's"
@@ -275,12 +283,36 @@ def test_a_model_without_a_run(quick, model, tmp_path):
 
 
 def test_a_run_object(quick, model, run_directory, tmp_path):
-    class Run:
-        config = json.loads((run_directory / "config.json").read_text())
-
-    Run.model = model
-    result = export_saved_model(Run(), tmp_path / "net")
+    config = json.loads((run_directory / "config.json").read_text())
+    run = Run(model, [], {}, config, None)
+    result = export_saved_model(run, tmp_path / "net")
     assert result.images == "test images of cifar10"
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_a_run_on_arrays(from_disk, quick, run_directory, tiny_model, tmp_path):
+    """The names of its config; drawn images of the size that its net takes."""
+    names = [f"kind {index}" for index in range(10)]
+    path = run_directory / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"request": {}, "dataset": {"name": "own", "class_names": names}}
+    path.write_text(json.dumps(config))
+    model = tiny_model(input_shape=(48, 40, 3))
+    model.save(run_directory / "last.keras")
+    run = Run(model, [], {}, config, None)
+    result = export_saved_model(
+        run_directory if from_disk else run, tmp_path / "net"
+    )
+    assert result.images == "drawn images"
+    assert quick[-1]["images"].shape == (256, 48, 40, 3)
+    assert list(quick[-1]["class_names"]) == names
+
+
+def test_data_without_a_test_split(quick, model, tiny_data, tmp_path):
+    data = dataclasses.replace(tiny_data, test=None)
+    act = functools.partial(export_saved_model, data=data)
+    assert "no test split" in refusal(act, model, tmp_path / "net")
+    assert not (tmp_path / "net").exists()
 
 
 def test_data_of_the_run_and_instead_of_it(

@@ -22,7 +22,7 @@ def outputs(**changes):
         "probabilities": REFERENCE,
         "class_id": np.array([0, 1, 2]),
         "label": np.array(["cat", "dog", "frog"]),
-        "alone": REFERENCE[:1],
+        "batch_of_one": REFERENCE[:1],
         "from_bytes": REFERENCE[:2],
         "images_per_second": np.array(100.0),
     } | changes
@@ -41,7 +41,7 @@ def off(amount, row=2):
 
 def test_a_model_that_agrees(monkeypatch):
     result = verify(monkeypatch, outputs(probabilities=off(0.9e-5)))
-    assert (result.images, result.alike) == (3, 3)
+    assert (result.images, result.same_class) == (3, 3)
     assert result.difference == pytest.approx(0.9e-5, rel=0.01)
     assert result.images_per_second == 100
 
@@ -53,7 +53,7 @@ def test_a_model_that_agrees(monkeypatch):
         ({"probabilities": off(0.2)}, "1 of 3 images get another class"),
         ({"probabilities": off(float("nan"), 0)}, "differ by nan"),
         ({"probabilities": REFERENCE[:2]}, r"\(2, 3\).*\(3, 3\)"),
-        ({"alone": off(1e-3, 0)[:1]}, r"\(alone\) differ"),
+        ({"batch_of_one": off(1e-3, 0)[:1]}, r"\(batch_of_one\) differ"),
         ({"from_bytes": off(1e-3, 0)[:2]}, r"\(from_bytes\) differ"),
         ({"class_id": np.array([0, 1, 1])}, "class_id or label"),
         ({"label": np.array(["cat", "dog", "dog"])}, "class_id or label"),
@@ -70,7 +70,7 @@ def test_tolerance(monkeypatch):
     verify(monkeypatch, output, tolerance=1e-4)
     quantised = outputs(probabilities=off(0.2))
     del quantised["class_id"], quantised["label"]
-    assert verify(monkeypatch, quantised, tolerance=None).alike == 2
+    assert verify(monkeypatch, quantised, tolerance=None).same_class == 2
 
 
 def test_a_model_that_cannot_be_run_is_one_line(tmp_path):
@@ -104,4 +104,4 @@ def test_the_process_has_neither_this_package_nor_keras(tmp_path):
     subprocess.run(list(map(str, command)), check=True)
     with np.load(paths[1]) as output:
         np.testing.assert_array_equal(output["probabilities"], REFERENCE)
-        np.testing.assert_array_equal(output["alone"], REFERENCE[:1])
+        np.testing.assert_array_equal(output["batch_of_one"], REFERENCE[:1])
