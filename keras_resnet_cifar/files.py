@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside, then renamed."""
+"""Atomic file writes: write a temporary file, then rename it."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ _MOST_EXPANSION, _HARMLESS = 50, 1 << 28
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, keep: Path | None = None) -> Iterator[Path]:
-    """Yields a temporary path; what is written there becomes `path`, whole.
+    """Yields a temporary path to write to, then renames it to `path`.
 
     The temporary file is in the same folder and keeps the target's suffix, by
     which Keras and matplotlib choose the format. If the block raises, the
@@ -90,13 +90,22 @@ def move_into_place(
     if keep is not None and path.exists():
         os.replace(path, keep)
     os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Returns once the names in a folder have reached the disk.
+
+    Raises:
+        OSError: The system refuses.
+    """
     if os.name == "nt":  # Windows cannot open a folder
         return
-    folder = os.open(path.parent, os.O_RDONLY)
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     except OSError as error:
-        # Some network file systems know no fsync of folders.
+        # Some network file systems cannot sync folders.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -110,8 +119,8 @@ def check_zip(path: str | Path) -> None:
     more than its size is refused before it is read.
 
     Raises:
-        InputError: It is damaged, no zip file, or a decompression bomb; the
-            caller names the file.
+        InputError: It is damaged, not a zip file, or a decompression bomb;
+            the caller names the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -139,6 +148,20 @@ def make_folder(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
+def made_folder(path: Path) -> Iterator[None]:
+    """Makes a folder and those above it; removes those that stay empty."""
+    # `os.path` does not raise where a folder may not be searched.
+    made = [p for p in (path, *path.parents) if not os.path.exists(p)]
+    try:
+        make_folder(path)
+        yield
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # it is no longer empty
+                folder.rmdir()
+
+
+@contextlib.contextmanager
 def staged_folder(parent: str | Path) -> Iterator[Path]:
     """Yields an empty, hidden folder in `parent`, to fill and `move_folder`.
 
@@ -151,32 +174,32 @@ def staged_folder(parent: str | Path) -> Iterator[Path]:
     Raises:
         InputError: The system refuses.
     """
-    parent = Path(parent)
-    # `os.path` does not raise where a folder may not be searched.
-    made = [p for p in (parent, *parent.parents) if not os.path.exists(p)]
-    staged = parent / f".{secrets.token_hex(4)}"
-    try:
-        make_folder(staged)
-        yield staged
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-        for folder in made:
-            with contextlib.suppress(OSError):  # it is no longer empty
-                folder.rmdir()
+    staged = Path(parent) / f".{secrets.token_hex(4)}"
+    with made_folder(staged.parent):
+        try:
+            make_folder(staged)
+            yield staged
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
 
 
 def move_folder(staged: Path, place: Path) -> None:
-    """Renames a folder once all its files have reached the disk.
+    """Renames a folder once its content has reached the disk, then syncs it.
 
     Raises:
         InputError: The place is taken, or the system refuses.
     """
     try:
-        for path in staged.rglob("*"):
-            if path.is_file():
+        if os.path.lexists(place):  # `rename` replaces an empty folder
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        for path in (staged, *staged.rglob("*")):
+            if path.is_dir():
+                sync_folder(path)
+            else:
                 with open(path, "rb+") as file:
                     os.fsync(file.fileno())
         os.rename(staged, place)
+        sync_folder(place.parent)
     except OSError as error:
         raise InputError(
             f"cannot write {place}: {error.strerror}; choose a free name in a "

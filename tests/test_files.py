@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from helpers import refusal
 
 from keras_resnet_cifar import files
 from keras_resnet_cifar.errors import InputError
@@ -93,7 +94,9 @@ def test_json_of_what_has_no_form_writes_nothing(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_staged_folder_is_hidden_until_it_is_moved(tmp_path):
+def test_a_staged_folder_is_hidden_until_it_is_moved(tmp_path, monkeypatch):
+    synced: list = []
+    monkeypatch.setattr(files, "sync_folder", synced.append)
     parent = tmp_path / "models" / "net"
     with files.staged_folder(parent) as staged:
         assert staged.parent == parent
@@ -101,6 +104,7 @@ def test_a_staged_folder_is_hidden_until_it_is_moved(tmp_path):
         (staged / "sub").mkdir()
         (staged / "sub" / "a.txt").write_text("text")
         files.move_folder(staged, parent / "1")
+    assert synced == [staged, staged / "sub", parent]
     assert names(parent) == ["1"]
     assert (parent / "1" / "sub" / "a.txt").read_text() == "text"
 
@@ -135,3 +139,11 @@ def test_a_place_that_is_taken_or_full(tmp_path, monkeypatch):
             files.move_folder(staged, tmp_path / "2")
     assert names(tmp_path) == ["1"]
     assert (tmp_path / "1" / "a.txt").read_text() == "old"
+
+
+def test_an_empty_folder_is_not_replaced(tmp_path):
+    (tmp_path / "1").mkdir()
+    with files.staged_folder(tmp_path) as staged:
+        assert "File exists" in refusal(
+            files.move_folder, staged, tmp_path / "1"
+        )
