@@ -1,7 +1,9 @@
 """Trains a head on features that the frozen backbone computes once."""
 
+import contextlib
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +12,12 @@ import numpy as np
 
 from keras_resnet_cifar import files
 from keras_resnet_cifar.data.batches import StreamedSplit
+from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.device import jit_compile
 from keras_resnet_cifar.errors import Diverged, InputError, one_line
 from keras_resnet_cifar.evaluation.evaluate import evaluate, logits_of
 from keras_resnet_cifar.models import saving
 from keras_resnet_cifar.training import run_directory
-from keras_resnet_cifar.training.inputs import Data, as_dataset
 from keras_resnet_cifar.training.optimizers import optimizer_of
 from keras_resnet_cifar.training.recipes import Recipe
 from keras_resnet_cifar.training.train import Run, run_config
@@ -25,10 +27,12 @@ _BATCH_SIZE = 64  # of the backbone: some hundred MiB at 224x224
 
 def train_head(
     model: keras.Model,
-    data: Data,
+    data: Dataset,
     recipe: Recipe,
     output_dir: Path | None = None,
     *,
+    class_weight: dict[int, float] | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     seed: int = 0,
     resume: bool = False,
     verbose: bool = True,
@@ -37,11 +41,13 @@ def train_head(
 
     Args:
         model: A model of `build_finetuned`; its head is trained in place.
-        data: A `Dataset`, or `(images, labels)` as in `train`.
+        data: Its images in memory.
         recipe: Its augmentation, averaged weights, precision, checkpoints and
             early stopping do not apply.
         output_dir: Folder for config.json, history.csv, metrics.json and
             last.keras, which appear together when the head is trained.
+        class_weight: The weight of each class in the loss.
+        callbacks: More Keras callbacks, whose model is the head alone.
         seed: Random seed of the order of the images.
         resume: Return the run in `output_dir`, with its weights in `model`.
         verbose: Whether to print one line per epoch.
@@ -51,7 +57,6 @@ def train_head(
             holds another run.
         Diverged: The loss became infinite or NaN.
     """
-    data = as_dataset(model, data)
     if isinstance(data.train, StreamedSplit):
         raise InputError("cache_features=True needs images in memory")
     saving.check_classifier(
@@ -61,13 +66,20 @@ def train_head(
     recipe = replace(recipe, validation=len(data.validation or ()))
     config = run_config(model, data, recipe, seed, precision="float32")
     config["cache_features"] = True
+    if class_weight is not None:
+        config["class_weight"] = list(class_weight.values())
     directory = output_dir and run_directory.RunDirectory(output_dir)
     if directory and resume:
         return _read(directory, model, config)
     if directory:
         directory.check_unused()
 
-    history = _fit(model, data, recipe, seed, verbose)
+    options = {
+        "class_weight": class_weight,
+        "callbacks": [*callbacks],
+        "verbose": 2 if verbose else 0,
+    }
+    history = _fit(model, data, recipe, seed, options)
     if not np.isfinite(history["loss"]).all():
         raise Diverged("the loss of the head is not finite: try a lower rate")
     rows = [
@@ -84,7 +96,7 @@ def train_head(
     return run
 
 
-def _fit(model, data, recipe, seed, verbose):
+def _fit(model, data, recipe, seed, options):
     """Fits the head; returns the history, one list for each metric."""
     pooled = model.get_layer("head_pool").output
     backbone = keras.Model(model.input, pooled)
@@ -113,7 +125,7 @@ def _fit(model, data, recipe, seed, verbose):
         batch_size=batch_size,
         epochs=recipe.epochs,
         validation_data=data.validation and features(data.validation),
-        verbose=2 if verbose else 0,
+        **options,
     ).history
 
 
@@ -125,24 +137,27 @@ def _write(directory, run):
         run_directory.write_history(staged, run.history)
         files.write_json(staged.metrics, run.metrics)
         files.write_json(staged.config, files.with_checksum(run.config))
+        with contextlib.suppress(OSError):  # an empty folder gives way
+            directory.path.rmdir()
         files.move_folder(folder, directory.path)
 
 
 def _read(directory, model, config):
     """Reads what `_write` wrote, if it is the run of a config."""
-    held = directory.read_config()
-    run_directory.check_same(held, run_directory.binding(config))
+    saved = directory.read_config()
+    run_directory.check_same(saved, run_directory.resume_keys(config))
     model.set_weights(saving.load_model(directory.last).get_weights())
     try:
         text = directory.history.read_text(encoding="utf-8")
         rows = [
             {name: float(value) for name, value in row.items()}
+            | {"epoch": int(row["epoch"])}
             for row in csv.DictReader(text.splitlines())
         ]
         metrics = json.loads(directory.metrics.read_text(encoding="utf-8"))
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"cannot read the finished head in {directory.path} "
             f"({one_line(error)}): restore its files, or start a new run"
         ) from error
-    return Run(model, rows, metrics, held, directory.path)
+    return Run(model, rows, metrics, saved, directory.path)

@@ -1,6 +1,8 @@
 """Fine-tuning: a pretrained backbone and a new head, trained in two phases."""
 
+import contextlib
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,12 @@ from keras_resnet_cifar.finetuning.pretrained import load_backbone
 from keras_resnet_cifar.models import resnet
 from keras_resnet_cifar.models.normalization import preprocess_input
 from keras_resnet_cifar.training import run_directory
-from keras_resnet_cifar.training.inputs import Data
+from keras_resnet_cifar.training.inputs import (
+    ClassWeight,
+    Data,
+    as_dataset,
+    class_weights,
+)
 from keras_resnet_cifar.training.recipes import (
     FINETUNING,
     Recipe,
@@ -149,6 +156,8 @@ def finetune(
     recipe: str | Recipe = FINETUNING,
     output_dir: str | Path | None = None,
     *,
+    validation_data: tuple | None = None,
+    class_weight: ClassWeight = None,
     freeze: str = "none",
     head_epochs: int = 2,
     head_learning_rate: float | None = None,
@@ -158,20 +167,22 @@ def finetune(
     resume: bool = False,
     backup_every: str | int = run_directory.DEFAULT_INTERVAL,
     deterministic: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: bool = True,
     **changes: Any,
 ) -> Run:
-    """Trains the new head first, then every layer that `freeze` leaves.
+    """Trains the new head, then every layer that `freeze` does not freeze.
 
     Each phase is a run of its own by the same recipe: the head's in
     `output_dir/head`, the second in `output_dir/tuned`.
 
     Args:
         model: A model of `build_finetuned`.
-        data: A `Dataset`, or what else `train` takes.
+        data: A `Dataset`, or any other data that `train` accepts.
         recipe: A name of `RECIPES` or a `Recipe`. If it crops by
             `random_resized_crop`, the crops get the backbone's image size.
         output_dir: Folder of both phases; `None` keeps nothing.
+        validation_data, class_weight: See `train`.
         freeze: What stays frozen in the second phase, see `freeze_backbone`.
         head_epochs: Epochs of the first phase; 0 skips it.
         head_learning_rate: Its learning rate; by default the recipe's.
@@ -182,6 +193,8 @@ def finetune(
         seed: Random seed of shuffling and augmentation.
         resume: Continue the run in `output_dir`.
         backup_every, deterministic: See `train`.
+        callbacks: More Keras callbacks, for both phases. With cached features
+            their model is the head alone.
         verbose: Whether to print one line per epoch.
         **changes: Fields of the recipe to replace; `learning_rate` is that of
             the second phase.
@@ -196,6 +209,7 @@ def finetune(
         >>> model = build_finetuned("resnet50", data.num_classes)
         >>> run = finetune(model, data, output_dir="runs/ft", freeze="stage3")
     """
+    data = as_dataset(model, data, validation_data)
     recipe = get_recipe(recipe, **changes)
     if recipe.random_resized_crop:
         side = _backbone(model).input_shape[1]
@@ -203,6 +217,7 @@ def finetune(
     head_recipe = _head_recipe(recipe, head_epochs, head_learning_rate)
     phases = [("head", "all", head_recipe)] if head_epochs else []
     phases.append(("tuned", freeze, recipe))
+    weights = class_weights(class_weight, data)
     plan = {
         "recipe": recipe,
         "freeze": freeze,
@@ -210,49 +225,47 @@ def finetune(
         "head_learning_rate": head_recipe.learning_rate,
         "train_norm": train_norm,
         "cache_features": cache_features,
+        "class_weight": dict(enumerate(weights)) if weights else None,
         "seed": checked_seed(seed),
         "deterministic": deterministic,
     }
     freeze_backbone(model, freeze, train_norm)  # refuse before writing
     directory = PhasedDirectory(Path(output_dir)) if output_dir else None
-    started = _started_phases(directory, plan) if resume else []
-    if directory and not resume:
-        run_directory.RunDirectory(directory.path).check_unused()
+    planned: contextlib.AbstractContextManager = contextlib.nullcontext()
+    started = []
+    if resume:
+        plan = _plan_to_resume(directory, plan)
+        started = directory.started_phases() if directory else []
+    elif directory:
+        directory.check_unused()
+        planned = directory.planned(plan)
 
-    def write_plan(logs: Any = None) -> None:
-        if directory:
-            directory.write_plan(plan)
-
-    for name, frozen, phase_recipe in phases:
-        if name in started[:-1]:
-            continue
-        freeze_backbone(model, frozen, train_norm)
-        folder = directory.phase(name).path if directory else None
-        options: dict[str, Any] = {
-            "seed": seed,
-            "resume": name in started,
-            "verbose": verbose,
-        }
-        if cache_features and frozen == "all":
-            run = train_head(model, data, phase_recipe, folder, **options)
-            write_plan()
-            continue
-        keep_plan = keras.callbacks.LambdaCallback(on_train_begin=write_plan)
-        run = train(
-            model,
-            data,
-            phase_recipe,
-            folder,
-            backup_every=backup_every,
-            deterministic=deterministic,
-            callbacks=[keep_plan],
-            **options,
-        )
+    with planned:
+        for name, frozen, phase_recipe in phases:
+            if name in started[:-1]:
+                continue
+            freeze_backbone(model, frozen, train_norm)
+            options: dict[str, Any] = {
+                "output_dir": directory and directory.phase(name).path,
+                "class_weight": plan["class_weight"],
+                "callbacks": callbacks,
+                "seed": seed,
+                "resume": name in started,
+                "verbose": verbose,
+            }
+            if cache_features and frozen == "all":
+                run = train_head(model, data, phase_recipe, **options)
+                continue
+            options["deterministic"] = plan["deterministic"]
+            options["backup_every"] = backup_every
+            run = train(model, data, phase_recipe, **options)
     return run
 
 
 def _head_recipe(recipe, epochs, learning_rate):
-    """The recipe of the first phase, checked even if `epochs` is 0."""
+    """Returns the recipe of the first phase, checked even if it is skipped."""
+    if isinstance(epochs, int) and epochs < 0:
+        raise InputError(f"head_epochs={epochs}: must be at least 0")
     try:
         return get_recipe(
             recipe, epochs=epochs or None, learning_rate=learning_rate
@@ -261,8 +274,8 @@ def _head_recipe(recipe, epochs, learning_rate):
         raise InputError(f"head_{error}") from None
 
 
-def _started_phases(directory, plan):
-    """The phases that a run has started, if it has the same plan."""
+def _plan_to_resume(directory, plan):
+    """Returns the plan of a run, if it is resumed with the same arguments."""
     if directory is None:
         raise InputError("resume=True needs the output_dir= of a run")
 
@@ -270,6 +283,13 @@ def _started_phases(directory, plan):
         recipe = plan["recipe"]
         return plan | {"recipe": asdict(recipe), "epochs": recipe.epochs}
 
-    was = as_config(directory.read_plan())
-    run_directory.check_same(was, as_config(plan))
-    return directory.started_phases()
+    saved = {"class_weight": None, "deterministic": False}
+    saved |= directory.read_plan()
+    # As in `train`, a resumed run stays deterministic, and may become so.
+    deterministic = plan["deterministic"] or saved["deterministic"]
+    changes = as_config(plan) | {"deterministic": None}
+    run_directory.check_same(as_config(saved), changes)
+    weights = saved["class_weight"]
+    if weights is not None:
+        weights = {int(label): weight for label, weight in weights.items()}
+    return saved | {"class_weight": weights, "deterministic": deterministic}

@@ -1,13 +1,19 @@
 """A fine-tuning run on disk: its plan, and a run directory for each phase."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from keras_resnet_cifar.errors import InputError, one_line
-from keras_resnet_cifar.files import check_checksum, with_checksum, write_json
+from keras_resnet_cifar.files import (
+    check_checksum,
+    made_folder,
+    with_checksum,
+    write_json,
+)
 from keras_resnet_cifar.training.recipes import Recipe, get_recipe
 from keras_resnet_cifar.training.run_directory import RunDirectory
 
@@ -46,6 +52,36 @@ class PhasedDirectory:
                 "in another folder"
             )
         return self.phase(started[-1])
+
+    def check_unused(self) -> None:
+        """Raises `InputError` if the folder holds more than a plan."""
+        # A kill before the first phase leaves no run, but may leave hidden
+        # files and folders beside the plan.
+        if not self.path.is_dir() or any(
+            path.name != _PLAN and not path.name.startswith(".")
+            for path in self.path.iterdir()
+        ):
+            RunDirectory(self.path).check_unused()
+
+    @contextlib.contextmanager
+    def planned(self, plan: Mapping[str, Any]) -> Iterator[None]:
+        """Keeps a plan in the folder while, and once, a phase has started.
+
+        If the block raises before a phase has started, the plan is removed.
+
+        Args:
+            plan: See `write_plan`.
+
+        Raises:
+            InputError: The system refuses to write.
+        """
+        with made_folder(self.path):
+            self.write_plan(plan)
+            try:
+                yield
+            finally:
+                if not self.started_phases():
+                    (self.path / _PLAN).unlink(missing_ok=True)
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Writes the keyword arguments of `finetune` that repeat the run."""

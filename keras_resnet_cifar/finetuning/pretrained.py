@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_resnet_cifar.data.load import keras_home
 from keras_resnet_cifar.errors import InputError, one_line, unknown
@@ -51,12 +52,15 @@ def load_backbone(
     """
     if str(name).endswith(".keras"):
         if weights not in ("imagenet", None):
-            raise InputError(f"weights={str(weights)!r}: {name} has its own")
-        return _own_net(Path(name), image_size)
+            raise InputError(
+                f"weights={str(weights)!r}: {name} brings its own weights; "
+                "omit weights="
+            )
+        return _from_keras_file(Path(name), image_size)
     if name not in BACKBONES:
         raise unknown("backbone", name, [*BACKBONES, "a .keras file"])
     row, weights = BACKBONES[str(name)], str(weights)
-    side = _checked_size(image_size or IMAGE_SIZE)
+    side = _checked_size(image_size, IMAGE_SIZE)
     if weights == "hub":
         return _keras_hub_net(row, side), "torch", side
     if weights == "imagenet" and row.sha256:
@@ -73,14 +77,15 @@ def load_backbone(
     )
 
 
-def _checked_size(size: Any) -> int:
-    if not isinstance(size, int) or not 32 <= size <= 1024:
+def _checked_size(size: Any, default: int) -> int:
+    size = default if size is None else size
+    if not isinstance(size, int | np.integer) or not 32 <= size <= 1024:
         raise InputError(f"image_size={size!r}: give 32 to 1024 pixels")
-    return size
+    return int(size)
 
 
-def _own_net(path, image_size):
-    """A net of a `.keras` file up to its head, with its normalization."""
+def _from_keras_file(path, image_size):
+    """Returns the net of a `.keras` file up to its head, with normalization."""
     model = load_model(path)
     pools = [
         layer
@@ -93,16 +98,16 @@ def _own_net(path, image_size):
             " give a net of this package"
         )
     height, width = model.input_shape[1:3]
-    if height != width and not image_size:
+    if height != width and image_size is None:
         raise InputError(
             f"{path} takes {height} x {width} images: give image_size="
         )
-    side = _checked_size(image_size or height)
+    side = _checked_size(image_size, height)
     return _backbone(model.input, pools[-1].input, side), None, side
 
 
 def _application(row, weights, side):
-    """A net of keras.applications without its top."""
+    """Returns a net of keras.applications without its top."""
     if weights not in ("imagenet", "none") and not Path(weights).is_file():
         raise InputError(
             f"no weights at {weights}: give weights='imagenet', 'none' or an "
@@ -150,10 +155,10 @@ def _keras_hub_net(row, side):
             "install keras-hub if it is missing, or give weights='imagenet', "
             "'none' or a file"
         ) from error
-    return _backbone(net.input, net.output, side, _name_as_ours)
+    return _backbone(net.input, net.output, side, _rename_layer)
 
 
-def _name_as_ours(layer, config):
+def _rename_layer(layer, config):
     """Renames a layer of KerasHub's ResNets as in `build_resnet`."""
     name = layer.name.replace("conv1_", "stem_")
     match = re.fullmatch(r"stack(\d)_block(\d+)_(\d)_(conv|bn)", name)
@@ -165,19 +170,19 @@ def _name_as_ours(layer, config):
 
 
 def _headless(model, side):
-    """A net of `build_resnet` between its normalization and its head."""
+    """Returns a `build_resnet` net between its normalization and its head."""
     first = model.get_layer("normalization").output
     return _backbone(first, model.get_layer("head_pool").input, side)
 
 
 def _backbone(inputs, features, side, change=None):
-    """A copy of the net between two tensors, for square images."""
+    """Returns a copy of the net between two tensors, for square images."""
     part = keras.Model(inputs, features, name="backbone")
     return clone_with(part, change, inputs=keras.Input((side, side, 3)))
 
 
 def _torchvision_file(row):
-    """Path of torchvision's weights, in torch's cache or in Keras's."""
+    """Returns the path of torchvision's weights, cached by torch or Keras."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     torch_home = os.environ.get("TORCH_HOME") or Path(cache, "torch")
     path = Path(torch_home, "hub", "checkpoints", row.file)

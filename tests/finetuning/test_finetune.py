@@ -192,7 +192,13 @@ def test_each_phase_is_backed_up_and_repeated_as_asked(
         finetuning, "train", lambda *_, **options: given.append(options)
     )
     options = {"backup_every": "30s", "deterministic": True}
+    options |= {"callbacks": [keras.callbacks.Callback()]}
+    weights = {label: 2.0 if label else 1.0 for label in range(10)}
+    options["class_weight"] = weights
     start(tmp_path / "run", cache_features=False, **options)
+    for each in given:
+        assert each["class_weight"] == weights
+        assert each["callbacks"] == options["callbacks"]
     assert [each["backup_every"] for each in given] == ["30s", "30s"]
     assert all(each["deterministic"] for each in given)
 
@@ -204,7 +210,7 @@ def test_cached_features_train_the_same_head(start, before, tmp_path):
     plain = {"flip": False, "random_resized_crop": 0, "label_smoothing": 0.1}
     # One batch of all images: no order to differ in.
     options = HEAD_ONLY | plain | {"batch_size": 256, "epochs": 3}
-    options["validate"] = False
+    options |= {"validate": False, "class_weight": {0: 5.0, 3: 0.5}}
     ends = []
     for cached in (False, True):
         run = start(tmp_path / f"{cached}", cache_features=cached, **options)
@@ -215,6 +221,7 @@ def test_cached_features_train_the_same_head(start, before, tmp_path):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
     again = start(tmp_path / "True", resume=True, **options)
     assert again.history == run.history
+    assert all(isinstance(row["epoch"], int) for row in again.history)
     assert again.metrics == run.metrics
 
 
@@ -233,7 +240,15 @@ def test_cached_features_need_images_in_memory(own_net, tiny_data):
         verbose=False,
         **HEAD_ONLY,
     )
-    assert [row["epoch"] for row in finetuned(arrays).history] == [1]
+    seen = []
+    callback = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(epoch)
+    )
+    (row,) = finetuned(
+        arrays, validation_data=arrays, callbacks=[callback]
+    ).history
+    assert (row["epoch"], seen) == (1, [0])
+    assert "val_accuracy" in row
     assert "images in memory" in refusal(finetuned, Stream())
 
 
@@ -264,14 +279,46 @@ def test_a_resumed_run_ends_as_if_it_was_never_stopped(start, finished, copy):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.slow
-def test_the_plan_is_there_once_a_phase_is(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetuning, "train", interrupted)
+@pytest.mark.parametrize("cache_features", [False, True])
+def test_the_plan_is_there_before_a_phase_is(
+    cache_features, start, tmp_path, monkeypatch
+):
+    directory = PhasedDirectory(tmp_path / "run")
+
+    def begin(*_, **options):
+        assert directory.read_plan()["freeze"] == "stage2"
+        raise Interrupt
+
+    monkeypatch.setattr(finetuning, "train", begin)
+    monkeypatch.setattr(finetuning, "train_head", begin)
     with pytest.raises(Interrupt):
-        start(tmp_path)
+        start(directory.path, cache_features=cache_features)
+    assert not directory.path.exists()
+
+
+def test_a_folder_with_nothing_but_a_plan_is_unused(tmp_path):
+    """As a kill before the first phase leaves it."""
     directory = PhasedDirectory(tmp_path)
-    assert directory.started_phases() == ["head"]
-    assert directory.read_plan()["freeze"] == "stage2"
+    directory.write_plan({"recipe": get_recipe("paper")})
+    (tmp_path / ".0123abcd-finetune.json").touch()
+    (tmp_path / ".0123abcd").mkdir()
+    directory.check_unused()
+    (tmp_path / "notes.txt").touch()
+    assert "not empty" in refusal(directory.check_unused)
+
+
+def test_a_run_that_began_deterministic_stays_so(
+    start, finished, copy, monkeypatch
+):
+    directory = PhasedDirectory(copy)
+    directory.write_plan(directory.read_plan() | {"deterministic": True})
+    shutil.rmtree(copy / "tuned")
+    given = {}
+    monkeypatch.setattr(
+        finetuning, "train", lambda *_, **options: given.update(options)
+    )
+    start(copy, resume=True)
+    assert given["deterministic"]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +332,7 @@ def test_the_plan_is_there_once_a_phase_is(start, tmp_path, monkeypatch):
         ({"train_norm": True}, "train_norm was False, now True"),
         ({"cache_features": False}, "cache_features was True, now False"),
         ({"seed": 1}, "seed was 0, now 1"),
-        ({"deterministic": True}, "deterministic was False, now True"),
+        ({"class_weight": {0: 2.0}}, "class_weight.0 was None, now 2.0"),
     ],
 )
 def test_a_run_is_resumed_as_it_began(start, finished, options, part):
@@ -314,7 +361,7 @@ def test_a_head_is_resumed_with_the_net_it_belongs_to(
     ("options", "part"),
     [
         ({"resume": True}, "output_dir"),
-        ({"head_epochs": -1}, "head_epochs=-1"),
+        ({"head_epochs": -1}, "head_epochs=-1: must be at least 0"),
         ({"head_epochs": 1.5}, "head_epochs=1.5"),
         ({"head_learning_rate": -1.0}, "head_learning_rate=-1.0"),
         ({"head_epochs": 0, "head_learning_rate": -1.0}, "head_learning_rate"),

@@ -204,7 +204,7 @@ def test_own_net_brings_its_weights_and_normalization(own_net):
 
 
 def test_own_net_at_another_size(own_net):
-    model = build_finetuned(own_net, 5, image_size=48)
+    model = build_finetuned(own_net, 5, image_size=np.int64(48))
     assert model.input_shape == (None, 32, 32, 3)
     assert model.get_layer("backbone").input_shape == (None, 48, 48, 3)
 
@@ -282,13 +282,14 @@ def test_a_copy_in_the_cache_of_torch_is_taken(downloads, tmp_path):
     [
         ("resnet19", {}, "resnet18"),
         ("nowhere.keras", {}, "no model at"),
-        ("nowhere.keras", {"weights": "none"}, "has its own"),
+        ("nowhere.keras", {"weights": "none"}, "omit weights="),
         ("resnet18", {"weights": "imagnet"}, "'imagenet', 'none'"),
         ("resnet50", {"weights": "nowhere.h5"}, "no weights at nowhere.h5"),
         ("resnet18", {"weights": "nowhere.pth"}, "no checkpoint at"),
         ("resnet50v2", {"weights": "some.pth"}, "no PyTorch checkpoints"),
         ("resnet34", {"weights": "hub"}, "KerasHub has no resnet34"),
         ("resnet18", {"weights": "none", "image_size": 16}, "32 to 1024"),
+        ("resnet18", {"weights": "none", "image_size": 0}, "image_size=0"),
         ("resnet18", {"weights": "none", "freeze": "stage9"}, "stage4"),
         ("resnet18", {"num_classes": 0}, "num_classes"),
     ],
