@@ -167,7 +167,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
     os.mkfifo(place)
     assert "data_batch_2.bin is missing" in refusal(read_cifar10, tmp_path)
     os.mkfifo(tmp_path / "a.png")
-    assert "no file" in refusal(read_image, tmp_path / "a.png", (32, 32))
+    assert "not a file" in refusal(read_image, tmp_path / "a.png", (32, 32))
 
 
 # --- Archives and bombs

@@ -230,7 +230,6 @@ def _stages_of_depth(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _no_such_depth(depth: int, block: str) -> InputError:
-    """Returns the error for a depth that no net has, with its neighbors."""
     step = 3 * BLOCKS[block]
     suffix = "" if block == "basic" else "-bottleneck"
     center = max(depth, step + 2)

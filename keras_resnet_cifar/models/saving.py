@@ -22,7 +22,7 @@ def load_model(path: str | Path) -> keras.Model:
         check_zip(path)
     except InputError as error:
         raise InputError(
-            f"{path} is damaged, or no .keras file ({error}): name another"
+            f"{path} is damaged or not a .keras file ({error}): name another"
         ) from error
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -67,8 +67,8 @@ def check_classifier(
     outputs = _shape(model, "output_shape")
     if len(inputs) != 4 or inputs[3] != 3 or len(outputs) != 2:
         raise InputError(
-            f"{name} is no classifier of images: give a built Keras model from "
-            "[N, H, W, 3] to [N, classes]"
+            f"{name} is not a classifier of images: give a built Keras model "
+            "from [N, H, W, 3] to [N, classes]"
         )
     shape = inputs[1:] if image_shape is None else tuple(image_shape)
     sides = zip(inputs[1:], shape, strict=True)

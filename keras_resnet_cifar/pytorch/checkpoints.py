@@ -3,7 +3,7 @@
 A checkpoint must match the model of `build_resnet` to the last tensor.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ _TENSORS: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {
 _SHOWN = 12  # names in an error, before "and ... more"
 
 
-class _Misfit(Exception):
+class CheckpointMismatch(Exception):
     """Tensors and model do not match; the message lists where."""
 
 
@@ -80,7 +80,16 @@ def load_torch_checkpoint(
     try:
         net, num_classes = _describe(tensors, scheme)
         if expected not in (None, net):
-            raise _another(path, net, expected)
+            differences = [
+                f"{field} is {value!r}, not {vars(expected)[field]!r}"
+                for field, value in vars(net).items()
+                if value != vars(expected)[field]
+            ]
+            raise InputError(
+                f"{path} holds {net.name}, not {expected.name}: "
+                f"{'; '.join(differences)}; omit arch={expected.name!r} to "
+                "load it"
+            )
         if normalization is None:
             normalization = scheme.default_normalization(net.stem, num_classes)
         model = build_resnet(
@@ -88,10 +97,10 @@ def load_torch_checkpoint(
         )
         variables = _variables(model, scheme)
         _check(tensors, variables)
-    except _Misfit as misfit:
+    except CheckpointMismatch as mismatch:
         raise InputError(
             f"{path} holds no whole ResNet of the scheme {scheme.name}: "
-            f"{misfit}"
+            f"{mismatch}"
         ) from None
     for name, (variable, axes) in variables.items():
         variable.assign(np.transpose(tensors[name], axes))
@@ -114,35 +123,19 @@ def save_torch_checkpoint(
 
     Raises:
         InputError: The scheme is unknown or has no such nets (the message
-            names those that have), or the file cannot be written.
+            names those with as many stages), or the file cannot be written.
     """
     try:
         tensors = _state_dict(model, get_scheme(scheme))
-    except _Misfit as misfit:
-        fitting = [name for name in SCHEMES if _fits(model, SCHEMES[name])]
+    except CheckpointMismatch as mismatch:
+        names = {layer.name.partition("_")[0] for layer in leaf_layers(model)}
+        stages = sum(name.startswith("stage") for name in names)
+        others = [s for s, row in SCHEMES.items() if len(row.stages) == stages]
         raise InputError(
-            f"the scheme {scheme} has no nets like {model.name} ({misfit}): "
-            + (
-                f"use {' or '.join(fitting)}"
-                if fitting
-                else "nor has any other"
-            )
+            f"the scheme {scheme} has no nets like {model.name} ({mismatch}); "
+            f"schemes of {stages} stages: {', '.join(others) or 'none'}"
         ) from None
     write_tensors(tensors, path)
-
-
-def _another(
-    path: Any, net: Architecture, expected: Architecture
-) -> InputError:
-    differences = [
-        f"{field} is {value!r}, not {vars(expected)[field]!r}"
-        for field, value in vars(net).items()
-        if value != vars(expected)[field]
-    ]
-    return InputError(
-        f"{path} holds {net.name}, not {expected.name}: "
-        f"{'; '.join(differences)}; omit arch={expected.name!r} to load it"
-    )
 
 
 def _describe(
@@ -165,8 +158,7 @@ def _describe(
         for layer in scheme.essential
         if layer not in shapes
     ]
-    if missing or misshapen:
-        raise _Misfit(_summary(missing=missing, misshapen=misshapen))
+    _refuse(missing=missing, misshapen=misshapen)
     numbers = range(1, len(scheme.stages) + 1)
     blocks = {tuple(layer.split("_")[:2]) for layer in shapes}
     bottleneck = "stage1_block0_conv3" in shapes
@@ -185,13 +177,15 @@ def _describe(
             stem="imagenet" if seven else "cifar",
         )
     except InputError as error:
-        raise _Misfit(str(error)) from error
+        raise CheckpointMismatch(str(error)) from error
     # Before it is built: it could fill the memory. Each block has a 3x3
     # convolution from its width to its width.
     stages = zip(net.stage_blocks, net.widths, strict=True)
     needed = sum(9 * count * width**2 for count, width in stages)
     if needed > sum(tensor.size for tensor in tensors.values()):
-        raise _Misfit(f"a net of widths {net.widths} has more weights")
+        raise CheckpointMismatch(
+            f"a net of widths {net.widths} has more weights"
+        )
     return net, shapes["head_dense"][0]
 
 
@@ -199,7 +193,7 @@ def _shortcut(shapes: dict[str, tuple[int, ...]], scheme: Scheme) -> str:
     for layer, shape in shapes.items():
         if layer.endswith("shortcut_conv"):
             return "conv3x3" if shape[2] == 3 else "projection"
-    # Where the identity is no option, the projections are found missing.
+    # Where the identity is not an option, `_check` reports what is missing.
     return "identity" if scheme.identity else "projection"
 
 
@@ -219,20 +213,17 @@ def _variables(model: keras.Model, scheme: Scheme) -> dict[str, tuple]:
                 variables[tensor] = (getattr(layer, variable), axes)
         elif layer.weights:
             unnamed.append(layer.name)
-    if unnamed:
-        raise _Misfit(f"it has no names for {_listed(unnamed)}")
+    _refuse(unnamed=unnamed)
     return variables
 
 
-def _counters(variables: Iterable[str]) -> list[str]:
-    """Returns the names of BatchNorm's step counters, which we do not have."""
-    ending = "running_var"
-    norms = [n.removesuffix(ending) for n in variables if n.endswith(ending)]
-    return [norm + "num_batches_tracked" for norm in norms]
+def _counter(name: str) -> str:
+    """Returns the name of the step counter beside a BatchNorm's variance."""
+    return name.replace("running_var", "num_batches_tracked")
 
 
 def _check(tensors: dict[str, np.ndarray], variables: dict[str, tuple]) -> None:
-    """Raises `_Misfit` unless the tensors are those of the variables."""
+    """Raises `CheckpointMismatch` unless tensors and variables agree."""
     misshapen, damaged = [], []
     for name in (name for name in variables if name in tensors):
         tensor, (variable, axes) = tensors[name], variables[name]
@@ -245,48 +236,42 @@ def _check(tensors: dict[str, np.ndarray], variables: dict[str, tuple]) -> None:
         # Not all formats have checksums, so implausible numbers are refused.
         elif not np.isfinite(tensor).all() or (variance and tensor.min() < 0):
             damaged.append(name)
-    known = {*variables, *_counters(variables)}
-    summary = _summary(
+    known = {*variables, *map(_counter, variables)}
+    _refuse(
         missing=[name for name in variables if name not in tensors],
         unexpected=[name for name in tensors if name not in known],
         misshapen=misshapen,
         damaged=damaged,
     )
-    if summary:
-        raise _Misfit(summary)
 
 
 def _state_dict(model: keras.Model, scheme: Scheme) -> dict[str, np.ndarray]:
     """Returns the model's weights by their names in a scheme.
 
-    Raises `_Misfit` unless reading them back builds the same net.
+    Raises `CheckpointMismatch` unless reading them back builds the same net.
     """
     variables = _variables(model, scheme)
     tensors = {}
     for name, (variable, axes) in variables.items():
         array = keras.ops.convert_to_numpy(variable).astype("float32")
         tensors[name] = np.transpose(array, np.argsort(axes))
-    for name in _counters(variables):
-        tensors[name] = np.zeros((), "int64")
+        if name.endswith("running_var"):
+            tensors[_counter(name)] = np.zeros((), "int64")
     net, num_classes = _describe(tensors, scheme)
     again = build_resnet(**vars(net), num_classes=num_classes)
     _check(tensors, _variables(again, scheme))
     return tensors
 
 
-def _fits(model: keras.Model, scheme: Scheme) -> bool:
-    try:
-        return bool(_state_dict(model, scheme))
-    except _Misfit:
-        return False
-
-
-def _summary(**lists: list[str]) -> str:
-    return "; ".join(
+def _refuse(**faults: list[str]) -> None:
+    """Raises `CheckpointMismatch` if any of the lists has names."""
+    summary = "; ".join(
         f"{len(names)} {kind}: {_listed(names)}"
-        for kind, names in lists.items()
+        for kind, names in faults.items()
         if names
     )
+    if summary:
+        raise CheckpointMismatch(summary)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -63,8 +63,8 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             )
         if not isinstance(value, np.ndarray):
             raise InputError(
-                f"{path}: {name} is no tensor but {type(value).__name__}: save "
-                "a state_dict in PyTorch"
+                f"{path}: {name} is not a tensor but {type(value).__name__}: "
+                "save a state_dict in PyTorch"
             )
         tensors[name] = value
     return tensors
@@ -105,7 +105,7 @@ def check_suffix(path: str | Path) -> None:
     """Raises `InputError` unless a path ends like a checkpoint."""
     if Path(path).suffix not in FORMATS:
         raise InputError(
-            f"{path} is no checkpoint by its name: use one that ends in "
+            f"{path} is not a checkpoint by its name: use one that ends in "
             f"{', '.join(FORMATS)}"
         )
 
@@ -164,7 +164,6 @@ def _as_arrays(torch: Any, value: Any) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    """Returns the error for a file that `torch.load` refuses."""
     wanted = re.search(r"(?:GLOBAL|global) ['\"]?([\w.]+)", str(error))
     if wanted:
         return InputError(
@@ -174,7 +173,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     reason = one_line(error).split(". ")[0][:120]
     return InputError(
         f"cannot read {path} as a PyTorch checkpoint ({reason}): it is "
-        "damaged, or no checkpoint of tensors"
+        "damaged or not a checkpoint of tensors"
     )
 
 

@@ -1,4 +1,4 @@
-"""Saved models load with Keras alone; what is no classifier is refused."""
+"""Saved models load with Keras alone; what is not a classifier is refused."""
 
 import os
 import subprocess
@@ -110,7 +110,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
     assert f"{path} is damaged" in refusal(load_model, path)
     inputs = keras.Input((4,))
     keras.Model(inputs, inputs).save(path)
-    assert f"{path} is no classifier of images" in refusal(load_model, path)
+    assert f"{path} is not a classifier of images" in refusal(load_model, path)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
     [
         ({"classes": 100}, ["10 outputs", "num_classes=100"]),
         ({"image_shape": (16, 16, 3)}, ["input_shape=(16, 16, 3)"]),
-        ({"model": "resnet20"}, ["resnet20 is no classifier"]),
+        ({"model": "resnet20"}, ["resnet20 is not a classifier"]),
         ({"classes": 3, "name": "runs/a"}, ["runs/a has 10 outputs"]),
     ],
 )
