@@ -281,7 +281,7 @@ def test_other_things_that_do_not_fit(tiny_model, tiny_data):
         quietly(tiny_model(activation="softmax"), tiny_data)
     with pytest.raises(InputError, match="input_shape"):
         quietly(tiny_model(input_shape=(64, 64, 3)), tiny_data)
-    with pytest.raises(InputError, match="no classifier of images"):
+    with pytest.raises(InputError, match="not a classifier of images"):
         quietly(keras.Sequential(), tiny_data)
     with pytest.raises(InputError, match=r"data is str: give a Dataset"):
         quietly(tiny_model(), "cifar10")
