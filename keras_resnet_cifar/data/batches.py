@@ -1,4 +1,4 @@
-"""Batches of the train split, as `fit` takes them."""
+"""Batches of the train split, in the form that `fit` takes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 class ShuffledBatches(keras.utils.PyDataset):
-    """Batches of a split in memory, in another order in each epoch.
+    """Batches of a split in memory, in a new order in each epoch.
 
     The order is a function of `(seed, epoch)` alone, so that a resumed run
-    sees the batches it would have seen, on any backend. Each epoch drops the
-    images that fill no batch, other ones each time: all steps have one shape
-    and one compilation.
+    sees the same batches as an uninterrupted one, on any backend. Each epoch
+    drops the images that do not fill a batch, different ones each time: all
+    steps have one shape and one compilation.
 
     A batch is `(uint8 [B, H, W, C], float32 [B, classes])`. Where the images
-    are resident on the device (see `ResidentSplit`), it is the number of the
-    step instead, int32 `[1]`.
+    are resident on the device (see `ResidentSplit`), it is the step number
+    instead, int32 `[1]`.
 
     Args:
         split: A `Split`.
@@ -42,7 +42,7 @@ class ShuffledBatches(keras.utils.PyDataset):
 
     Attributes:
         steps: Steps of a whole epoch.
-        start: Step at which a resumed epoch goes on.
+        start: Step at which a resumed epoch continues.
         resident: Whether the images are kept on the device.
         exact: Whether an epoch can be resumed in the middle.
 
@@ -92,10 +92,10 @@ class ShuffledBatches(keras.utils.PyDataset):
     def source(self) -> Any:
         """Returns what `fit` iterates over in an epoch.
 
-        TensorFlow counts the steps of resident images by itself; Keras would
-        call Python for each. Without autotuning, whose thread sleeps on when
-        an iterator ends (TensorFlow 2.21): after a pause, as for validation,
-        the next epoch began late.
+        With resident images TensorFlow counts the steps itself, as Keras would
+        call Python for each. Autotuning is off: its thread keeps sleeping when
+        an iterator ends (TensorFlow 2.21), which delays the next epoch after a
+        pause, as for validation.
         """
         if not self.resident or keras.backend.backend() != "tensorflow":
             return self
@@ -145,7 +145,7 @@ class StreamedSplit:
     batches: Any
 
     def __len__(self) -> int:
-        """Returns the number of batches: the images are not counted."""
+        """Returns the number of batches, not of images."""
         return len(self.batches)
 
 
@@ -177,11 +177,11 @@ class StreamedBatches:
         return self.batches
 
     def describe(self) -> str:
-        """Returns one line on what cannot be had."""
+        """Returns one line on where the images are and how a run resumes."""
         return (
             "training images: streamed, not kept on the device; a stopped run "
-            "resumes from its last whole epoch, and not to the same bits "
-            "unless the stream repeats itself"
+            "resumes from its last whole epoch, to the same bits only if the "
+            "stream repeats itself"
         )
 
     def __len__(self) -> int:
