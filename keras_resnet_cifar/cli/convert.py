@@ -92,4 +92,4 @@ def _check(args: argparse.Namespace) -> None:
     if args.evaluate and args.dataset is None:
         raise InputError("--evaluate needs a --dataset, e.g. cifar10")
     if args.dataset is not None:
-        check_known(args.dataset, args.source)
+        check_known(args.dataset, args.source, args.data_dir)

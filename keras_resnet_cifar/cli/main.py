@@ -55,8 +55,8 @@ class Parser(argparse.ArgumentParser):
 
         `batch_size=64` becomes `--batch-size 64`, `data_dir=` `--data-dir`,
         `tensorboard=True` `--tensorboard`, `flip=False` `--no-flip`, and
-        `images=` `IMAGE` where that is a positional argument. Names that are no
-        option, `name=None` and calls such as `f(seed=1)` stay as they are.
+        `images=` `IMAGE` where that is a positional argument. Other
+        names, `name=None` and calls such as `f(seed=1)` stay as they are.
         """
         actions = {action.dest: action for action in self._actions}
 

@@ -93,7 +93,8 @@ def data_request(
             f"{path} {fault}: name a --dataset ({', '.join(DATASETS)}, or a "
             "folder)"
         )
-    check_known(request["name"], request.get("source"))
+    source, data_dir = request.get("source"), request.get("data_dir")
+    check_known(request["name"], source, data_dir)
     return request, same
 
 

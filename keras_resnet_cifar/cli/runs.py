@@ -68,7 +68,7 @@ def new_run(
 
     `net` is how the default directory's name begins.
     """
-    check_known(recipe.dataset, args.source)
+    check_known(recipe.dataset, args.source, args.data_dir)
     stem = f"{net}-{Path(recipe.dataset).name}-{recipe.name}"
     path = args.output_dir or _unused_directory(stem)
     RunDirectory(path).check_unused()

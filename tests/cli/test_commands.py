@@ -97,6 +97,10 @@ BAD_TRAIN = {
     "dataset": (["--dataset", "mnist"], "cifar10"),
     "recipe": (["--recipe", "papr"], "paper"),
     "source": (["--dataset", "cifar10", "--source", "ftp"], "huggingface"),
+    "needless folder": (
+        ["--dataset", "shapes", "--data-dir", "/tmp"],
+        "--data-dir /tmp is for CIFAR",
+    ),
     "epochs": (["--epochs", "0"], "--epochs 0: must be at least 1"),
     "batch": (["--batch-size", "-1"], "--batch-size -1"),
     "batch too large": ([TINY, "--batch-size", "99999"], "--batch-size 99999"),
