@@ -66,7 +66,10 @@ def _scenes(labels, rng):
     colour = (ground + _uniform(rng, 0.25, 0.75, n, 3)) % 1
     image = _paint(image, _gradient(colour, 0.2, rng), _figure(labels, rng))
     image = _paint(image, _near(ground, rng), _line(n, rng))
-    image = image + _noise(image.shape, rng)
+    # Triangular noise, of another strength for each image.
+    strength = _uniform(rng, 0.02, 0.15, n, 1, 1, 1)
+    grain = rng.random(image.shape, "float32")
+    image = image + strength * (grain - rng.random(image.shape, "float32"))
     return np.rint(np.clip(image, 0, 1) * 255).astype("uint8")
 
 
@@ -124,13 +127,6 @@ def _figure(labels, rng, centre=None, scale=(8.5, 13)):
         chosen = labels == label
         distance[chosen] = function(x[chosen], y[chosen])
     return _opacity(distance * scale[:, None, None])
-
-
-def _noise(shape, rng):
-    strength = _uniform(rng, 0.02, 0.15, shape[0], 1, 1, 1)
-    # Triangular, of another strength for each image.
-    grain = rng.random(shape, "float32") - rng.random(shape, "float32")
-    return strength * grain
 
 
 # Geometry.
