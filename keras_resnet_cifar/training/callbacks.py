@@ -51,9 +51,16 @@ class StopOnDivergence(keras.callbacks.Callback):
 
     `keras.callbacks.TerminateOnNaN` waits for each step under JAX, and does
     not report the step.
+
+    Args:
+        advice: What to try, and what has been kept.
     """
 
     async_safe = True
+
+    def __init__(self, advice: str):
+        super().__init__()
+        self.advice = advice
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         if logs and not np.isfinite(logs["loss"]):
@@ -64,11 +71,9 @@ class StopOnDivergence(keras.callbacks.Callback):
         if logs and not np.isfinite(logs["loss"]):
             steps = self.model.steps_per_epoch
             step = int(self.model.steps_finite) - epoch * steps + 1
-            weights = f"after epoch {epoch}" if epoch else "before training"
             raise Diverged(
                 f"the loss is {logs['loss']} from step {step} of epoch "
-                f"{epoch + 1}: try a lower learning rate or "
-                f"precision='float32'; last.keras holds the weights {weights}"
+                f"{epoch + 1}: {self.advice}"
             )
 
 

@@ -153,10 +153,10 @@ def check_length(
     )
     if not np.array_equal(before, after):
         raise InputError(
-            f"epochs was {epochs}, now {recipe.epochs}: the rates of the "
+            f"epochs={recipe.epochs}, which was {epochs}: the rates of the "
             f"{recipe.schedule[0]} schedule depend on it, and {steps_done} "
-            "steps were done with others; resume without changing the number, "
-            "or start a new run"
+            "steps have used the old ones; resume without the change, or start "
+            "a new run"
         )
 
 

@@ -16,6 +16,7 @@ from keras_resnet_cifar.data.batches import (
 from keras_resnet_cifar.data.load import Dataset, Split
 from keras_resnet_cifar.data.verification import fingerprint
 from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.models.saving import check_classifier
 from keras_resnet_cifar.training.recipes import Recipe
 
 Data = Any  # a Dataset, (images, labels), a tf.data.Dataset or a PyDataset
@@ -43,6 +44,7 @@ def as_dataset(
                 "its own, load_dataset(..., validation=5000)"
             )
         return data
+    check_classifier(model)
     classes = model.output_shape[-1]
     train: Any
     fingerprints = {}
@@ -50,7 +52,7 @@ def as_dataset(
         name, train = "arrays", _split("data", data, classes)
         fingerprints["train"] = fingerprint(train.images, train.labels)
     else:
-        name, train = "stream", _stream(data)
+        name, train = "stream", _stream(data, classes)
     validation = None
     if validation_data is not None:
         validation = _split("validation_data", validation_data, classes)
@@ -68,41 +70,54 @@ def as_dataset(
 
 
 def _split(name, arrays, classes):
+    """Returns the `Split` of arrays, if they can be trained on."""
     try:
         images, labels = (np.asarray(array) for array in arrays)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{name}: give (images, labels) as arrays ({one_line(error)})"
         ) from error
+    if (
+        images.ndim != 4
+        or images.shape[3] != 3
+        or images.dtype.kind not in "uif"
+    ):
+        raise InputError(
+            f"{name}: images are {images.dtype} {images.shape}; give numbers "
+            "[N, H, W, 3] from 0 to 255"
+        )
+    if images.dtype.kind == "f":
+        images = images.astype("float32")
+        if not np.isfinite(images).all():
+            raise InputError(f"{name}: images are not finite; remove these")
+        if images.size and images.max() <= 1:
+            raise InputError(
+                f"{name}: images are floats up to {images.max():.3g}, and the "
+                "model takes 0 to 255: multiply them by 255"
+            )
     if labels.ndim == 2 and labels.shape[1] == classes > 1:
         if not ((labels == 0) | (labels == 1)).all():
             raise InputError(f"{name}: give labels [N], or one-hot rows")
         labels = labels.argmax(1)
-    labels = labels.reshape(len(labels), -1)[:, 0] if labels.size else labels
-    if images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or len(labels) != len(images) or not len(images):
         raise InputError(
             f"{name}: images are {images.shape} and labels {labels.shape}; "
-            "give images [N, H, W, 3] and one label for each"
+            "give at least one image, and one label for each"
         )
-    if (
-        labels.dtype.kind not in "iu"
-        or not 0 <= labels.min(initial=0) <= labels.max(initial=0) < classes
+    if labels.dtype.kind not in "iu" or not (
+        0 <= labels.min() <= labels.max() < classes
     ):
         raise InputError(
             f"{name}: labels must be whole numbers from 0 to {classes - 1}, "
             "one class for each output of the model"
         )
-    if images.dtype.kind == "f":
-        images = images.astype("float32")
-    if images.dtype.kind == "f" and len(images) and images.max() <= 1:
-        raise InputError(
-            f"{name}: images are floats up to {images.max():.3g}, and the "
-            "model takes 0 to 255: multiply them by 255"
-        )
     return Split(images, labels)
 
 
-def _stream(data):
+def _stream(data, classes):
+    """Returns a stream as a split, if its first batch can be trained on."""
     if not isinstance(data, keras.utils.PyDataset) and not hasattr(
         data, "element_spec"
     ):
@@ -114,11 +129,16 @@ def _stream(data):
         steps = len(data)
     except TypeError as error:
         raise InputError(
-            "data: its length is not known; give it one with "
-            "tf.data.experimental.assert_cardinality"
+            "data: its length is not known; give it one with take(n) or "
+            "tf.data.experimental.assert_cardinality(n)"
         ) from error
     if steps < 1:
         raise InputError("data holds no batch: give at least one")
+    is_keras = isinstance(data, keras.utils.PyDataset)
+    batch = data[0] if is_keras else next(iter(data))
+    if not isinstance(batch, tuple) or len(batch) not in (2, 3):
+        raise InputError("data: give batches (images, labels)")
+    _split("the first batch of data", batch[:2], classes)
     return StreamedSplit(data)
 
 
@@ -161,7 +181,7 @@ def class_weights(
     classes = data.num_classes
     if class_weight is None:
         return None
-    if class_weight == "balanced":
+    if isinstance(class_weight, str) and class_weight == "balanced":
         if isinstance(data.train, StreamedSplit):
             raise InputError(
                 "class_weight='balanced' needs labels in memory: give a dict, "

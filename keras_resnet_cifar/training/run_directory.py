@@ -255,15 +255,21 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     """
     old, new = _flat(config), _flat(changes)
     different = [
-        f"{key.removeprefix('recipe.')} was {old.get(key)!r}, now {value!r}"
+        f"{_argument(key)}={value!r}, which was {old.get(key)!r}"
         for key, value in new.items()
         if value is not None and key != _MAY_CHANGE and value != old.get(key)
     ]
     if different:
         raise InputError(
-            f"cannot resume with another config: {'; '.join(different[:3])}; "
-            "resume without these changes, or start a new run in another folder"
+            f"cannot resume with {', '.join(different[:3])}: resume without "
+            "the change, or start a new run in another folder"
         )
+
+
+def _argument(key):
+    """Returns the argument of `train` that an entry of a config is."""
+    named = {"recipe.name": "recipe", "dataset.name": "dataset"}
+    return named.get(key, key.removeprefix("recipe."))
 
 
 def identity(config: Mapping[str, Any]) -> str:

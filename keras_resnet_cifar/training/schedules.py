@@ -10,6 +10,7 @@ Example:
     model.compile(krc.CoupledSGD(schedule), ...)
 """
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,8 +40,8 @@ class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
         warmup_factor: float = 0.1,
     ):
         super().__init__()
-        self.learning_rate = learning_rate
-        self.warmup_steps = warmup_steps
+        self.learning_rate = _positive("learning_rate", learning_rate, 0)
+        self.warmup_steps = _positive("warmup_steps", warmup_steps, 0)
         self.warmup_factor = warmup_factor
 
     def factor(self, step: Any, math: Any) -> Any:
@@ -209,12 +210,12 @@ class OneCycle(_Schedule):
 
 
 def _share(name, value):
-    if not 0 <= value <= 1:
+    if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
         raise InputError(f"{name}={value}: give fractions of the run, 0 to 1")
     return value
 
 
-def _positive(name, value):
-    if value < 1:
-        raise InputError(f"{name}={value}: give 1 or more")
+def _positive(name, value, least=1):
+    if not isinstance(value, numbers.Real) or not value >= least:
+        raise InputError(f"{name}={value!r}: give {least} or more")
     return value

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from keras.callbacks import Callback
 
 from keras_resnet_cifar.data import augmentation
 from keras_resnet_cifar.data.batches import StreamedSplit
@@ -61,6 +62,8 @@ from keras_resnet_cifar.training.run_directory import (
     versions,
 )
 
+Callbacks = Sequence[keras.callbacks.Callback] | keras.callbacks.Callback | None
+
 
 @dataclass(frozen=True)
 class Run:
@@ -97,7 +100,7 @@ def train(
     resume: bool = False,
     backup_every: str | int = DEFAULT_INTERVAL,
     deterministic: bool = False,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    callbacks: Sequence[Callback] | Callback | None = (),
     tensorboard: bool = False,
     verbose: bool = True,
     **changes: Any,
@@ -156,7 +159,10 @@ def train(
         >>> run.metrics["last"]["test"]["top1"]
     """
     # Set up.
-    _check_callbacks(callbacks)
+    callbacks = _checked_callbacks(callbacks)
+    for name in ("arch", "dataset", "normalization"):
+        if name in changes:
+            raise InputError(f"{name}= is fixed by the model and the data")
     data = as_dataset(model, data, validation_data)
     recipe = _as_applied(get_recipe(recipe, **changes), model, data)
     seed = checked_seed(seed)
@@ -212,7 +218,7 @@ def train(
         # Fit, evaluate, write.
         callback_list = [
             cb.BeginEpoch(feed, schedule),
-            cb.StopOnDivergence(),
+            cb.StopOnDivergence(_advice(precision, directory)),
             cb.EpochStatistics(feed, schedule),
             cb.RecordEpoch(rows, directory),
             early_stop,
@@ -290,8 +296,9 @@ def _as_applied(recipe: Recipe, model: keras.Model, data: Dataset) -> Recipe:
         )
     if recipe.patience and data.validation is None:
         raise InputError(
-            f"patience={recipe.patience} needs a validation split: hold one "
-            "out, validation=5000, or train with patience=0"
+            f"patience={recipe.patience} needs a validation split: give "
+            "validation_data=, load_dataset(..., validation=5000), or train "
+            "with patience=0"
         )
     return replace(
         recipe,
@@ -301,18 +308,32 @@ def _as_applied(recipe: Recipe, model: keras.Model, data: Dataset) -> Recipe:
     )
 
 
-def _check_callbacks(callbacks):
+def _advice(precision, directory):
+    """Returns what to try when the loss is not finite, and what is kept."""
+    other = "" if precision == "float32" else " or precision='float32'"
+    kept = "; last.keras holds the weights before" if directory else ""
+    return f"try a lower learning_rate={other}{kept}"
+
+
+def _checked_callbacks(callbacks):
+    callbacks = keras.tree.flatten(callbacks or [])
     refused = (
         keras.callbacks.LearningRateScheduler,
         keras.callbacks.ReduceLROnPlateau,
     )
     for callback in callbacks:
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise InputError(
+                f"callbacks= holds {callback!r}: give instances of "
+                "keras.callbacks.Callback"
+            )
         if isinstance(callback, refused):
             raise InputError(
                 f"{type(callback).__name__} cannot set the rate, which the "
                 "recipe sets at each step: give schedule= or learning_rate= "
                 "instead, or use plain fit with one of krc.schedules"
             )
+    return callbacks
 
 
 def _tensorboard(output_dir):

@@ -172,11 +172,28 @@ class TrainingModel(keras.Model):
         return [layer.generator.state for layer in self._random_layers]
 
     def _augmented(self, data):
-        images, targets = self.source(data[0]) if self.source else data[:2]
-        if len(targets.shape) == 1:
-            classes = self.network.output_shape[-1]
-            targets = ops.one_hot(targets, classes, dtype="float32")
-        return self.augment(images, targets)
+        images, targets, *given = self.source(data[0]) if self.source else data
+        images, targets, *weights = self.augment(images, self._one_hot(targets))
+        weights += [w for w in given if w is not None]
+        if len(weights) == 2:
+            weights = [weights[0] * ops.cast(weights[1], "float32")]
+        return images, targets, *weights
+
+    def _one_hot(self, targets):
+        """Returns targets `[N, classes]` of these or of labels `[N]`."""
+        classes = self.network.output_shape[-1]
+        if len(targets.shape) == 2 and targets.shape[1] == classes:
+            return targets
+        labels = ops.reshape(targets, (-1,))
+        return ops.one_hot(labels, classes, dtype="float32")
+
+    def compute_loss(self, x=None, y=None, *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(x, self._one_hot(y), *args, **kwargs)
+
+    def compute_metrics(
+        self, x: Any, y: Any, *args: Any, **kwargs: Any
+    ) -> dict:
+        return super().compute_metrics(x, self._one_hot(y), *args, **kwargs)
 
     def _rate(self):
         return ops.take(self.rates, self.steps_done % self.steps_per_epoch)

@@ -128,14 +128,14 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
 
 
 OTHERS = {
-    "arch": (["--arch", "resnet20"], "arch was 'resnet8', now 'resnet20'"),
+    "arch": (["--arch", "resnet20"], "--arch resnet20, which was 'resnet8'"),
     "recipe": (["--recipe", "paper"], "now 'paper'"),
-    "field": (["--batch-size", "32"], "batch_size was 64, now 32"),
-    "flag": (["--no-flip"], "flip was True, now False"),
+    "field": (["--batch-size", "32"], "--batch-size 32, which was 64"),
+    "flag": (["--no-flip"], "--no-flip, which was True"),
     "dataset": (["--dataset", "shapes"], "now 'shapes'"),
-    "seed": (["--seed", "1"], "seed was 0, now 1"),
+    "seed": (["--seed", "1"], "--seed 1, which was 0"),
     "folder": (["--output-dir", "elsewhere"], "now 'elsewhere'"),
-    "validation": (["--validation", "0.1"], "validation was 56, now 0.1"),
+    "validation": (["--validation", "0.1"], "--validation 0.1, which was 56"),
 }
 
 
@@ -150,7 +150,7 @@ def refused(run, capfd, *arguments):
 def test_a_run_is_not_resumed_as_another(name, trained, run, capfd):
     options, word = OTHERS[name]
     err = refused(run, capfd, "train", "--resume", trained[0], *options)
-    assert "cannot resume with another config" in err
+    assert "cannot resume with " in err
     assert word in err
 
 
@@ -287,13 +287,13 @@ def test_a_fine_tuning_run_on_data_given_in_python(started, run, capfd):
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (["--freeze", "all"], "freeze was 'stage1', now 'all'"),
-        (["--head-epochs", "3"], "head_epochs was 2, now 3"),
-        (["--train-norm"], "train_norm was False, now True"),
-        (["--deterministic"], "deterministic was False, now True"),
-        (["--batch-size", "32"], "batch_size was 64, now 32"),
+        (["--freeze", "all"], "--freeze all, which was 'stage1'"),
+        (["--head-epochs", "3"], "--head-epochs 3, which was 2"),
+        (["--train-norm"], "--train-norm, which was False"),
+        (["--deterministic"], "--deterministic, which was False"),
+        (["--batch-size", "32"], "--batch-size 32, which was 64"),
         (["--dataset", "cifar10"], "now 'cifar10'"),
-        (["--seed", "1"], "seed was 0, now 1"),
+        (["--seed", "1"], "--seed 1, which was 0"),
         (["--backbone", "resnet18"], "backbone"),
         (["--weights", "none"], "weights"),
         (["--output-dir", "elsewhere"], "now 'elsewhere'"),

@@ -133,20 +133,38 @@ def test_weights_are_kept_on_resume(tiny_model, tiny_data, tmp_path):
 
 def bad_data(data):
     images, labels = data.train.images, data.train.labels
-    yield (images[0], labels), "images are"
-    yield (images, labels[:5]), "one label for each"
-    yield (images, labels + 10), "0 to 9"
-    yield (images, labels / 2), "whole numbers"
-    yield (images / 255.0, labels), "multiply them by 255"
-    yield (images, np.full((256, 10), 0.1)), "one-hot"
-    yield Batches(images, labels[:63]), "no batch"
-    yield 3, "data is int"
+    broken = images.astype("float32")
+    broken[0, 0, 0, 0] = np.nan
+    return [
+        ((images[0], labels), "images are"),
+        ((images, labels[:5]), "one label for each"),
+        ((images[:0], labels[:0]), "at least one image"),
+        ((images, labels + 10), "0 to 9"),
+        ((images, labels / 2), "whole numbers"),
+        ((images, np.stack([labels] * 2, 1)), "one label for each"),
+        ((images.astype(object), labels), "give numbers"),
+        ((images / 255.0, labels), "multiply them by 255"),
+        ((broken, labels), "not finite"),
+        ((images, np.full((256, 10), 0.1)), "one-hot"),
+        (Batches(images, labels[:63]), "no batch"),
+        (Batches(images, labels + 10), "the first batch of data: labels must"),
+        (3, "data is int"),
+    ]
 
 
-@pytest.mark.parametrize("case", range(8))
+@pytest.mark.parametrize("case", range(13))
 def test_data_that_do_not_fit(case, tiny_model, tiny_data):
-    data, word = list(bad_data(tiny_data))[case]
+    data, word = bad_data(tiny_data)[case]
     assert word in refusal(as_dataset, tiny_model(), data)
+
+
+def test_a_stream_brings_its_own_weights(tiny_data):
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    trained = TrainingModel(net, net, 1, class_weight=[1.0, 2.0, 4.0])
+    images, labels = np.zeros((2, 2)), np.array([2, 1])
+    batch = tuple(map(keras.ops.convert_to_tensor, (images, labels, [0.5, 3])))
+    *_, weights = trained._augmented(batch)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(weights), [2, 6])
 
 
 def test_options_that_do_not_go_together(tiny_model, tiny_data):

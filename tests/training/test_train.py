@@ -216,10 +216,10 @@ def test_resuming_a_finished_run_only_evaluates(
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"learning_rate": 0.01}, "learning_rate was 0.4, now 0.01"),
-        ({"seed": 3}, "seed was 0, now 3"),
+        ({"learning_rate": 0.01}, "learning_rate=0.01, which was 0.4"),
+        ({"seed": 3}, "seed=3, which was 0"),
         ({"epochs": 9}, "rates of the one_cycle schedule depend on it"),
-        ({"recipe": "cosine"}, "name was 'onecycle'"),
+        ({"recipe": "cosine"}, "recipe='cosine', which was 'onecycle'"),
     ],
 )
 def test_resuming_with_another_config(
@@ -462,3 +462,34 @@ def test_validation_images_of_another_size(tiny_model, tiny_data):
     data = dataclasses.replace(tiny_data, validation=small)
     with pytest.raises(InputError, match="input_shape"):
         quietly(tiny_model(), data)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"callbacks": [3]}, "callbacks= holds 3"),
+        ({"callbacks": [keras.callbacks.History]}, "give instances"),
+        ({"arch": "resnet20"}, "arch= is fixed by the model"),
+        ({"normalization": "cifar10"}, "normalization= is fixed"),
+    ],
+)
+def test_options_that_cannot_be(options, word, tiny_model, tiny_data, tmp_path):
+    with pytest.raises(InputError, match=word):
+        quietly(tiny_model(), tiny_data, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_callback_may_evaluate_labels(tiny_model, tiny_data):
+    """As `train` takes them: a class for each image."""
+
+    class Evaluate(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            split = tiny_data.validation
+            self.result = self.model.evaluate(
+                split.images, split.labels, verbose=0, return_dict=True
+            )
+            self.expected = logs["val_accuracy"]
+
+    callback = Evaluate()
+    quietly(tiny_model(), tiny_data, epochs=1, callbacks=callback)
+    assert callback.result["accuracy"] == pytest.approx(callback.expected)
