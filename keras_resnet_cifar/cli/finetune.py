@@ -62,7 +62,9 @@ def _new(args: argparse.Namespace) -> tuple[dict, dict]:
         raise unknown("backbone", args.backbone, [*BACKBONES, "a .keras file"])
     changes = runs.recipe_changes(args) | {"dataset": args.dataset}
     recipe = get_recipe(args.recipe or FINETUNING, **changes)
-    settings, request = runs.new_run(args, recipe, Path(args.backbone).stem)
+    settings, request = runs.new_run(
+        args, recipe, Path(args.backbone).stem, PhasedDirectory
+    )
     settings |= {
         "freeze": args.freeze or "none",
         "head_epochs": 2 if args.head_epochs is None else args.head_epochs,

@@ -80,7 +80,8 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     parser = Parser(
-        "keras_resnet_cifar", description="CIFAR ResNets in Keras 3."
+        "python -m keras_resnet_cifar",
+        description="CIFAR ResNets in Keras 3.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in COMMANDS:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -34,17 +35,18 @@ def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
     add("--deterministic", bool, "repeat exactly on a GPU too; slower")
     add("--seed", int, "random seed (default: 0)")
     add("--quiet", bool, "do not print one line per epoch")
-    group = parser.add_argument_group(
-        "fields of the recipe to replace (the list command shows them)"
-    )
+    group = parser.add_argument_group("fields of the recipe to replace")
     for field in recipes.OPTIONS:
         flag = "--" + field.name.replace("_", "-")
-        if field.type is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction)
-        else:
+        text = field.metadata["help"]
+        if field.name in recipes.CHOICES:
+            text += f": {', '.join(recipes.CHOICES[field.name])}"
+        settings: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        if field.type is not bool:
             kinds: dict[Any, Any] = {int: int, float: number}
             kind = kinds.get(field.type, str)
-            group.add_argument(flag, type=kind, metavar="VALUE")
+            settings = {"type": kind, "metavar": "VALUE"}
+        group.add_argument(flag, help=text, **settings)
 
 
 def number(text: str) -> int | float:
@@ -62,16 +64,19 @@ def recipe_changes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def new_run(
-    args: argparse.Namespace, recipe: recipes.Recipe, net: str
+    args: argparse.Namespace,
+    recipe: recipes.Recipe,
+    net: str,
+    directory: type = RunDirectory,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the arguments of `train` and of `load_dataset` for a new run.
 
-    `net` is how the default directory's name begins.
+    `net` is how the default folder's name begins, `directory` what it becomes.
     """
     check_known(recipe.dataset, args.source, args.data_dir)
     stem = f"{net}-{Path(recipe.dataset).name}-{recipe.name}"
     path = args.output_dir or _unused_directory(stem)
-    RunDirectory(path).check_unused()
+    directory(path).check_unused()
     seed = recipes.checked_seed(args.seed or 0)
     settings = {"recipe": recipe, "output_dir": path, "seed": seed}
     request = {"validation": recipe.validation, "seed": seed}
@@ -173,7 +178,7 @@ def loaded(
         yield model, data
     except KeyboardInterrupt as interrupt:
         if newest_run(path).config.is_file():
-            command = f"python -m {args.parser.prog} --resume {path}"
+            command = f"{args.parser.prog} --resume {shlex.quote(str(path))}"
             interrupt.add_note(f"to resume: {command}")
         raise
 

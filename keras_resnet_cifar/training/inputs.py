@@ -135,7 +135,12 @@ def _stream(data, classes):
     if steps < 1:
         raise InputError("data holds no batch: give at least one")
     is_keras = isinstance(data, keras.utils.PyDataset)
-    batch = data[0] if is_keras else next(iter(data))
+    try:
+        batch = data[0] if is_keras else next(iter(data))
+    except Exception as error:  # the user's own code may raise any
+        raise InputError(
+            f"data: its first batch cannot be read ({one_line(error)})"
+        ) from error
     if not isinstance(batch, tuple) or len(batch) not in (2, 3):
         raise InputError("data: give batches (images, labels)")
     _split("the first batch of data", batch[:2], classes)

@@ -1,7 +1,7 @@
 """Recipes for training, each with its source and the result to expect."""
 
 import numbers
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,11 @@ SCHEDULES = {
 }
 
 
+def _field(default: Any, text: str) -> Any:
+    """Returns a field that is also an option of the command line."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a net is trained; everything but the net, the data and the seed.
@@ -34,32 +39,34 @@ class Recipe:
     expected: str
     arch: str = "resnet20"  # the net of the source
     dataset: str = "cifar10"  # likewise
-    epochs: int = 200
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    optimizer: str = "sgd"  # or "adam", whose beta_1 the momentum is
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    decay_on: str = "all"  # or "kernels", sparing biases and BatchNorm
+    epochs: int = _field(200, "passes over the train split")
+    batch_size: int = _field(128, "images per step")
+    learning_rate: float = _field(0.1, "rate at the schedule's factor 1")
+    optimizer: str = _field("sgd", "update rule")
+    momentum: float = _field(0.9, "of SGD, 0 to 1; beta_1 of Adam")
+    nesterov: bool = _field(False, "Nesterov's form of the momentum")
+    weight_decay: float = _field(1e-4, "coupled, the same number as in PyTorch")
+    decay_on: str = _field("all", "which parameters decay")
     schedule: tuple = ("cosine", {})  # a key of SCHEDULES, its arguments
-    warmup_steps: int = 0  # at warmup_factor of the rate, then the full rate
-    warmup_factor: float = 0.1
-    padding: int = 4  # pad, then crop each image; 0 switches it off
-    padding_mode: str = "zero"
-    random_resized_crop: int = 0  # side in pixels; replaces padding
-    flip: bool = True
-    cutout: int = 0  # side of the blanked square in pixels
-    mixup: float = 0.0  # alpha of the Beta distribution
-    cutmix: float = 0.0  # upper end of the Beta distribution's alpha
-    rand_augment: int = 0  # operations per image, RandAugment's N
-    label_smoothing: float = 0.0
-    ema: float = 0.0  # momentum of averaged weights and BatchNorm statistics
-    precision: str = "float32"
-    validation: float = 0  # images of the train split to hold out, or a share
-    checkpoint_every: int = 0  # epochs between kept checkpoints; 0 keeps none
-    patience: int = 0  # epochs without better validation before it stops
-    normalization: str | tuple | None = None  # None: the data set's
+    warmup_steps: int = _field(0, "first steps, at warmup_factor of the rate")
+    warmup_factor: float = _field(0.1, "see warmup_steps, 0 to 1")
+    padding: int = _field(4, "pixels to pad by before each image is cropped")
+    padding_mode: str = _field("zero", "what the padding holds")
+    random_resized_crop: int = _field(0, "side in pixels; replaces padding")
+    flip: bool = _field(True, "mirror half of the images")
+    cutout: int = _field(0, "side of the blanked square in pixels")
+    mixup: float = _field(0.0, "alpha of MixUp's Beta distribution")
+    cutmix: float = _field(0.0, "upper end of CutMix's alpha, 0 to 1")
+    rand_augment: int = _field(0, "operations per image, RandAugment's N")
+    label_smoothing: float = _field(0.0, "share of the target, 0 to 1")
+    ema: float = _field(0.0, "momentum of averaged weights, 0 to 1")
+    precision: str = _field("float32", "of the computation")
+    validation: float = _field(0, "images to hold out, or a share of them")
+    checkpoint_every: int = _field(0, "epochs between kept checkpoints")
+    patience: int = _field(0, "epochs without better validation before a stop")
+    normalization: str | tuple | None = _field(
+        None, "of the images (default: the dataset's)"
+    )
 
     def schedule_for(self, steps_per_epoch: int) -> "LearningRateSchedule":
         """Returns the learning-rate schedule of a run by this recipe.
@@ -234,12 +241,7 @@ DEFAULT = "onecycle"
 FINETUNING = "coursework-finetune"  # the default of `finetune`
 
 # Fields with an option on the command line, and what they may be.
-OPTIONS = [
-    field
-    for field in fields(Recipe)
-    if field.name
-    not in ("name", "source", "expected", "arch", "dataset", "schedule")
-]
+OPTIONS = [option for option in fields(Recipe) if "help" in option.metadata]
 CHOICES = {
     "optimizer": ("sgd", "adam"),
     "decay_on": ("all", "kernels"),
@@ -271,7 +273,7 @@ def get_recipe(recipe: str | Recipe, **changes: Any) -> Recipe:
         if recipe not in RECIPES:
             raise unknown("recipe", recipe, RECIPES)
         recipe = RECIPES[recipe]
-    known = {field.name: field.type for field in fields(Recipe)}
+    known = {entry.name: entry.type for entry in fields(Recipe)}
     for name in changes:
         if name not in known:
             raise unknown("recipe field", name, known)

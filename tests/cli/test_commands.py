@@ -222,4 +222,4 @@ def test_bad_models_and_images(trained, run, data_options, tmp_path, capfd):
 def test_a_rate_far_too_high_exits_with_3(fast, run, tmp_path, capfd):
     options = ["--learning-rate", "1e30", "--output-dir", tmp_path / "run"]
     assert run("train", *fast, *options) == 3
-    assert "lower learning rate" in capfd.readouterr().err
+    assert "lower --learning-rate" in capfd.readouterr().err

@@ -129,12 +129,15 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
 
 OTHERS = {
     "arch": (["--arch", "resnet20"], "--arch resnet20, which was 'resnet8'"),
-    "recipe": (["--recipe", "paper"], "now 'paper'"),
+    "recipe": (["--recipe", "paper"], "--recipe paper, which was"),
     "field": (["--batch-size", "32"], "--batch-size 32, which was 64"),
     "flag": (["--no-flip"], "--no-flip, which was True"),
-    "dataset": (["--dataset", "shapes"], "now 'shapes'"),
+    "dataset": (["--dataset", "shapes"], "--dataset shapes, which was"),
     "seed": (["--seed", "1"], "--seed 1, which was 0"),
-    "folder": (["--output-dir", "elsewhere"], "now 'elsewhere'"),
+    "folder": (
+        ["--output-dir", "elsewhere"],
+        "--output-dir elsewhere, which was",
+    ),
     "validation": (["--validation", "0.1"], "--validation 0.1, which was 56"),
 }
 
@@ -292,11 +295,11 @@ def test_a_fine_tuning_run_on_data_given_in_python(started, run, capfd):
         (["--train-norm"], "--train-norm, which was False"),
         (["--deterministic"], "--deterministic, which was False"),
         (["--batch-size", "32"], "--batch-size 32, which was 64"),
-        (["--dataset", "cifar10"], "now 'cifar10'"),
+        (["--dataset", "cifar10"], "--dataset cifar10, which was"),
         (["--seed", "1"], "--seed 1, which was 0"),
         (["--backbone", "resnet18"], "backbone"),
         (["--weights", "none"], "weights"),
-        (["--output-dir", "elsewhere"], "now 'elsewhere'"),
+        (["--output-dir", "elsewhere"], "--output-dir elsewhere, which was"),
         (["--head-epochs", "2", "--freeze", "stage1"], "has no last.keras"),
     ],
 )

@@ -229,6 +229,9 @@ class Stream(keras.utils.PyDataset):
     def __len__(self):
         return 1
 
+    def __getitem__(self, index):
+        return np.full((4, 32, 32, 3), 7, "uint8"), np.arange(4)
+
 
 def test_cached_features_need_images_in_memory(own_net, tiny_data):
     arrays = (tiny_data.train.images, tiny_data.train.labels)
@@ -324,15 +327,18 @@ def test_a_run_that_began_deterministic_stays_so(
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"freeze": "stage1"}, "freeze was 'stage2', now 'stage1'"),
-        ({"epochs": 2}, "epochs was 1, now 2"),
-        ({"learning_rate": 0.5}, "learning_rate was 0.001, now 0.5"),
-        ({"head_epochs": 3}, "head_epochs was 2, now 3"),
-        ({"head_learning_rate": None}, "head_learning_rate was 0.01"),
-        ({"train_norm": True}, "train_norm was False, now True"),
-        ({"cache_features": False}, "cache_features was True, now False"),
-        ({"seed": 1}, "seed was 0, now 1"),
-        ({"class_weight": {0: 2.0}}, "class_weight.0 was None, now 2.0"),
+        ({"freeze": "stage1"}, "freeze='stage1', which was 'stage2'"),
+        ({"epochs": 2}, "epochs=2, which was 1"),
+        ({"learning_rate": 0.5}, "learning_rate=0.5, which was 0.001"),
+        ({"head_epochs": 3}, "head_epochs=3, which was 2"),
+        (
+            {"head_learning_rate": None},
+            "head_learning_rate=0.001, which was 0.01",
+        ),
+        ({"train_norm": True}, "train_norm=True, which was False"),
+        ({"cache_features": False}, "cache_features=False, which was True"),
+        ({"seed": 1}, "seed=1, which was 0"),
+        ({"class_weight": {0: 2.0}}, "class_weight.0=2.0, which was None"),
     ],
 )
 def test_a_run_is_resumed_as_it_began(start, finished, options, part):
@@ -354,7 +360,7 @@ def test_a_head_is_resumed_with_the_net_it_belongs_to(
         resume=True,
         **plan,
     )
-    assert "arch was 'finetuned-own', now 'finetuned-other'" in refusal(act)
+    assert "arch='finetuned-other', which was 'finetuned-own'" in refusal(act)
 
 
 @pytest.mark.parametrize(
