@@ -230,11 +230,8 @@ def train(
         with _saved_on_the_way(backup, stop):
             if not early_stop.is_over():
                 done = len(rows), backup.steps_in_epoch() if backup else 0
-                fit(
-                    *(trained, data, feed, done, recipe.epochs),
-                    callback_list,
-                    verbose,
-                )
+                epochs = recipe.epochs
+                fit(trained, data, feed, done, epochs, callback_list, verbose)
             trained.update_stock_model()
             if directory is not None and callbacks:
                 save_model(model, directory.last)  # they may have changed it
