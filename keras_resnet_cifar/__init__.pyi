@@ -24,6 +24,7 @@ from .models.resnet import build_resnet as build_resnet
 from .pytorch.checkpoints import load_torch_checkpoint as load_torch_checkpoint
 from .pytorch.checkpoints import save_torch_checkpoint as save_torch_checkpoint
 from .training import schedules as schedules
+from .training.muon import Muon as Muon
 from .training.optimizers import CoupledAdam as CoupledAdam
 from .training.optimizers import CoupledSGD as CoupledSGD
 from .training.recipes import RECIPES as RECIPES

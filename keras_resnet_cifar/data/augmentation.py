@@ -289,11 +289,12 @@ def image_layers(recipe: Any, mean: Sequence[float], seed: int) -> list:
     Cutout fills with `mean`, the dataset's channel mean in 0 to 1.
     """
     chain: list[layers.Layer] = []
+    flip = recipe.flip and not recipe.alternating_flip
     if recipe.random_resized_crop:
         side = recipe.random_resized_crop
-        chain.append(RandomResizedCrop(side, flip=recipe.flip, seed=seed))
-    elif recipe.padding or recipe.flip:
-        crop = (recipe.padding, recipe.padding_mode, recipe.flip)
+        chain.append(RandomResizedCrop(side, flip=flip, seed=seed))
+    elif recipe.padding or flip:
+        crop = (recipe.padding, recipe.padding_mode, flip)
         chain.append(RandomPadCrop(*crop, seed=seed))
     if recipe.cutout:
         fill = [255 * value for value in mean]

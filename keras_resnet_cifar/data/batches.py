@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_resnet_cifar.errors import InputError
 
+_FLIPS = 2**31  # beside the seed, where the order has the epoch
 RESIDENT_BYTES = 2 * 1024**3  # CIFAR's 50,000 images take 0.15 GB
 
 
@@ -22,9 +23,11 @@ class ShuffledBatches(keras.utils.PyDataset):
     """Batches of a split in memory, in a new order in each epoch.
 
     The order is a function of `(seed, epoch)` alone, so that a resumed run
-    sees the same batches as an uninterrupted one, on any backend. Each epoch
-    drops the images that do not fill a batch, different ones each time: all
-    steps have one shape and one compilation.
+    sees the same batches as an uninterrupted one, on any backend. So are the
+    images that `alternating_flip` mirrors: half of them in the first epoch, the
+    other half in the second, and so on (KellerJordan/cifar10-airbench). Each
+    epoch drops the images that do not fill a batch, different ones each time:
+    all steps have one shape and one compilation.
 
     A batch is `(uint8 [B, H, W, C], float32 [B, classes])`. Where the images
     are resident on the device (see `ResidentSplit`), it is the step number
@@ -38,10 +41,13 @@ class ShuffledBatches(keras.utils.PyDataset):
         transform: Optional function `(images, epoch, step)` of a batch of
             images, applied on the host (for policies that no backend
             compiles).
+        alternating_flip: Whether to mirror images as above.
         resident_bytes: Largest split that is kept on the device.
 
     Attributes:
         steps: Steps of a whole epoch.
+        order: Indices of the images of this epoch, int32 `[steps, B]`;
+            `-1 - index` where the image is mirrored.
         start: Step at which a resumed epoch continues.
         resident: Whether the images are kept on the device.
         exact: Whether an epoch can be resumed in the middle.
@@ -59,6 +65,7 @@ class ShuffledBatches(keras.utils.PyDataset):
         batch_size: int,
         seed: int,
         transform: Callable | None = None,
+        alternating_flip: bool = False,
         resident_bytes: int = RESIDENT_BYTES,
     ):
         super().__init__()
@@ -72,6 +79,7 @@ class ShuffledBatches(keras.utils.PyDataset):
         self.batch_size = batch_size
         self.seed = seed
         self.transform = transform
+        self.alternating_flip = alternating_flip
         self.steps = len(split) // batch_size
         self.start = 0
         self.resident = (
@@ -87,6 +95,10 @@ class ShuffledBatches(keras.utils.PyDataset):
             len(self.split)
         )
         order = order[: self.steps * self.batch_size].astype("int32")
+        if self.alternating_flip:
+            first = np.random.default_rng([self.seed, _FLIPS])
+            mirrored = first.integers(0, 2, len(self.split)) ^ (epoch % 2)
+            order = np.where(mirrored[order], -1 - order, order)
         self.order = order.reshape(self.steps, self.batch_size)
 
     def source(self) -> Any:
@@ -125,8 +137,10 @@ class ShuffledBatches(keras.utils.PyDataset):
         step = self.start + index
         if self.resident:
             return (np.array([step], "int32"),)
-        picked = self.order[step]
+        picked, mirrored = _decoded(self.order[step], np)
         images = self.split.images[picked]
+        if self.alternating_flip:
+            images = _mirror(images, mirrored, np)
         if self.transform is not None:
             images = self.transform(images, self.epoch, step)
         return images, self._targets[picked]
@@ -212,6 +226,7 @@ class ResidentSplit(keras.layers.Layer):
     def __init__(self, feed: ShuffledBatches):
         super().__init__(name="resident_split", trainable=False)
         self.num_classes = feed.num_classes
+        self.alternating_flip = feed.alternating_flip
         self.images = _variable(feed.split.images, "images")
         self.labels = _variable(feed.split.labels.astype("int32"), "labels")
         self.order = _variable(feed.order, "order")
@@ -219,12 +234,23 @@ class ResidentSplit(keras.layers.Layer):
 
     def call(self, step: Any) -> tuple:
         """Takes int32 `[1]`; returns images uint8 and targets float32."""
-        picked = ops.take(self.order, step[0], axis=0)
+        picked, mirrored = _decoded(ops.take(self.order, step[0], axis=0), ops)
+        images = ops.take(self.images, picked, axis=0)
+        if self.alternating_flip:
+            images = _mirror(images, mirrored, ops)
         labels = ops.take(self.labels, picked, axis=0)
-        return (
-            ops.take(self.images, picked, axis=0),
-            ops.one_hot(labels, self.num_classes, dtype="float32"),
-        )
+        return images, ops.one_hot(labels, self.num_classes, dtype="float32")
+
+
+def _decoded(order, math):
+    """Returns indices of images, and which of these are to be mirrored."""
+    mirrored = order < 0
+    return math.where(mirrored, -1 - order, order), mirrored
+
+
+def _mirror(images, mirrored, math):
+    mirrored = mirrored[:, None, None, None]
+    return math.where(mirrored, math.flip(images, 2), images)
 
 
 def _variable(array, name):

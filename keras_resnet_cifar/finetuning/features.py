@@ -18,7 +18,6 @@ from keras_resnet_cifar.errors import Diverged, InputError, one_line
 from keras_resnet_cifar.evaluation.evaluate import evaluate, logits_of
 from keras_resnet_cifar.models import saving
 from keras_resnet_cifar.training import run_directory
-from keras_resnet_cifar.training.optimizers import optimizer_of
 from keras_resnet_cifar.training.recipes import Recipe
 from keras_resnet_cifar.training.train import Run, run_config
 
@@ -111,7 +110,7 @@ def _fit(model, data, recipe, seed, options):
     inputs = keras.Input(x.shape[1:])
     head = keras.Model(inputs, model.get_layer("head_dense")(inputs))
     head.compile(
-        optimizer_of(recipe, schedule),
+        recipe.optimizer_for(schedule),
         keras.losses.CategoricalCrossentropy(
             from_logits=True, label_smoothing=recipe.label_smoothing
         ),

@@ -8,7 +8,6 @@ from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.device import jit_compile, steps_per_execution
 from keras_resnet_cifar.models.operations import step_operations
-from keras_resnet_cifar.training.optimizers import optimizer_of
 from keras_resnet_cifar.training.recipes import Recipe
 from keras_resnet_cifar.training.training_model import (
     TrainingModel,
@@ -55,7 +54,7 @@ def compile_for_training(
     )
     trained.compile(
         # The rate of each step is set by `TrainingModel.train_step`.
-        optimizer=optimizer_of(recipe, float(recipe.learning_rate)),
+        optimizer=recipe.optimizer_for(float(recipe.learning_rate)),
         loss=keras.losses.CategoricalCrossentropy(from_logits=True),
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
         jit_compile=jit_compile(),

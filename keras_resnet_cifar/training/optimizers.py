@@ -7,7 +7,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_resnet_cifar.errors import unknown
-from keras_resnet_cifar.training.recipes import CHOICES, Recipe
+from keras_resnet_cifar.training.recipes import CHOICES
 
 Rate: TypeAlias = float | LearningRateSchedule
 
@@ -141,21 +141,3 @@ class CoupledAdam(_CoupledDecay, keras.optimizers.Adam):
     ) -> None:
         gradient = self.decayed(gradient, variable)
         super().update_step(gradient, variable, learning_rate)
-
-
-def optimizer_of(
-    recipe: Recipe, learning_rate: Rate
-) -> "CoupledSGD | CoupledAdam":
-    """Returns a recipe's optimizer.
-
-    Args:
-        recipe: A `Recipe`.
-        learning_rate: A float, or a schedule such as `recipe.schedule_for`.
-    """
-    decay: Any = {
-        "weight_decay": recipe.weight_decay,
-        "decay_on": recipe.decay_on,
-    }
-    if recipe.optimizer == "adam":
-        return CoupledAdam(learning_rate, recipe.momentum, **decay)
-    return CoupledSGD(learning_rate, recipe.momentum, recipe.nesterov, **decay)

@@ -9,6 +9,7 @@ import numpy as np
 from keras_resnet_cifar.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from keras.optimizers import Optimizer
     from keras.optimizers.schedules import LearningRateSchedule
 
 # Names in recipes, and the classes of `schedules`.
@@ -43,7 +44,8 @@ class Recipe:
     batch_size: int = _field(128, "images per step")
     learning_rate: float = _field(0.1, "rate at the schedule's factor 1")
     optimizer: str = _field("sgd", "update rule")
-    momentum: float = _field(0.9, "of SGD, 0 to 1; beta_1 of Adam")
+    momentum: float = _field(0.9, "0 to 1; beta_1 of Adam")
+    sgd_ratio: float = _field(5.0, "with muon: SGD's rate over learning_rate")
     nesterov: bool = _field(False, "Nesterov's form of the momentum")
     weight_decay: float = _field(1e-4, "coupled, the same number as in PyTorch")
     decay_on: str = _field("all", "which parameters decay")
@@ -54,6 +56,9 @@ class Recipe:
     padding_mode: str = _field("zero", "what the padding holds")
     random_resized_crop: int = _field(0, "side in pixels; replaces padding")
     flip: bool = _field(True, "mirror half of the images")
+    alternating_flip: bool = _field(
+        False, "mirror each image in every second epoch instead of by chance"
+    )
     cutout: int = _field(0, "side of the blanked square in pixels")
     mixup: float = _field(0.0, "alpha of MixUp's Beta distribution")
     cutmix: float = _field(0.0, "upper end of CutMix's alpha, 0 to 1")
@@ -101,6 +106,32 @@ class Recipe:
             raise InputError(
                 f"schedule={self.schedule!r}: check its arguments ({error})"
             ) from error
+
+    def optimizer_for(
+        self, learning_rate: "float | LearningRateSchedule"
+    ) -> "Optimizer":
+        """Returns the optimizer of a run by this recipe.
+
+        Args:
+            learning_rate: A float, or a schedule such as `schedule_for`'s.
+
+        Returns:
+            `krc.CoupledSGD`, `krc.CoupledAdam` or `krc.Muon`.
+        """
+        from keras_resnet_cifar.training import muon, optimizers
+
+        options: dict[str, Any] = {
+            "weight_decay": self.weight_decay,
+            "decay_on": self.decay_on,
+        }
+        if self.optimizer == "adam":
+            return optimizers.CoupledAdam(
+                learning_rate, self.momentum, **options
+            )
+        options |= {"momentum": self.momentum, "nesterov": self.nesterov}
+        if self.optimizer == "sgd":
+            return optimizers.CoupledSGD(learning_rate, **options)
+        return muon.Muon(learning_rate, sgd_ratio=self.sgd_ratio, **options)
 
 
 _HE = "He et al. 2015, arXiv:1512.03385, section 4.2"
@@ -243,7 +274,7 @@ FINETUNING = "coursework-finetune"  # the default of `finetune`
 # Fields with an option on the command line, and what they may be.
 OPTIONS = [option for option in fields(Recipe) if "help" in option.metadata]
 CHOICES = {
-    "optimizer": ("sgd", "adam"),
+    "optimizer": ("sgd", "adam", "muon"),
     "decay_on": ("all", "kernels"),
     "padding_mode": ("zero", "reflect"),
     "precision": ("auto", "float32", "mixed_bfloat16", "mixed_float16"),

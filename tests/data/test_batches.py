@@ -1,10 +1,16 @@
-"""Streams of the user's own batches."""
+"""Batches of a split in memory, and streams of the user's own."""
 
 import keras
 import numpy as np
 import pytest
 
-from keras_resnet_cifar.data.batches import StreamedBatches, StreamedSplit
+from keras_resnet_cifar.data.batches import (
+    ResidentSplit,
+    ShuffledBatches,
+    StreamedBatches,
+    StreamedSplit,
+)
+from keras_resnet_cifar.data.load import Split
 
 IMAGES, LABELS = np.zeros((12, 8, 8, 3), "uint8"), np.zeros(12, "uint8")
 
@@ -30,3 +36,39 @@ def test_the_batch_size_of_tf_data_if_its_type_says_so(even, expected):
     tf = pytest.importorskip("tensorflow", reason="tf.data")
     stream = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS))
     assert batch_size_of(stream.batch(4, drop_remainder=even)) == expected
+
+
+def test_alternating_flip_mirrors_each_image_in_every_second_epoch():
+    """By the host and on the device, the same images."""
+    images = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 3), "uint8")
+    split = Split(images, np.arange(24).astype("uint8"))
+
+    def batches(resident_bytes):
+        return ShuffledBatches(
+            split, 24, 8, 0, None, True, resident_bytes=resident_bytes
+        )
+
+    on_host, on_device = batches(0), batches(2**20)
+    resident = ResidentSplit(on_device)
+    mirrored = []
+    for epoch in range(3):
+        on_host.begin(epoch)
+        on_device.begin(epoch)
+        resident.order.assign(on_device.order)
+        epoch_mirrored = np.zeros(24, bool)
+        for step in range(3):
+            batch, targets = on_host[step]
+            same = resident(keras.ops.convert_to_tensor([step], "int32"))
+            for ours, theirs in zip((batch, targets), same, strict=True):
+                np.testing.assert_array_equal(
+                    ours, keras.ops.convert_to_numpy(theirs)
+                )
+            for image, label in zip(batch, targets.argmax(1), strict=True):
+                original = np.array_equal(image, images[label])
+                if not original:
+                    np.testing.assert_array_equal(image, images[label, :, ::-1])
+                epoch_mirrored[label] = not original
+        mirrored.append(epoch_mirrored)
+    assert 4 < mirrored[0].sum() < 20
+    np.testing.assert_array_equal(mirrored[1], ~mirrored[0])
+    np.testing.assert_array_equal(mirrored[2], mirrored[0])

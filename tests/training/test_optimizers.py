@@ -7,7 +7,6 @@ import pytest
 from keras_resnet_cifar.training.optimizers import (
     CoupledAdam,
     CoupledSGD,
-    optimizer_of,
 )
 from keras_resnet_cifar.training.recipes import get_recipe
 
@@ -91,10 +90,8 @@ def test_adam_is_pytorchs(decay):
     start = generator.normal(size=(4, 3)).astype("float32")
     gradients = generator.normal(size=(5, 4, 3)).astype("float32")
     variable = keras.Variable(start, name="kernel")
-    optimizer = optimizer_of(
-        get_recipe("paper", optimizer="adam", weight_decay=decay),
-        Rates(),
-    )
+    recipe = get_recipe("paper", optimizer="adam", weight_decay=decay)
+    optimizer = recipe.optimizer_for(Rates())
     expected = torch.tensor(start, requires_grad=True)
     reference = torch.optim.Adam([expected], weight_decay=decay)
     for rate, gradient in zip(RATES, gradients, strict=True):

@@ -1,0 +1,186 @@
+"""Muon: SGD whose updates of kernels are made orthogonal."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.training.optimizers import CoupledSGD, Rate
+
+# The quintic of KellerJordan/Muon: it maximizes the slope at zero, so that
+# few steps bring all singular values near 1.
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_EPSILON = 1e-7
+
+
+@keras.saving.register_keras_serializable(package="keras_resnet_cifar")
+class Muon(CoupledSGD):
+    """Momentum orthogonalized by Newton-Schulz, for kernels; SGD for the rest.
+
+    A kernel `w` of any convolution or dense layer is seen as the matrix
+    `[inputs, outputs]`, `[kh * kw * in, out]` for a 2-D convolution. For its
+    gradient `g` and momentum buffer `b`:
+
+        b = momentum * b + g
+        u = g + momentum * b  if nesterov else  b
+        x = u / norm(u), then `newton_schulz_steps` times
+            a = x @ x.T
+            x = 3.4445 * x - 4.7750 * a @ x + 2.0315 * a @ a @ x
+        w = sqrt(outputs) * w / norm(w)  for convolutions
+        w = w - rate * x
+
+    with the Frobenius norm, and `x` transposed so that `a` is small. A
+    convolution must therefore be followed by a normalization, which undoes the
+    scale of its kernel. Kernels of dense layers keep their scale, and decay as
+    `w - rate * weight_decay * w`.
+
+    Everything else (biases, BatchNorm, and kernels under `exclude`) is
+    trained by `CoupledSGD` at `sgd_ratio` times the rate.
+
+    The formulas are those of KellerJordan/Muon and, for convolutions, of
+    `airbench94_muon.py` in KellerJordan/cifar10-airbench.
+    `keras.optimizers.Muon` leaves every kernel that is not 2-D to AdamW, so no
+    convolution gets Muon there, and does not rescale kernels.
+
+    Args:
+        learning_rate: A float or a schedule. Without scale in the kernels it
+            is the relative change of a kernel in one step.
+        momentum: Of kernels, in [0, 1).
+        nesterov: Whether to use Nesterov momentum, in both parts.
+        newton_schulz_steps: Iterations; cifar10-airbench takes 3, Muon 5.
+        sgd_ratio: Rate of the SGD part over `learning_rate`.
+        sgd_momentum: Momentum of the SGD part, in (0, 1).
+        weight_decay: Coupled decay of the SGD part, the same number as in
+            PyTorch; and of dense kernels, see above.
+        decay_on: Of the SGD part; see `CoupledSGD`.
+        exclude: Regular expressions, searched in paths of variables; what
+            matches is left to SGD. By default the head of `build_resnet`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Rate = 0.08,
+        momentum: float = 0.6,
+        nesterov: bool = True,
+        newton_schulz_steps: int = 3,
+        sgd_ratio: float = 5.0,
+        sgd_momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        decay_on: str = "all",
+        exclude: Sequence[str] = ("head_dense",),
+        name: str = "muon",
+        **kwargs: Any,
+    ):
+        if not 0 <= momentum < 1:
+            raise InputError(f"momentum={momentum}: must be in [0, 1)")
+        if not 0 < sgd_momentum < 1:
+            raise InputError(f"sgd_momentum={sgd_momentum}: must be in (0, 1)")
+        if newton_schulz_steps < 1:
+            raise InputError(
+                f"newton_schulz_steps={newton_schulz_steps}: give 1 or more"
+            )
+        super().__init__(
+            learning_rate,
+            sgd_momentum,
+            nesterov,
+            weight_decay,
+            decay_on,
+            name=name,
+            **kwargs,
+        )
+        self.kernel_momentum = momentum
+        self.newton_schulz_steps = newton_schulz_steps
+        self.sgd_ratio = sgd_ratio
+        self.exclude = tuple(exclude)
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        super().build(variables)
+        self._kernels = {
+            index
+            for index, variable in enumerate(variables)
+            if variable.name == "kernel"
+            and len(variable.shape) > 1
+            and not any(re.search(e, variable.path) for e in self.exclude)
+        }
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        # Kernels of one shape in one product: many small ones leave an
+        # accelerator idle.
+        grads = list(grads)
+        groups: dict = {}
+        for place, variable in enumerate(trainable_variables):
+            if self._get_variable_index(variable) in self._kernels:
+                *inputs, outputs = variable.shape
+                shape = (math.prod(inputs), outputs)
+                groups.setdefault(shape, []).append(place)
+        for shape, places in groups.items():
+            updates = ops.stack(
+                [
+                    ops.reshape(
+                        self._with_momentum(grads[p], trainable_variables[p]),
+                        shape,
+                    )
+                    for p in places
+                ]
+            )
+            updates = orthogonalized(updates, self.newton_schulz_steps)
+            for index, place in enumerate(places):
+                grads[place] = ops.reshape(
+                    updates[index], trainable_variables[place].shape
+                )
+        super()._backend_update_step(grads, trainable_variables, learning_rate)
+
+    def _with_momentum(self, gradient, variable):
+        buffer = self.momentums[self._get_variable_index(variable)]
+        gradient = ops.cast(gradient, buffer.dtype)
+        update = self.kernel_momentum * buffer + gradient
+        self.assign(buffer, update)
+        if self.nesterov:
+            update = gradient + self.kernel_momentum * update
+        return update
+
+    def update_step(
+        self, gradient: Any, variable: keras.Variable, learning_rate: Any
+    ) -> None:
+        rate = ops.cast(learning_rate, variable.dtype)
+        if self._get_variable_index(variable) not in self._kernels:
+            super().update_step(gradient, variable, self.sgd_ratio * rate)
+            return
+        kernel = ops.convert_to_tensor(variable)
+        if len(variable.shape) > 2:
+            norm = ops.sqrt(ops.sum(ops.square(kernel))) + _EPSILON
+            kernel = kernel * (math.sqrt(variable.shape[-1]) / norm)
+        else:
+            kernel = kernel * (1 - rate * self.coupled_decay)
+        self.assign(variable, kernel - rate * gradient)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {
+            "momentum": self.kernel_momentum,
+            "newton_schulz_steps": self.newton_schulz_steps,
+            "sgd_ratio": self.sgd_ratio,
+            "sgd_momentum": self.momentum,
+            "exclude": self.exclude,
+        }
+
+
+def orthogonalized(matrices: Any, steps: int) -> Any:
+    """Returns matrices with all singular values near 1.
+
+    Args:
+        matrices: Floats `[..., m, n]`.
+        steps: Newton-Schulz iterations.
+    """
+    a, b, c = _COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = ops.swapaxes(matrices, -1, -2) if tall else matrices
+    squares = ops.sum(ops.square(x), axis=(-2, -1), keepdims=True)
+    x = x / (ops.sqrt(squares) + _EPSILON)
+    for _ in range(steps):
+        gram = ops.matmul(x, ops.swapaxes(x, -1, -2))
+        x = a * x + ops.matmul(b * gram + c * ops.matmul(gram, gram), x)
+    return ops.swapaxes(x, -1, -2) if tall else x
