@@ -1,11 +1,13 @@
 """A user's own images as a dataset: one folder per class."""
 
 import os
+import statistics
 from pathlib import Path
 
 import numpy as np
 
-from keras_resnet_cifar.data.images import open_image, shorter_side
+from keras_resnet_cifar.data.checks import Splits
+from keras_resnet_cifar.data.images import open_image, opened_path
 from keras_resnet_cifar.errors import InputError
 
 # Other files in the folder of a class are ignored.
@@ -29,7 +31,7 @@ def class_names(folder: str | os.PathLike) -> tuple[str, ...]:
         InputError: There are fewer than two classes.
     """
     train = _split_folders(folder)["train"]
-    names = tuple(_folders(train))
+    names = tuple(_classes(train))
     if len(names) < 2:
         raise InputError(
             f"{train} needs one folder per class, at least two. Received: "
@@ -38,9 +40,7 @@ def class_names(folder: str | os.PathLike) -> tuple[str, ...]:
     return names
 
 
-def load_folders(
-    folder: str | os.PathLike,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def load_folders(folder: str | os.PathLike) -> Splits:
     """Loads images that lie in one folder per class.
 
     All get one size: the side is the median of the shorter sides of the
@@ -67,8 +67,8 @@ def load_folders(
     names = class_names(folder)
     roots = _split_folders(folder)
     files = {split: _files(root, names) for split, root in roots.items()}
-    shorter = sorted(shorter_side(path) for path, _ in files["train"])
-    side = min(shorter[(len(shorter) - 1) // 2], LARGEST_SIDE)
+    shorter = [_shorter_side(path) for path, _ in files["train"]]
+    side = min(statistics.median_low(shorter), LARGEST_SIDE)
     splits = {}
     for split, pairs in files.items():
         images = np.empty((len(pairs), side, side, 3), "uint8")
@@ -76,34 +76,35 @@ def load_folders(
             images[index] = ImageOps.fit(
                 open_image(path), (side, side), Image.Resampling.BICUBIC
             )
-        kind = "uint8" if len(names) <= 256 else "uint16"
-        splits[split] = images, np.array([label for _, label in pairs], kind)
+        dtype = "uint8" if len(names) <= 256 else "uint16"
+        splits[split] = images, np.array([label for _, label in pairs], dtype)
     return splits
+
+
+def _shorter_side(path):
+    with opened_path(path) as image:
+        return min(image.size)
 
 
 def _split_folders(folder):
     """`{split: its folder}` of the splits that exist, train in any case."""
-    folder = Path(folder)
     folders = {
-        split: folder / name
+        split: Path(folder, name)
         for split, names in _SPLITS.items()
         for name in reversed(names)
-        if (folder / name).is_dir()
+        if Path(folder, name).is_dir()
     }
-    return folders if "train" in folders else {"train": folder}
+    return folders if "train" in folders else {"train": Path(folder)}
 
 
-def _folders(root):
-    return sorted(
-        entry.name
-        for entry in root.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
+def _classes(root):
+    folders = (entry.name for entry in root.iterdir() if entry.is_dir())
+    return sorted(name for name in folders if not name.startswith("."))
 
 
 def _files(root, names):
     """[(image file, label)] of a split, in order."""
-    foreign = set(_folders(root)) - set(names)
+    foreign = set(_classes(root)) - set(names)
     if foreign:
         raise InputError(
             f"{root} has the class {min(foreign)}, which the train split "
@@ -111,11 +112,8 @@ def _files(root, names):
         )
     files = []
     for label, name in enumerate(names):
-        images = [
-            path
-            for path in sorted((root / name).glob("[!.]*"))
-            if path.suffix.lower() in SUFFIXES
-        ]
+        paths = sorted((root / name).glob("[!.]*"))
+        images = [path for path in paths if path.suffix.lower() in SUFFIXES]
         if not images:
             raise InputError(
                 f"{root / name} holds no images: give it some "

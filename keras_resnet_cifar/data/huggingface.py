@@ -14,9 +14,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_resnet_cifar.data.checks import Splits, check_form, explained
 from keras_resnet_cifar.data.images import opened
-from keras_resnet_cifar.data.verification import Splits, check_form
-from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import atomic_write, make_folder
 
 # (repository, folder of its files, column of the labels) per dataset
@@ -28,19 +27,14 @@ TIMEOUT = 60  # seconds without a byte
 
 
 def read(family: str, cache: str | os.PathLike) -> Splits:
-    """Downloads what the folder `cache` lacks, and read it.
+    """Downloads what the folder `cache` lacks, and reads it.
 
     Raises:
         InputError: No network, an incomplete download, a file that is not the
             expected one, or pyarrow is not installed.
     """
-    try:
+    with explained("source='huggingface' needs pyarrow", "pip install pyarrow"):
         import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"source='huggingface' needs pyarrow ({one_line(error)}): pip "
-            "install pyarrow"
-        ) from error
     repository, folder, label_column = REPOSITORIES[family]
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     splits = {}
@@ -61,22 +55,21 @@ def _download(url, path):
     make_folder(path.parent)
     # Keras draws its progress bar on standard output, which is for results.
     progress = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    remedy = "check the network and HF_ENDPOINT, or point data_dir= at a copy"
     default_timeout = socket.getdefaulttimeout()
-    with atomic_write(path) as temporary:
-        try:
-            socket.setdefaulttimeout(TIMEOUT)  # get_file sets none
-            with contextlib.redirect_stdout(progress):
-                keras.utils.get_file(
-                    temporary.name, url, cache_subdir=temporary.parent
-                )
+    socket.setdefaulttimeout(TIMEOUT)  # get_file sets none
+    try:
+        with (
+            atomic_write(path) as temporary,
+            explained(f"cannot download {url} to {path}", remedy),
+            contextlib.redirect_stdout(progress),
+        ):
+            keras.utils.get_file(
+                temporary.name, url, cache_subdir=temporary.parent
+            )
             read_metadata(temporary)
-        except Exception as error:  # get_file raises many kinds
-            raise InputError(
-                f"cannot download {url} to {path} ({one_line(error)}); check "
-                "the network and HF_ENDPOINT, or point data_dir= at a copy"
-            ) from error
-        finally:
-            socket.setdefaulttimeout(default_timeout)
+    finally:
+        socket.setdefaulttimeout(default_timeout)
 
 
 def read_parquet(
@@ -94,7 +87,9 @@ def read_parquet(
 
     columns = ["img.bytes", label_column]
     images, labels = [], []
-    try:
+    with explained(
+        f"{path}: not the parquet file of {family}", "delete it and run again"
+    ):
         with ParquetFile(path) as table:
             # In batches: the whole table as Python objects is large.
             for batch in table.iter_batches(batch_size=1000, columns=columns):
@@ -104,11 +99,6 @@ def read_parquet(
         return check_form(
             np.concatenate(images), np.concatenate(labels), family
         )
-    except Exception as error:
-        raise InputError(
-            f"{path}: not the parquet file of {family} ({one_line(error)}); "
-            "delete it and run again"
-        ) from error
 
 
 def _decode(png):

@@ -6,7 +6,8 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.data.checks import explained
+from keras_resnet_cifar.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,27 +29,15 @@ def opened(file, formats=FORMATS) -> Iterator["Image"]:
 
 
 @contextlib.contextmanager
-def _naming(path):
-    """Raises what goes wrong as an `InputError` that names the file."""
-    try:
+def opened_path(path: str | os.PathLike) -> Iterator["Image"]:
+    """Opens an image file; what fails is an `InputError` that names it."""
+    with explained(
+        f"cannot read {path} as an image", f"give one of {', '.join(FORMATS)}"
+    ):
         if os.path.exists(path) and not os.path.isfile(path):
             raise InputError("it is not a file")  # opening a pipe would wait
-        yield
-    except Exception as error:  # damaged files fail in many ways
-        raise InputError(
-            f"cannot read {path} as an image ({one_line(error)}); give one of "
-            f"{', '.join(FORMATS)}"
-        ) from error
-
-
-def shorter_side(path: str | os.PathLike) -> int:
-    """Returns the shorter side in pixels; it reads the header alone.
-
-    Raises:
-        InputError: As `open_image`, but damaged pixels are not noticed.
-    """
-    with _naming(path), opened(path) as image:
-        return min(image.size)
+        with opened(path) as image:
+            yield image
 
 
 def open_image(path: str | os.PathLike) -> "Image":
@@ -63,7 +52,7 @@ def open_image(path: str | os.PathLike) -> "Image":
     """
     from PIL import ImageOps
 
-    with _naming(path), opened(path) as image:
+    with opened_path(path) as image:
         if image.mode.startswith(("I", "F")):
             raise InputError(f"its pixels are {image.mode}, not 8 bit")
         return ImageOps.exif_transpose(image).convert("RGB")

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from keras_resnet_cifar.data import folders, huggingface, readers, tfds
+from keras_resnet_cifar.data.checks import explained
 from keras_resnet_cifar.data.datasets import (
     DATASETS,
     FINE_TO_COARSE,
     SHAPES_IMAGES,
     check_known,
 )
-from keras_resnet_cifar.data.splits import Split, hold_out
-from keras_resnet_cifar.data.verification import fingerprint
+from keras_resnet_cifar.data.splits import Split, fingerprint, hold_out
 from keras_resnet_cifar.errors import InputError
 
 DATA_VARIABLE = "KERAS_RESNET_CIFAR_DATA"
@@ -59,7 +59,7 @@ def load_dataset(
     source: str | None = None,
     allow_unverified: bool = False,
 ) -> Dataset:
-    """Loads a dataset and verify that it is the published one.
+    """Loads a dataset and verifies that it is the published one.
 
     Or load your own images, from a folder that holds train/ (and val/, test/)
     with one folder per class in each; see `folders.load_folders` for their
@@ -97,18 +97,14 @@ def load_dataset(
     (9000, 32, 32, 3)
     """
     check_known(name, source, data_dir)
-    data_dir = data_dir and Path(data_dir).expanduser()
-    request: dict = {"name": name, "validation": validation, "seed": seed}
+    data_dir = data_dir and os.path.abspath(os.path.expanduser(data_dir))
+    published: dict[str, tuple[int, str]] = {}
     if name in DATASETS:
-        arrays, origin = _read(DATASETS[name].family, data_dir, source)
-        class_names = DATASETS[name].class_names
-        request |= {
-            "data_dir": os.path.abspath(data_dir) if data_dir else None,
-            "source": source,
-            "allow_unverified": allow_unverified,
-        }
+        info = DATASETS[name]
+        arrays, origin = _read(info.family, data_dir, source)
+        class_names, published = info.class_names, info.fingerprints
     else:
-        name = request["name"] = os.path.abspath(name)
+        name = os.path.abspath(name)
         arrays, origin = folders.load_folders(name), f"the images in {name}"
         class_names = folders.class_names(name)
     splits: dict = {split: Split(*pair) for split, pair in arrays.items()}
@@ -118,7 +114,12 @@ def load_dataset(
         split: fingerprint(splits[split].images, splits[split].labels)
         for split in ("train", "test")
     }
-    faults = _faults(name, splits, fingerprints)
+    faults = " and ".join(
+        f"{split} ({len(splits[split]):,} images found, {count:,} expected, "
+        f"fingerprint {fingerprints[split][:12]} instead of {expected[:12]})"
+        for split, (count, expected) in published.items()
+        if fingerprints[split] != expected
+    )
     if faults and not allow_unverified:
         raise InputError(
             f"{name} from {origin} is not the published one: {faults}; "
@@ -141,22 +142,15 @@ def load_dataset(
         source=origin,
         fingerprints=fingerprints,
         verified=not faults,
-        request=request,
+        request={
+            "name": name,
+            "data_dir": data_dir,
+            "validation": validation,
+            "seed": seed,
+            "source": source,
+            "allow_unverified": allow_unverified,
+        },
     )
-
-
-def _faults(name, splits, fingerprints):
-    """Describes the splits that are not the published ones; `""` for none."""
-    published = DATASETS[name].fingerprints if name in DATASETS else {}
-    return " and ".join(
-        f"{split} ({len(splits[split]):,} images found, {count:,} expected, "
-        f"fingerprint {fingerprints[split][:12]} instead of {expected[:12]})"
-        for split, (count, expected) in published.items()
-        if fingerprints[split] != expected
-    )
-
-
-# --- Where the images come from
 
 
 def _read(family, data_dir, source):
@@ -177,28 +171,28 @@ def _read(family, data_dir, source):
         return tfds.download(family, folder), f"tfds in {folder}"
 
     given = data_dir or os.environ.get(DATA_VARIABLE)
-    roots = _roots(given)
+    roots = [Path(given).expanduser()] if given else _customary_roots()
+    if given and not roots[0].is_dir():
+        fault = "is not a folder" if roots[0].exists() else "does not exist"
+        raise InputError(
+            f"the data folder {roots[0]} {fault}: check data_dir= or "
+            f"{DATA_VARIABLE}"
+        )
     for root in roots:
         for origin, read in readers.copies(
             root, family, search_root=bool(given)
         ):
             return read(), origin
-    where = ", ".join(map(str, roots))
+    missing = f"no {family} in {', '.join(map(str, roots))}"
     remedy = (
         f"point data_dir= or {DATA_VARIABLE} at a copy, or use "
         "source='huggingface'"
     )
     if given or source == "disk":
-        raise InputError(
-            f"no {family} in {where}: looked for "
-            f"{readers.looked_for(family)}; {remedy}"
-        )
-    try:
+        looked_for = readers.looked_for(family)
+        raise InputError(f"{missing}: looked for {looked_for}; {remedy}")
+    with explained(missing, remedy):
         return tfds.download(family, tfds.home()), f"tfds in {tfds.home()}"
-    except InputError as error:
-        raise InputError(
-            f"no {family} in {where}; then {error}; {remedy}"
-        ) from error
 
 
 def keras_home() -> Path:
@@ -206,18 +200,8 @@ def keras_home() -> Path:
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
 
 
-def _roots(given):
-    """The given folder, or where Keras, torchvision and tfds keep datasets."""
-    if not given:
-        home = keras_home() / "datasets"
-        targets = ("cifar-10-batches-py-target", "cifar-100-python-target")
-        keras = [home, *(home / target for target in targets)]
-        return [*keras, Path("data"), tfds.home()]
-    folder = Path(given).expanduser()
-    if not folder.is_dir():
-        fault = "is not a folder" if folder.exists() else "does not exist"
-        raise InputError(
-            f"the data folder {folder} {fault}: check data_dir= or "
-            f"{DATA_VARIABLE}"
-        )
-    return [folder]
+def _customary_roots():
+    """Where Keras, torchvision and tfds keep datasets."""
+    home = keras_home() / "datasets"
+    targets = ("cifar-10-batches-py-target", "cifar-100-python-target")
+    return [home, *(home / x for x in targets), Path("data"), tfds.home()]

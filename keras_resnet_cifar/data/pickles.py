@@ -53,13 +53,6 @@ def load(content: bytes) -> Any:
     Raises:
         Exception: The pickle is damaged, or asks for anything but arrays.
     """
-    check_opcodes(content)
-    return _Unpickler(io.BytesIO(content), encoding="bytes").load()
-
-
-def check_opcodes(content: bytes) -> None:
-    """Refuses opcodes that are unknown, or that `find_class` cannot judge."""
-    count: int
     argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if opcode.name in ("EXT1", "EXT2", "EXT4"):  # find_class may not see it
@@ -68,6 +61,7 @@ def check_opcodes(content: bytes) -> None:
         # one 2**31, the unpickler would allocate tens of gigabytes.
         if opcode.name.endswith("PUT") and not 0 <= argument <= count:
             raise InputError(f"refused: the pickle has no object {argument}")
+    return _Unpickler(io.BytesIO(content), encoding="bytes").load()
 
 
 def byte_array(item: Any) -> np.ndarray:

@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from keras_resnet_cifar.data import pickles, tfds
-from keras_resnet_cifar.data.verification import Splits, check_form
-from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.data.checks import Splits, check_form, explained
+from keras_resnet_cifar.errors import InputError
 
 MOST_BYTES = 1 << 30  # of a file, unpacked; the largest official has 0.2e9
 
@@ -65,67 +65,61 @@ def _parse_npz(file, family, split):
         return arrays[f"x{suffix}"], arrays[f"y{suffix}"]
 
 
+_PARSERS = {
+    "python": _parse_python,
+    "binary": _parse_binary,
+    "npz": _parse_npz,
+}
+
+
 # --- Layouts
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a layout keeps the files of one dataset, and how to parse them."""
+    """Where a layout keeps the files of one dataset."""
 
-    name: str  # "python", "binary" or "npz"
+    name: str  # of `_PARSERS`
     folder: str  # the customary one, relative to a root
     files: dict[str, list[str]]  # of each split
-    parse: Callable  # (open binary file, family, split) -> (images, labels)
     archive: str = ""  # the official one of the folder, if there is one
 
-    def present(self, folder: Path) -> bool:
-        """Whether a folder holds any of the files."""
-        # os.path's: Path.is_file raises where a folder may not be entered.
-        names = [name for part in self.files.values() for name in part]
-        return any(os.path.isfile(folder / name) for name in names)
 
-
-def _layouts(number, folders, files):
-    family = f"cifar{number}"
-    python, binary = (
-        f"cifar-{number}-{kind}.tar.gz" for kind in ("python", "binary")
-    )
-    bins = {s: [f"{n}.bin" for n in names] for s, names in files.items()}
+def _layouts(family, files, python_folder, binary_folder):
+    archive = family.replace("cifar", "cifar-")
+    binary = {split: [f"{x}.bin" for x in files[split]] for split in files}
     pair = {split: [f"{split}.npz"] for split in files}
     whole = {split: [f"{family}.npz"] for split in files}
     return (
-        Layout("python", folders[0], files, _parse_python, python),
-        Layout("binary", folders[1], bins, _parse_binary, binary),
-        Layout("npz", family, pair, _parse_npz),
-        Layout("npz", ".", whole, _parse_npz),
+        Layout("python", python_folder, files, f"{archive}-python.tar.gz"),
+        Layout("binary", binary_folder, binary, f"{archive}-binary.tar.gz"),
+        Layout("npz", family, pair),
+        Layout("npz", ".", whole),
     )
 
 
+_CIFAR10 = {
+    "train": [f"data_batch_{i}" for i in range(1, 6)],
+    "test": ["test_batch"],
+}
+_CIFAR100 = {"train": ["train"], "test": ["test"]}
 LAYOUTS = {
     "cifar10": _layouts(
-        10,
-        ("cifar-10-batches-py", "cifar-10-batches-bin"),
-        {
-            "train": [f"data_batch_{i}" for i in range(1, 6)],
-            "test": ["test_batch"],
-        },
+        "cifar10", _CIFAR10, "cifar-10-batches-py", "cifar-10-batches-bin"
     ),
     "cifar100": _layouts(
-        100,
-        ("cifar-100-python", "cifar-100-binary"),
-        {"train": ["train"], "test": ["test"]},
+        "cifar100", _CIFAR100, "cifar-100-python", "cifar-100-binary"
     ),
 }
 
 
 def looked_for(family: str) -> str:
     """Returns what `copies` looks for, as text for a message."""
-    files = [
-        os.path.normpath(os.path.join(layout.folder, layout.files["train"][0]))
-        for layout in LAYOUTS[family]
-    ]
-    archives = [x.archive for x in LAYOUTS[family] if x.archive]
-    return ", ".join([*files, f"{family}/<version> of tfds", *archives])
+    layouts = LAYOUTS[family]
+    places = [f"{x.folder}/{x.files['train'][0]}" for x in layouts]
+    places += [f"{family}/<version> of tfds"]
+    places += [x.archive for x in layouts if x.archive]
+    return ", ".join(places)
 
 
 def copies(
@@ -141,9 +135,11 @@ def copies(
         reads the splits `"train"` and `"test"`, with fine labels, and raises
         `InputError` for a file that is missing or defective.
     """
+    # os.path's: Path.is_file raises where a folder may not be entered.
     for layout in LAYOUTS[family]:
+        names = [name for part in layout.files.values() for name in part]
         for folder in (root / layout.folder, *([root] if search_root else [])):
-            if layout.present(folder):
+            if any(os.path.isfile(folder / name) for name in names):
                 read = partial(_read, layout, family, folder)
                 yield f"{layout.name} files in {folder}", read
                 break
@@ -156,6 +152,9 @@ def copies(
             yield f"{layout.name} files in {archive}", read
 
 
+# --- Reading
+
+
 def _refuse_large(size):
     if size > MOST_BYTES:
         raise InputError(
@@ -166,58 +165,51 @@ def _refuse_large(size):
 
 def _open_tar(archive):
     """Opens a tar.gz that holds plain files and folders, within itself."""
-    try:
+    with explained(
+        f"{archive}: not a whole tar archive", "delete it and download it again"
+    ):
         with gzip.open(archive) as file:  # whole, so that its checksum counts
             content = io.BytesIO(file.read(MOST_BYTES + 1))
         _refuse_large(len(content.getbuffer()))
         tar = tarfile.open(fileobj=content, mode="r:")  # noqa: SIM115
         for member in tar.getmembers():
             path = PurePosixPath(member.name)
-            if not (member.isfile() or member.isdir()):
-                raise InputError(f"refused: {path} is a link or a device")
-            if path.is_absolute() or ".." in path.parts:
-                raise InputError(f"refused: {path} lies outside of it")
+            plain = member.isfile() or member.isdir()
+            if not plain or path.is_absolute() or ".." in path.parts:
+                raise InputError(
+                    f"refused: {path} is a link, a device or outside of it"
+                )
         return tar
-    except Exception as error:
-        raise InputError(
-            f"{archive}: not a whole tar archive ({one_line(error)}); "
-            "delete it and download it again"
-        ) from error
+
+
+def _open(place, tar, layout, name):
+    """Opens a file of a folder or, without extracting it, of an archive."""
+    path, member = place / name, f"{layout.folder}/{name}"
+    if tar and member in tar.getnames():
+        return tar.extractfile(member)
+    if os.path.isfile(path):  # opening a pipe would wait for its writer
+        _refuse_large(path.stat().st_size)
+        return open(path, "rb")
+    raise InputError(f"{name} is missing")
 
 
 def _read(layout, family, place):
     """Reads the splits of a layout from a folder or an archive."""
     tar = None if os.path.isdir(place) else _open_tar(place)
-
-    def open_file(name):
-        if tar is not None:  # read in place: nothing is ever extracted
-            try:
-                return tar.extractfile(f"{layout.folder}/{name}")
-            except KeyError as error:
-                raise FileNotFoundError(name) from error
-        path = place / name
-        if not os.path.isfile(path):  # opening a pipe would wait for its writer
-            raise FileNotFoundError(path)
-        _refuse_large(path.stat().st_size)
-        return open(path, "rb")
-
-    def parsed(name, split):
-        try:
-            with open_file(name) as file:
-                return check_form(*layout.parse(file, family, split), family)
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{place / name} is missing; download the dataset again"
-            ) from error
-        except Exception as error:  # damaged files fail in many ways
-            raise InputError(
-                f"{place / name}: not a whole {layout.name} file of {family} "
-                f"({one_line(error)}); download it again"
-            ) from error
-
     splits = {}
     for split, names in layout.files.items():
-        parts = [parsed(name, split) for name in names]
+        parts = []
+        for name in names:
+            with (
+                explained(
+                    f"{place / name}: not a whole {layout.name} file of "
+                    f"{family}",
+                    "download it again",
+                ),
+                _open(place, tar, layout, name) as file,
+            ):
+                arrays = _PARSERS[layout.name](file, family, split)
+                parts.append(check_form(*arrays, family))
         images, labels = zip(*parts, strict=True)
         # Into an array of its own: concatenating transposed views alone would
         # keep their channels-first order in memory.

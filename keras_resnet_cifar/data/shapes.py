@@ -37,18 +37,16 @@ def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: `count` is below 1 or `seed` below 0.
     """
-    if count < 1:
-        raise InputError(f"count must be 1 or more. Received: count={count}")
-    if seed < 0:
-        raise InputError(f"seed must be 0 or more. Received: seed={seed}")
+    for name, value, least in (("count", count, 1), ("seed", seed, 0)):
+        if value < least:
+            raise InputError(
+                f"{name} must be {least} or more. Received: {name}={value}"
+            )
     rng = np.random.Generator(np.random.PCG64(seed))
     order = np.argsort(rng.random(count), kind="stable")
     labels = (order % len(FIGURES)).astype("uint8")
-    images = np.empty((count, SIZE, SIZE, 3), "uint8")
-    for start in range(0, count, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        images[part] = _scenes(labels[part], rng)
-    return images, labels
+    chunks = np.split(labels, range(_CHUNK, count, _CHUNK))
+    return np.concatenate([_scenes(chunk, rng) for chunk in chunks]), labels
 
 
 def _scenes(labels, rng):
@@ -56,12 +54,8 @@ def _scenes(labels, rng):
     n = len(labels)
     ground = _uniform(rng, 0, 1, n, 3)
     image = _gradient(ground, 0.35, rng)
-    for _ in range(3):
-        image = _paint(image, _near(ground, rng), _blob(n, rng))
-    for _ in range(2):
-        image = _paint(image, _near(ground, rng), _line(n, rng))
-    for _ in range(2):
-        image = _paint(image, _near(ground, rng), _border_figure(n, rng))
+    for mask in 3 * [_blob] + 2 * [_line] + 2 * [_border_figure]:
+        image = _paint(image, _near(ground, rng), mask(n, rng))
     # At least a quarter away from the ground in every channel, on a circle.
     colour = (ground + _uniform(rng, 0.25, 0.75, n, 3)) % 1
     image = _paint(image, _gradient(colour, 0.2, rng), _figure(labels, rng))
@@ -73,13 +67,16 @@ def _scenes(labels, rng):
     return np.rint(np.clip(image, 0, 1) * 255).astype("uint8")
 
 
-# Layers. Colours are float32 in [0, 1], `[n, 3]` or an image `[n, 32, 32, 3]`;
-# a mask is the opacity, float32 `[n, 32, 32]` in [0, 1].
+# Layers. Colours are float32 in [0, 1], `[n, 3]` for a ground, `[n, 32, 32, 3]`
+# or `[n, 1, 1, 3]` for paint; a mask is the opacity, float32 `[n, 32, 32]`.
+
+
+def _uniform(rng, low, high, *shape):
+    """float32 values of `shape`, uniform from low to high."""
+    return (low + (high - low) * rng.random(shape)).astype("float32")
 
 
 def _paint(image, colour, mask):
-    if colour.ndim == 2:
-        colour = colour[:, None, None]
     return image + mask[..., None] * (colour - image)
 
 
@@ -87,24 +84,26 @@ def _near(ground, rng):
     """Colours between the ground's and any: fainter than a figure."""
     n = len(ground)
     other = _uniform(rng, 0, 1, n, 3)
-    return ground + _uniform(rng, 0.15, 0.6, n, 1) * (other - ground)
+    colour = ground + _uniform(rng, 0.15, 0.6, n, 1) * (other - ground)
+    return colour[:, None, None]
 
 
 def _gradient(colour, strength, rng):
     """Images of the colours, shaded along a random direction."""
-    x, _ = _random_frame(len(colour), rng, reach=0, scale=(SIZE / 2, SIZE / 2))
+    x, _ = _frame(len(colour), rng, reach=0, scale=(SIZE / 2, SIZE / 2))
     slope = _uniform(rng, -strength, strength, len(colour), 3)
     return colour[:, None, None] + x[..., None] * slope[:, None, None]
 
 
 def _blob(n, rng):
-    x, y = _random_frame(n, rng, reach=16, scale=(3, 9))
+    x, y = _frame(n, rng, reach=16, scale=(3, 9))
     return np.clip(1 - (x * x + y * y), 0, 1)
 
 
 def _line(n, rng):
-    _, y = _random_frame(n, rng, reach=12, scale=(1, 1))
-    return _opacity(np.abs(y) - _uniform(rng, 0.3, 1, n, 1, 1))  # 1 to 2 px
+    _, y = _frame(n, rng, reach=12, scale=(1, 1))
+    width = _uniform(rng, 0.3, 1, n, 1, 1)  # 1 to 2 px with its soft edges
+    return np.clip(0.5 - (np.abs(y) - width), 0, 1)
 
 
 def _border_figure(n, rng):
@@ -112,7 +111,7 @@ def _border_figure(n, rng):
     near = _uniform(rng, -14, 14, n)
     edge = np.where(rng.random(n) < 0.5, np.float32(-15), np.float32(15))
     upright = rng.random(n) < 0.5
-    centre = np.where(upright, [near, edge], [edge, near]).astype("float32")
+    centre = np.where(upright, [near, edge], [edge, near])
     return _figure(labels, rng, centre, scale=(3.5, 6))
 
 
@@ -121,42 +120,30 @@ def _figure(labels, rng, centre=None, scale=(8.5, 13)):
     scale = _uniform(rng, *scale, n)
     if centre is None:
         centre = (15 - scale) * _uniform(rng, -1, 1, 2, n)
-    x, y = _transform(n, rng, centre, scale)
+    x, y = _rotated(centre, scale, rng)
     distance = np.empty_like(x)
     for label, function in enumerate(FIGURES.values()):
         chosen = labels == label
         distance[chosen] = function(x[chosen], y[chosen])
-    return _opacity(distance * scale[:, None, None])
+    return np.clip(0.5 - distance * scale[:, None, None], 0, 1)
 
 
-# Geometry.
+# Pixel coordinates, float32 x and y `[n, 32, 32]`, in frames of which the
+# centres `[2, n]` are in pixels from the middle of the image and the scales
+# `[n]` in pixels per unit.
 
 
-def _uniform(rng, low, high, *shape):
-    """float32 values of `shape`, uniform from low to high."""
-    return (low + (high - low) * rng.random(shape)).astype("float32")
-
-
-def _opacity(distance):
-    return np.clip(0.5 - distance, 0, 1)
-
-
-def _random_frame(n, rng, reach, scale):
-    """`_transform` about centres within `reach` px of the middle."""
+def _frame(n, rng, reach, scale):
+    """Random frames about centres within `reach` px of the middle."""
     centre = _uniform(rng, -reach, reach, 2, n)
-    return _transform(n, rng, centre, _uniform(rng, *scale, n))
+    return _rotated(centre, _uniform(rng, *scale, n), rng)
 
 
-def _transform(n, rng, centre, scale):
-    """Pixel coordinates in the frame of each figure, rotated at random.
-
-    The centres `[2, n]` are in pixels from the middle of the image, the scales
-    `[n]` in pixels per unit of the figure; x and y are float32 `[n, 32, 32]`.
-    """
+def _rotated(centre, scale, rng):
     axis = np.arange(SIZE, dtype="float32") - (SIZE - 1) / 2
     x = (axis - centre[0][:, None])[:, None, :]
     y = (axis - centre[1][:, None])[:, :, None]
-    chosen = (rng.random(n) * _DIRECTIONS.shape[1]).astype(int)
+    chosen = (rng.random(len(scale)) * _DIRECTIONS.shape[1]).astype(int)
     cos, sin = (_DIRECTIONS[:, chosen] / scale)[:, :, None, None]
     return cos * x + sin * y, cos * y - sin * x
 
@@ -184,11 +171,10 @@ def _radius(x, y):
     return np.sqrt(x * x + y * y)
 
 
-def _half_planes(x, y, sides, apothem):
-    """The distances `[sides, ...]` to the sides of a polygon."""
-    return np.stack(
-        [a * x + b * y - apothem for a, b in _circle_of_directions(sides).T]
-    )
+def _sides(x, y, count, apothem):
+    """The distances `[count, ...]` to the sides of a polygon."""
+    sides = _circle_of_directions(count).T
+    return np.stack([a * x + b * y - apothem for a, b in sides])
 
 
 def _box(x, y, width, height):
@@ -213,10 +199,10 @@ FIGURES = {
     "circle": lambda x, y: _radius(x, y) - 0.85,
     "ring": lambda x, y: np.abs(_radius(x, y) - 0.7) - 0.2,
     "square": lambda x, y: _box(x, y, 0.75, 0.75),
-    "triangle": lambda x, y: _half_planes(x, y, 3, 0.5).max(axis=0),
-    "pentagon": lambda x, y: _half_planes(x, y, 5, 0.75).max(axis=0),
+    "triangle": lambda x, y: _sides(x, y, 3, 0.5).max(axis=0),
+    "pentagon": lambda x, y: _sides(x, y, 5, 0.75).max(axis=0),
     # A pentagram is where at most one of five sides lies behind the point.
-    "star": lambda x, y: np.sort(_half_planes(x, y, 5, 0.34), axis=0)[-2],
+    "star": lambda x, y: np.sort(_sides(x, y, 5, 0.34), axis=0)[-2],
     "cross": lambda x, y: np.minimum(
         _box(x, y, 0.95, 0.3), _box(x, y, 0.3, 0.95)
     ),

@@ -1,10 +1,10 @@
-"""Takes a stratified split off another one, the same from any copy."""
+"""A split of images and labels: what identifies it, and a part held out."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from keras_resnet_cifar.data.verification import image_digests
 from keras_resnet_cifar.errors import InputError
 
 
@@ -22,6 +22,30 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
+    """Returns a SHA-256 (hex) that depends on neither order nor file format.
+
+    It is over the sorted SHA-256 digests of the images, each over the bytes of
+    an image (rows, then columns, then R G B) and of its label (one byte, from
+    256 on two).
+
+    Args:
+        images: uint8 `[N, H, W, 3]`.
+        labels: uint8 or uint16 `[N]`; of CIFAR-100 the fine ones.
+    """
+    return hashlib.sha256(
+        b"".join(sorted(_digests(images, labels)))
+    ).hexdigest()
+
+
+def _digests(images, labels):
+    digests = []
+    for image, label in zip(images, labels.tolist(), strict=True):
+        content = image.tobytes() + label.to_bytes(1 if label < 256 else 2)
+        digests.append(hashlib.sha256(content).digest())
+    return digests
 
 
 def hold_out(
@@ -42,32 +66,27 @@ def hold_out(
     Raises:
         InputError: `share`, the `validation` of `load_dataset`, does not fit.
     """
-    count = _count(share, len(split))
-    if not count:
+    if not share:
         return split, None
-    digests = image_digests(split.images, split.labels)
-    order = np.array(sorted(range(len(split)), key=digests.__getitem__))
-    order = order[np.random.default_rng(seed).permutation(len(order))]
-    rank = np.empty(len(split))  # of an image in its class, 0 to 1
-    for label in np.unique(split.labels):
-        members = order[split.labels[order] == label]
-        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
-    taken = np.zeros(len(split), bool)
-    taken[order[np.argsort(rank[order], kind="stable")][:count]] = True
-    return (
-        Split(split.images[~taken], split.labels[~taken]),
-        Split(split.images[taken], split.labels[taken]),
-    )
-
-
-def _count(share, total):
-    """`share`, a count or a fraction, as a count of `total` images."""
-    count = share
-    if isinstance(share, float) and share:
-        count = round(share * total) if 0 < share < 1 else -1
-    if count < 0 or count >= total or (share and not count):
+    count, total = share, len(split)
+    if isinstance(share, float):
+        count = round(share * total) if 0 < share < 1 else 0
+    if not 0 < count < total:
         raise InputError(
             f"validation={share} does not fit a train split of {total:,} "
             "images: give a count below that, or a fraction such as 0.1"
         )
-    return int(count)
+    digests = _digests(split.images, split.labels)
+    order = np.array(sorted(range(total), key=digests.__getitem__))
+    order = order[np.random.default_rng(seed).permutation(total)]
+    labels = split.labels[order]
+    rank = np.empty(total)  # of an image in its class, 0 to 1
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+    taken = np.zeros(total, bool)
+    taken[order[np.argsort(rank, kind="stable")[:count]]] = True
+    return (
+        Split(split.images[~taken], split.labels[~taken]),
+        Split(split.images[taken], split.labels[taken]),
+    )

@@ -8,10 +8,9 @@ import urllib.request
 from pathlib import Path
 
 import keras
-import numpy as np
 
-from keras_resnet_cifar.data.verification import Splits, check_form
-from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.data.checks import Splits, check_form, explained
+from keras_resnet_cifar.errors import InputError
 
 HOST = "https://www.cs.toronto.edu/~kriz/cifar.html"  # tfds downloads from it
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
@@ -41,49 +40,47 @@ def find(root: Path, family: str, search_root: bool) -> Path | None:
 
 
 def read(family: str, folder: Path) -> Splits:
-    """Reads a prepared version; raise `InputError` if it is defective."""
+    """Reads a prepared version.
+
+    Raises:
+        InputError: It is defective, or tfds is not installed.
+    """
     tfds = _import_tfds(folder)
-    try:
+    with explained(
+        f"{folder}: tensorflow_datasets cannot read it",
+        "delete it and prepare it again",
+    ):
         _check_features(folder)
-        return _read(tfds, tfds.builder_from_directory(folder), family)
-    except Exception as error:
-        raise InputError(
-            f"{folder}: tensorflow_datasets cannot read it "
-            f"({one_line(error)}); delete it and prepare it again"
-        ) from error
+        return _read(tfds.builder_from_directory(folder), family)
 
 
 def download(family: str, data_dir: str | os.PathLike) -> Splits:
-    """Lets tfds download and prepare a dataset in `data_dir`, and read it.
+    """Lets tfds download and prepare a dataset in `data_dir`, and reads it.
 
     Raises:
-        InputError: tfds is not installed, or it failed, without a network for
-            example.
+        InputError: tfds failed, without a network for example, or is not
+            installed.
     """
     tfds = _import_tfds(f"the download of {family}")
-    try:
+    with explained(
+        f"the download of {family} by tensorflow_datasets failed",
+        "check the network",
+    ):
         builder = tfds.builder(family, data_dir=data_dir)
         if not builder.is_prepared():
             # tfds itself retries for minutes where there is no network.
             urllib.request.urlopen(HOST, timeout=20).close()
             builder.download_and_prepare()
-        return _read(tfds, builder, family)
-    except Exception as error:
-        raise InputError(
-            f"the download of {family} by tensorflow_datasets failed "
-            f"({one_line(error)})"
-        ) from error
+        return _read(builder, family)
 
 
 def _import_tfds(purpose):
-    try:
+    with explained(
+        f"{purpose} needs tensorflow-datasets, which is not installed here",
+        "pip install tensorflow tensorflow-datasets",
+    ):
         import tensorflow as tf
         import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise InputError(
-            f"{purpose} needs tensorflow-datasets, which is not installed here "
-            f"({one_line(error)}): pip install tensorflow tensorflow-datasets"
-        ) from error
     if keras.config.backend() != "tensorflow":
         # TensorFlow would take the GPU's memory from the backend that trains.
         with contextlib.suppress(RuntimeError):
@@ -114,14 +111,10 @@ def _check_features(folder):
     json.loads(text, object_hook=check_strings)
 
 
-def _read(tfds, builder, family):
-    splits = {}
-    for split in ("train", "test"):
-        dataset = builder.as_dataset(split=split, batch_size=1000)
-        batches = list(tfds.as_numpy(dataset))
-        images, labels = (
-            np.concatenate([batch[key] for batch in batches])
-            for key in ("image", "label")
-        )
-        splits[split] = check_form(images, labels, family)
-    return splits
+def _read(builder, family):
+    names = ("train", "test")
+    wholes = builder.as_dataset(split=names, batch_size=-1)
+    return {
+        name: check_form(whole["image"].numpy(), whole["label"].numpy(), family)
+        for name, whole in zip(names, wholes, strict=True)
+    }
