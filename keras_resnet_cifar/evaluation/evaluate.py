@@ -1,7 +1,7 @@
 """Evaluates a model on a split: logits, metrics and a report on disk."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -22,9 +22,7 @@ from keras_resnet_cifar.models.saving import check_classifier
 
 # The compiled predictor of each model, as long as the model lives: it refers
 # to the model's layers, never to the model itself.
-_PREDICTORS: weakref.WeakKeyDictionary[keras.Model, Callable] = (
-    weakref.WeakKeyDictionary()
-)
+_PREDICTORS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def logits_of(
@@ -33,11 +31,11 @@ def logits_of(
     batch_size: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> np.ndarray:
-    """Returns the outputs of a model for images, and leave the model as it is.
+    """Returns the outputs of a model for images; the model stays as it is.
 
     Args:
-        model: A functional or Sequential model from raw images to logits, as
-            from `build_resnet`. A second call with it compiles nothing.
+        model: A functional or Sequential model from raw images to logits. A
+            second call with it compiles nothing.
         images: uint8 or float `[N, H, W, 3]`, 0 to 255.
         batch_size: Images per step; by default a number that divides N.
         callbacks: Keras callbacks, called as `Model.predict` does.
@@ -46,8 +44,7 @@ def logits_of(
         float32 `[N, outputs]`.
 
     Raises:
-        InputError: The model is a subclassed one, without a graph of layers,
-            or there are no images.
+        InputError: There are no images, or the model is a subclassed one.
     """
     if not len(images):
         raise InputError("there are no images to evaluate: give at least one")
@@ -83,28 +80,26 @@ def _predictor(own):
 
 
 def _jax_predictor(own):
-    """Returns `(images, batch_size, callbacks) -> outputs` by JAX.
+    """Returns the same by JAX, as many batches in one call as a device takes.
 
-    `Model.predict` empties the model's variables until it ends, which a
-    callback may prevent. It also dispatches every batch by itself, while an
-    accelerator takes as many in one call as fit.
+    `Model.predict` dispatches each batch by itself, and empties the model's
+    variables until it ends, which a callback may prevent.
     """
     import jax
 
     @jax.jit
-    def run(trainable, other, batches):
+    def run(weights, batches):
         def outputs_of(batch):
-            return own.stateless_call(trainable, other, batch, training=False)
+            return own.stateless_call(*weights, batch, training=False)[0]
 
-        return jax.lax.map(lambda batch: outputs_of(batch)[0], batches)
+        return jax.lax.map(outputs_of, batches)
 
     def predict(images, batch_size, callbacks):
         count = batch_size
         if has_accelerator():
-            batch_bytes = images[:batch_size].nbytes
-            count *= max(RESIDENT_BYTES // batch_bytes, 1)
-        trainable = [x.value for x in own.trainable_variables]
-        other = [x.value for x in own.non_trainable_variables]
+            count *= max(RESIDENT_BYTES // images[:batch_size].nbytes, 1)
+        variables = own.trainable_variables, own.non_trainable_variables
+        weights = [[x.value for x in part] for part in variables]
         chain = keras.callbacks.CallbackList(callbacks, model=own)
         chain.on_predict_begin()
         outputs = []
@@ -112,7 +107,7 @@ def _jax_predictor(own):
             step = start // batch_size
             chain.on_predict_batch_begin(step)
             group = images[start : start + count]
-            logits = run(trainable, other, _in_batches(group, batch_size))
+            logits = run(weights, _in_batches(group, batch_size))
             outputs.append(np.concatenate(np.asarray(logits))[: len(group)])
             chain.on_predict_batch_end(step, {"outputs": outputs[-1]})
         chain.on_predict_end()
@@ -136,14 +131,12 @@ def evaluate(
     batch_size: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Evaluation:
-    """Evaluates a model on a split, and leave the model as it is.
+    """Evaluates a model on a split; the model stays as it is.
 
     Args:
-        model: From raw images to logits; see `logits_of`.
+        model, batch_size, callbacks: See `logits_of`.
         split: A `Split`.
         class_names: One name per class.
-        batch_size: Images per step; by default a number that divides theirs.
-        callbacks: Keras callbacks, called as `Model.predict` does.
 
     Raises:
         InputError: The model does not fit the classes or the images, or its
@@ -161,12 +154,10 @@ def report(
     folder: Path,
     mistakes: int = 25,
 ) -> Evaluation:
-    """Evaluates a model; write metrics.json, confusion.png and mistakes.png.
+    """Evaluates a model; writes metrics.json, confusion.png and mistakes.png.
 
     Args:
-        model: From raw images to logits; see `logits_of`.
-        split: A `Split`.
-        class_names: One name per class.
+        model, split, class_names: See `evaluate`.
         folder: Where the files go; it is made if need be.
         mistakes: How many of the most confident mistakes to draw.
 

@@ -58,9 +58,6 @@ def score(
 ) -> Evaluation:
     """Evaluates logits against the true labels.
 
-    Equal logits rank by class index, so a constant output is right by chance
-    only.
-
     Args:
         logits: Float `[N, C]`, finite.
         labels: Integer `[N]`, from 0 to C - 1.
@@ -79,24 +76,27 @@ def score(
             f"logit. Received: {len(class_names)}, {different} different"
         )
     predicted = logits.argmax(axis=1)
-    # How many classes rank before the true one.
+    # How many classes rank before the true one. Equal logits rank by index, so
+    # that a constant output is right by chance only.
     true = np.take_along_axis(logits, labels[:, None], axis=1)
     earlier = np.arange(classes) < labels[:, None]
     rank = ((logits > true) | ((logits == true) & earlier)).sum(axis=1)
     confusion = np.zeros((classes, classes), "int64")
     np.add.at(confusion, (labels, predicted), 1)
-    images = confusion.sum(axis=1)
-    per_class = np.full(classes, np.nan)
-    np.divide(confusion.diagonal(), images, out=per_class, where=images > 0)
+    with np.errstate(invalid="ignore"):  # a class without images is 0 / 0
+        per_class = confusion.diagonal() / confusion.sum(axis=1)
+    # The gap between accuracy and confidence, summed in bins (a, b].
+    log_probability = _log_softmax(logits)
+    confidence = np.exp(log_probability).max(axis=1)
+    bins = np.ceil(confidence * ECE_BINS).astype("int64").clip(1, ECE_BINS)
+    gaps = np.bincount(bins, weights=(predicted == labels) - confidence)
     return Evaluation(
         class_names=tuple(class_names),
         n=n,
         top1=float(np.mean(rank < 1)),
         top5=float(np.mean(rank < 5)),
-        loss=-float(_log_softmax(logits)[np.arange(n), labels].mean()),
-        ece=_calibration_error(
-            softmax(logits).max(axis=1), predicted == labels
-        ),
+        loss=-float(log_probability[np.arange(n), labels].mean()),
+        ece=float(np.abs(gaps).sum() / n),
         per_class=per_class,
         confusion=confusion,
     )
@@ -108,8 +108,7 @@ def most_confident_mistakes(
     """Returns the wrong predictions with the highest probability.
 
     Args:
-        logits: Float `[N, C]`, finite.
-        labels: Integer `[N]`, from 0 to C - 1.
+        logits, labels: As for `score`.
         count: How many at most, 0 or more.
 
     Raises:
@@ -118,12 +117,10 @@ def most_confident_mistakes(
     if count < 0:
         raise InputError(f"count must be 0 or more. Received: count={count}")
     logits, labels = _checked(logits, labels)
-    predicted = logits.argmax(axis=1)
-    probability = softmax(logits).max(axis=1)
-    wrong = np.flatnonzero(predicted != labels)
-    order = np.argsort(-probability[wrong], kind="stable")
-    chosen = wrong[order[:count]]
-    return Mistakes(chosen, predicted[chosen], probability[chosen])
+    predicted, confidence = logits.argmax(axis=1), softmax(logits).max(axis=1)
+    order = np.argsort(-confidence, kind="stable")
+    chosen = order[predicted[order] != labels[order]][:count]
+    return Mistakes(chosen, predicted[chosen], confidence[chosen])
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -134,13 +131,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def _log_softmax(logits):
     shifted = logits - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
-def _calibration_error(confidence, correct):
-    """The mean gap between confidence and accuracy, over bins (a, b]."""
-    bins = np.ceil(confidence * ECE_BINS).astype("int64").clip(1, ECE_BINS) - 1
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=ECE_BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def _checked(logits, labels):

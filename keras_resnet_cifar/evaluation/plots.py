@@ -1,7 +1,7 @@
 """Draws training curves, a confusion matrix and mistakes as PNG files.
 
 Figures are objects of their own, without pyplot, a display or global state.
-matplotlib takes a while to import, so only drawing imports it.
+Only drawing imports matplotlib, which takes a while.
 """
 
 import math
@@ -17,7 +17,7 @@ from keras_resnet_cifar.files import atomic_write
 if TYPE_CHECKING:
     from keras_resnet_cifar.data.load import Split
 
-_TRAIN, _VALIDATION = "#1f77b4", "#d62728"
+_CENTRED = {"ha": "center", "va": "center"}
 _MOST_CLASSES_WITH_TEXT = 20  # more would make the cells unreadable
 
 
@@ -25,17 +25,15 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws loss, accuracy and learning rate by epoch.
 
     Args:
-        history: One dict per epoch: `epoch` (from 1) and any of `loss`,
-            `accuracy`, `val_loss`, `val_accuracy`, `learning_rate` and
-            `images_per_second`. Missing and non-finite values are left out.
+        history: One dict per epoch, as in `Run`, with any of its values.
+            Missing and non-finite ones are left out.
         path: PNG file to write; `InputError` if that fails.
     """
     figure = _figure(13, 4)
-    axes = figure.subplots(1, 3)
-    both = {"train": "", "validation": "val_"}
-    _curves(axes[0], history, "loss", both)
-    _curves(axes[1], history, "accuracy", both)
-    _curves(axes[2], history, "learning_rate", {"": ""})
+    loss, accuracy, rate = figure.subplots(1, 3)
+    _curves(loss, history, "loss", ("train", "validation"))
+    _curves(accuracy, history, "accuracy", ("train", "validation"))
+    _curves(rate, history, "learning_rate", ("",))
     _, speed = _series(history, "images_per_second")
     if speed.size:
         figure.suptitle(f"{np.median(speed):,.0f} images per second (median)")
@@ -67,30 +65,25 @@ def plot_confusion(
     figure.colorbar(
         image, label="share of the true class", shrink=0.6, aspect=4 * side
     )
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set(xlabel="predicted", ylabel="true")
     axes.set_xticks(range(classes), class_names, rotation=90, fontsize=font)
     axes.set_yticks(range(classes), class_names, fontsize=font)
     if with_text:
         for (row, column), count in np.ndenumerate(confusion):
             colour = "white" if share[row, column] > 0.25 else "black"
-            style = {"ha": "center", "va": "center", "fontsize": 8}
-            axes.text(column, row, str(count), color=colour, **style)
+            axes.text(column, row, count, color=colour, fontsize=8, **_CENTRED)
     _save(figure, path)
 
 
 def plot_mistakes(
-    split: "Split",
-    mistakes: Mistakes,
-    class_names: Sequence[str],
-    path: Path,
+    split: "Split", mistakes: Mistakes, class_names: Sequence[str], path: Path
 ) -> None:
     """Draws mistakes in a grid, each with its true and its predicted class.
 
     Args:
         split: The images and their labels.
         mistakes: Which of them to draw; there may be none.
-        class_names: Names of the classes.
+        class_names: C names.
         path: PNG file to write; `InputError` if that fails.
     """
     count = len(mistakes.indices)
@@ -110,17 +103,14 @@ def plot_mistakes(
             fontsize=9,
         )
     if not count:
-        grid[0].text(0.5, 0.5, "no mistakes", ha="center", va="center")
+        grid[0].text(0.5, 0.5, "no mistakes", **_CENTRED)
     _save(figure, path)
 
 
 def _figure(width, height):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
 def _save(figure, path):
@@ -128,19 +118,16 @@ def _save(figure, path):
         figure.savefig(temporary, format="png")
 
 
-def _curves(axes, history, key, prefixes):
-    """Draws one value; `prefixes` maps the label of a curve to its prefix."""
-    from matplotlib.ticker import MaxNLocator
-
-    colours = (_TRAIN, _VALIDATION)
-    for (label, prefix), colour in zip(prefixes.items(), colours, strict=False):
+def _curves(axes, history, key, labels):
+    """Draws the values of a key for training and, if labelled, validation."""
+    prefixes, colours = ("", "val_"), ("#1f77b4", "#d62728")
+    for prefix, label, colour in zip(prefixes, labels, colours, strict=False):
         epochs, values = _series(history, prefix + key)
         if values.size:
             label = f"{label} final {values[-1]:.4g}".strip()
             axes.plot(epochs, values, ".-", color=colour, label=label)
-    axes.set_title(key.replace("_", " "))
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set(title=key.replace("_", " "), xlabel="epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(loc="best")

@@ -24,12 +24,7 @@ def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
     Raises:
         InputError: As `open_image`.
     """
-    from PIL import Image
-
-    image = open_image(path)
-    if image.size != size[::-1]:
-        image = image.resize(size[::-1], Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    return np.asarray(open_image(path).resize(size[::-1]))  # bicubic
 
 
 def predict_files(
