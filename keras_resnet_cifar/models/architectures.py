@@ -62,18 +62,7 @@ RULE = (
 class Architecture:
     """What a ResNet is, apart from its input and its classes.
 
-    Attributes:
-        depth: Weight layers on the main path; shortcuts do not count.
-        block: `"basic"` (3x3, 3x3) or `"bottleneck"` (1x1, 3x3, 1x1, the last
-            four times as wide).
-        shortcut: `"identity"`, `"projection"` or `"conv3x3"`: the shortcut
-            where the shape changes.
-        widths: Filters of each stage, before a bottleneck's expansion.
-        stage_blocks: Blocks of each stage.
-        preactivation: Whether BatchNorm and ReLU precede each convolution.
-        stem: `"cifar"` or `"imagenet"`.
-        final_norm: Whether a pre-activation net ends in BatchNorm and ReLU.
-            The paper's nets do; kuangliu/pytorch-cifar's do not.
+    The fields are arguments of `build_resnet`, which describes them.
     """
 
     depth: int
@@ -91,12 +80,10 @@ class Architecture:
         fields = vars(self).items()
         suffixes = [s for s in SUFFIXES if SUFFIXES[s].items() <= fields]
         short = [s for s in suffixes if s not in SHORTCUTS]
-        special = [name for name, row in ARCHITECTURES.items() if row.fields]
-        for name in (
-            "-".join([f"resnet{self.depth}", *short]),
-            "-".join([f"resnet{self.depth}", *suffixes]),
-            *special,
-        ):
+        names = [
+            "-".join([f"resnet{self.depth}", *s]) for s in (short, suffixes)
+        ]
+        for name in [*names, *ARCHITECTURES]:
             with contextlib.suppress(InputError):
                 if parse(name) == self:
                     return name
@@ -151,7 +138,7 @@ def resolve(name: str | None = None, **fields: Any) -> Architecture:
 
 def parse(name: str) -> Architecture:
     """Returns the `Architecture` of a name, or raises `InputError`."""
-    return _complete(_fields_of(name))
+    return resolve(name)
 
 
 def _fields_of(name: str) -> dict[str, Any]:
@@ -223,14 +210,10 @@ def _stages_of_depth(given: dict[str, Any]) -> dict[str, Any]:
         if block in (None, four_stage_block):
             return {"block": four_stage_block, "stage_blocks": stage_blocks}
     block = block or "basic"
-    n, rest = divmod(depth - 2, 3 * BLOCKS[block])
-    if rest or n < 1:
-        raise _no_such_depth(depth, block)
-    return {"block": block, "stage_blocks": (n, n, n)}
-
-
-def _no_such_depth(depth: int, block: str) -> InputError:
     step = 3 * BLOCKS[block]
+    n, rest = divmod(depth - 2, step)
+    if n > 0 and not rest:
+        return {"block": block, "stage_blocks": (n, n, n)}
     suffix = "" if block == "basic" else "-bottleneck"
     center = max(depth, step + 2)
     near = [
@@ -240,7 +223,7 @@ def _no_such_depth(depth: int, block: str) -> InputError:
     ]
     if not suffix and depth > 2 and (depth - 2) % 9 == 0:
         near.append(f"resnet{depth}-bottleneck")
-    return InputError(
+    raise InputError(
         f"no ResNet of {block} blocks has depth {depth}: the nearest are "
         f"{', '.join(near)}; the rule is {RULE}"
     )

@@ -69,7 +69,7 @@ def option_a(x: Tensor, filters: int, strides: int, name: str) -> Tensor:
     # With "channels_first" the layer pads the last two axes, here W and C.
     return layers.ZeroPadding2D(
         ((0, 0), (new // 2, new - new // 2)),
-        data_format="channels_first",
+        "channels_first",
         name=f"{name}_pad",
     )(x)
 
@@ -103,10 +103,8 @@ def basic_block(
     x: Tensor, filters: int, strides: int, kind: str, name: str
 ) -> Tensor:
     """3x3, BN, ReLU, 3x3, BN, add, ReLU."""
-    y = conv(x, filters, 3, strides, f"{name}_conv1")
-    y = norm_relu(y, name, 1)
-    y = conv(y, filters, 3, 1, f"{name}_conv2")
-    y = norm(y, f"{name}_bn2")
+    y = norm_relu(conv(x, filters, 3, strides, f"{name}_conv1"), name, 1)
+    y = norm(conv(y, filters, 3, 1, f"{name}_conv2"), f"{name}_bn2")
     y = add(shortcut(x, filters, strides, kind, name), y, name)
     return relu(y, f"{name}_relu2")
 
@@ -118,12 +116,9 @@ def bottleneck_block(
 
     The stride is in the 3x3, as in the PyTorch ResNets that people load.
     """
-    y = conv(x, filters, 1, 1, f"{name}_conv1")
-    y = norm_relu(y, name, 1)
-    y = conv(y, filters, 3, strides, f"{name}_conv2")
-    y = norm_relu(y, name, 2)
-    y = conv(y, 4 * filters, 1, 1, f"{name}_conv3")
-    y = norm(y, f"{name}_bn3")
+    y = norm_relu(conv(x, filters, 1, 1, f"{name}_conv1"), name, 1)
+    y = norm_relu(conv(y, filters, 3, strides, f"{name}_conv2"), name, 2)
+    y = norm(conv(y, 4 * filters, 1, 1, f"{name}_conv3"), f"{name}_bn3")
     y = add(shortcut(x, 4 * filters, strides, kind, name), y, name)
     return relu(y, f"{name}_relu3")
 
@@ -134,8 +129,7 @@ def preactivation_block(
     """BN, ReLU, 3x3, BN, ReLU, 3x3, add."""
     y = norm_relu(x, name, 1)
     x = shortcut(x, filters, strides, kind, name, activated=y)
-    y = conv(y, filters, 3, strides, f"{name}_conv1")
-    y = norm_relu(y, name, 2)
+    y = norm_relu(conv(y, filters, 3, strides, f"{name}_conv1"), name, 2)
     y = conv(y, filters, 3, 1, f"{name}_conv2")
     return add(x, y, name)
 
@@ -146,10 +140,8 @@ def preactivation_bottleneck_block(
     """BN, ReLU, 1x1, BN, ReLU, 3x3, BN, ReLU, 1x1 (four times as wide), add."""
     y = norm_relu(x, name, 1)
     x = shortcut(x, 4 * filters, strides, kind, name, activated=y)
-    y = conv(y, filters, 1, 1, f"{name}_conv1")
-    y = norm_relu(y, name, 2)
-    y = conv(y, filters, 3, strides, f"{name}_conv2")
-    y = norm_relu(y, name, 3)
+    y = norm_relu(conv(y, filters, 1, 1, f"{name}_conv1"), name, 2)
+    y = norm_relu(conv(y, filters, 3, strides, f"{name}_conv2"), name, 3)
     y = conv(y, 4 * filters, 1, 1, f"{name}_conv3")
     return add(x, y, name)
 

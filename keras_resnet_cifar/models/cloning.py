@@ -5,21 +5,18 @@ from typing import Any
 
 import keras
 
-Config = dict[str, Any]
+Change = Callable[[keras.layers.Layer, dict[str, Any]], tuple[type, dict]]
 
 
 def clone_with(
     model: keras.Model,
-    change: Callable[[keras.layers.Layer, Config], tuple[type, Config]]
-    | None = None,
+    change: Change | None = None,
     inputs: keras.KerasTensor | None = None,
 ) -> keras.Model:
     """Returns a copy of a functional model, with the same weights.
 
-    Sub-models are copied as well.
-
     Args:
-        model: A functional model.
+        model: A functional model; its sub-models are copied as well.
         change: `(layer, config) -> (class, config)`: what to build in place of
             each layer. By default the same layer.
         inputs: A `keras.Input` to build the copy on; by default one like the

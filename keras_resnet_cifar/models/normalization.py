@@ -41,17 +41,6 @@ def input_normalization(kind: Any, name: str | None = None) -> layers.Layer:
             dtype="float32",
             name=name,
         )
-    mean, std = _statistics(kind)
-    return layers.Normalization(
-        mean=(255 * mean).tolist(),
-        variance=((255 * std) ** 2).tolist(),
-        dtype="float32",
-        name=name,
-    )
-
-
-def _statistics(kind: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean and standard deviation per channel, from 0 to 1."""
     if isinstance(kind, str):
         known = {name: (info.mean, info.std) for name, info in DATASETS.items()}
         known["imagenet"] = IMAGENET
@@ -67,7 +56,12 @@ def _statistics(kind: Any) -> tuple[np.ndarray, np.ndarray]:
             f"normalization={kind!r}: give (mean, std), three numbers each, "
             "from 0 to 1, or a name"
         )
-    return mean, std
+    return layers.Normalization(
+        mean=(255 * mean).tolist(),
+        variance=((255 * std) ** 2).tolist(),
+        dtype="float32",
+        name=name,
+    )
 
 
 def preprocess_input(x: KerasTensor, mode: str) -> KerasTensor:
@@ -116,12 +110,7 @@ def _division(mean: Any, std: Any, name: str) -> layers.Layer:
 
 
 def describe_normalization(model: keras.Model) -> str:
-    """Describes how a model normalizes its images, in words that follow them.
-
-    Args:
-        model: A model of `build_resnet`, or one of `build_finetuned` on a
-            PyTorch net.
-    """
+    """Describes how a net of this package or PyTorch normalizes its images."""
     layer = _find(model, "normalization")
     if layer is None:
         return "not normalized by a layer of the model"
@@ -130,12 +119,12 @@ def describe_normalization(model: keras.Model) -> str:
     if isinstance(layer, layers.LayerNormalization):
         return "normalized per image"
     config = layer.get_config()
+    statistics = np.stack([config["mean"], np.sqrt(config["variance"])])
     scale = 1 if _find(model, "to_one") else 255
-    mean = np.divide(config["mean"], scale).round(4)
-    std = np.divide(np.sqrt(config["variance"]), scale).round(4)
+    mean, std = (statistics / scale).round(4).tolist()
     return (
         "scaled to [0, 1], then normalized with mean "
-        f"{tuple(mean.tolist())} and std {tuple(std.tolist())}"
+        f"{tuple(mean)} and std {tuple(std)}"
     )
 
 

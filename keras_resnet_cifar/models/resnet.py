@@ -43,18 +43,19 @@ def build_resnet(
 
     Args:
         arch: A name such as `"resnet20"`; see `list_architectures()`.
-        depth: Instead of a name: 6n+2 (basic), 9n+2 (bottleneck), or 18, 34,
-            50, 101, 152 for the four-stage nets.
-        block: `"basic"` or `"bottleneck"`.
+        depth: Instead of a name: weight layers on the main path; 6n+2 (basic),
+            9n+2 (bottleneck), or 18, 34, 50, 101, 152 for four-stage nets.
+        block: `"basic"` (3x3, 3x3) or `"bottleneck"` (1x1, 3x3, 1x1, the last
+            four times as wide).
         preactivation: Whether BatchNorm and ReLU precede each convolution.
         shortcut: `"identity"` (option A: subsampled, zero-padded),
             `"projection"` (option B: 1x1) or `"conv3x3"`, where the shape
             changes.
-        widths: Filters of each stage.
+        widths: Filters of each stage, before a bottleneck's expansion.
         stage_blocks: Blocks of each stage.
         stem: `"cifar"` (3x3) or `"imagenet"` (7x7 stride 2, max pooling).
         final_norm: `False` omits the BatchNorm and ReLU at the end of a
-            pre-activation net.
+            pre-activation net, as in kuangliu/pytorch-cifar.
         num_classes: Size of the output.
         input_shape: `(H, W, 3)`; by default 32x32, or 224x224 with the
             ImageNet stem. `None` for H and W takes any size.
@@ -89,7 +90,8 @@ def build_resnet(
     )
     check_head(num_classes, activation)
     side = 224 if net.stem == "imagenet" else 32
-    shape = _checked_input_shape(input_shape or (side, side, 3), net)
+    shape = input_shape or (side, side, 3)
+    shape = _checked_input_shape(shape, len(net.widths))
     inputs = keras.Input(shape, name="image")
     x = input_normalization(normalization, name="normalization")(inputs)
     x = blocks.STEMS[net.stem](x, net.widths[0], net.preactivation)
@@ -108,23 +110,20 @@ def _stages(x: KerasTensor, net: Architecture) -> KerasTensor:
         )
         for i in range(count)
     ]
+    block = blocks.BLOCKS[net.block, net.preactivation]
+
+    def apply(x, plan):
+        for name, filters, strides in plan:
+            x = block(x, filters, strides, net.shortcut, name)
+        return x
+
     if len(plan) <= FLAT_BLOCKS:
-        return _blocks(x, plan, net)
+        return apply(x, plan)
     for i in range(0, len(plan), GROUP_BLOCKS):
         group = plan[i : i + GROUP_BLOCKS]
         inputs = keras.Input(x.shape[1:], dtype=x.dtype)
-        outputs = _blocks(inputs, group, net)
         name = f"{group[0][0]}_to_{group[-1][0]}"
-        x = keras.Model(inputs, outputs, name=name)(x)
-    return x
-
-
-def _blocks(
-    x: KerasTensor, plan: list[tuple[str, int, int]], net: Architecture
-) -> KerasTensor:
-    block = blocks.BLOCKS[net.block, net.preactivation]
-    for name, filters, strides in plan:
-        x = block(x, filters, strides, net.shortcut, name)
+        x = keras.Model(inputs, apply(inputs, group), name=name)(x)
     return x
 
 
@@ -167,8 +166,7 @@ def check_head(num_classes: int, activation: str | None = None) -> None:
         ) from error
 
 
-def _checked_input_shape(shape: Any, net: Architecture) -> tuple:
-    stages = len(net.widths)
+def _checked_input_shape(shape: Any, stages: int) -> tuple:
     smallest = 2 ** (stages - 1)
     shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
     sides = [side for side in shape if side is not None]

@@ -20,12 +20,11 @@ def load_model(path: str | Path) -> keras.Model:
         raise InputError(f"no model at {path}: name a .keras file or a run")
     try:
         check_zip(path)
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except InputError as error:
         raise InputError(
             f"{path} is damaged or not a .keras file ({error}): name another"
         ) from error
-    try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds for a damaged file
         raise InputError(
             f"cannot load {path}: {one_line(error)}; name a .keras file of a "
@@ -36,11 +35,7 @@ def load_model(path: str | Path) -> keras.Model:
 
 
 def save_model(model: keras.Model, path: str | Path) -> None:
-    """Saves a model as `.keras`, atomically.
-
-    Raises:
-        InputError: The system refuses to write.
-    """
+    """Saves a model as `.keras`, atomically; `InputError` if that fails."""
     with atomic_write(path) as temporary:
         model.save(temporary)
 
@@ -63,23 +58,24 @@ def check_classifier(
         InputError: The model is something else.
     """
     name = name or getattr(model, "name", model)
-    inputs = _shape(model, "input_shape")
-    outputs = _shape(model, "output_shape")
-    if len(inputs) != 4 or inputs[3] != 3 or len(outputs) != 2:
-        raise InputError(
-            f"{name} is not a classifier of images: give a built Keras model "
-            "from [N, H, W, 3] to [N, classes]"
-        )
-    shape = inputs[1:] if image_shape is None else tuple(image_shape)
-    sides = zip(inputs[1:], shape, strict=True)
+    match getattr(model, "input_shape", 0), getattr(model, "output_shape", 0):
+        case tuple((_, height, width, 3)), tuple((_, outputs)):
+            own = (height, width, 3)
+        case _:  # several inputs or outputs are a list; or it is no model
+            raise InputError(
+                f"{name} is not a classifier of images: give a built Keras "
+                "model from [N, H, W, 3] to [N, classes]"
+            )
+    shape = tuple(image_shape or own)
+    sides = zip(own, shape, strict=True)
     if any(side not in (None, given) for side, given in sides):
         raise InputError(
-            f"{name} takes images {inputs[1:]}, these are {shape}: build it "
-            f"with input_shape={shape}"
+            f"{name} takes images {own}, these are {shape}: build it with "
+            f"input_shape={shape}"
         )
-    if classes not in (None, outputs[1]):
+    if classes not in (None, outputs):
         raise InputError(
-            f"{name} has {outputs[1]} outputs, the data set has {classes} "
+            f"{name} has {outputs} outputs, the data set has {classes} "
             "classes: name the data set it was trained on, or build it with "
             f"num_classes={classes}"
         )
@@ -89,8 +85,3 @@ def check_classifier(
             f"{name} ends in {activation.__name__}, but logits are needed: "
             "build it with activation=None"
         )
-
-
-def _shape(model: Any, name: str) -> tuple:
-    shape = getattr(model, name, None)  # a list or dict if there are several
-    return shape if isinstance(shape, tuple) else ()
