@@ -31,8 +31,7 @@ def check_form(
 
     Raises:
         InputError: Images are not uint8 `[N, 32, 32, 3]` or labels not integers
-            `[N]` or `[N, 1]` below the number of classes. The caller names the
-            file.
+            `[N]` or `[N, 1]` below the number of classes.
     """
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]

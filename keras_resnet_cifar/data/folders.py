@@ -43,18 +43,18 @@ def class_names(folder: str | os.PathLike) -> tuple[str, ...]:
 def load_folders(folder: str | os.PathLike) -> Splits:
     """Loads images that lie in one folder per class.
 
-    All get one size: the side is the median of the shorter sides of the
-    training images, at most 256. An image is resized (bicubic) until its
-    shorter side has that length, and the middle is cut out as a square. Pillow
-    reads them, for `keras.utils.image_dataset_from_directory` ignores the
-    orientation that cameras note, and needs TensorFlow.
+    All become squares. Their side is the median of the shorter sides of the
+    training images, at most 256: each image is resized (bicubic) until its
+    shorter side has that length, and its middle is cut out. Pillow reads them,
+    for `keras.utils.image_dataset_from_directory` ignores the orientation that
+    cameras note, and needs TensorFlow.
 
     Args:
         folder: It holds train/ and perhaps val/ and test/, each with one
             folder per class; or the classes themselves, as the train split.
 
     Returns:
-        `{split: (images, labels)}` of the splits that exist, of `"train"`,
+        `{split: (images, labels)}` of `"train"` and, if they exist,
         `"validation"` and `"test"`: images uint8 `[N, side, side, 3]`, labels
         uint8 `[N]`, uint16 for more than 256 classes.
 
@@ -67,17 +67,17 @@ def load_folders(folder: str | os.PathLike) -> Splits:
     names = class_names(folder)
     roots = _split_folders(folder)
     files = {split: _files(root, names) for split, root in roots.items()}
-    shorter = [_shorter_side(path) for path, _ in files["train"]]
-    side = min(statistics.median_low(shorter), LARGEST_SIDE)
+    shorter_sides = map(_shorter_side, files["train"][0])
+    side = min(statistics.median_low(shorter_sides), LARGEST_SIDE)
     splits = {}
-    for split, pairs in files.items():
-        images = np.empty((len(pairs), side, side, 3), "uint8")
-        for index, (path, _) in enumerate(pairs):
+    for split, (paths, labels) in files.items():
+        images = np.empty((len(paths), side, side, 3), "uint8")
+        for index, path in enumerate(paths):
             images[index] = ImageOps.fit(
                 open_image(path), (side, side), Image.Resampling.BICUBIC
             )
         dtype = "uint8" if len(names) <= 256 else "uint16"
-        splits[split] = images, np.array([label for _, label in pairs], dtype)
+        splits[split] = images, np.array(labels, dtype)
     return splits
 
 
@@ -103,21 +103,22 @@ def _classes(root):
 
 
 def _files(root, names):
-    """[(image file, label)] of a split, in order."""
+    """The image files of a split, in order, and their labels."""
     foreign = set(_classes(root)) - set(names)
     if foreign:
         raise InputError(
             f"{root} has the class {min(foreign)}, which the train split "
             "lacks: all splits need the same folders"
         )
-    files = []
+    paths, labels = [], []
     for label, name in enumerate(names):
-        paths = sorted((root / name).glob("[!.]*"))
-        images = [path for path in paths if path.suffix.lower() in SUFFIXES]
+        entries = sorted((root / name).glob("[!.]*"))
+        images = [path for path in entries if path.suffix.lower() in SUFFIXES]
         if not images:
             raise InputError(
                 f"{root / name} holds no images: give it some "
                 f"({', '.join(SUFFIXES)}), or remove the class"
             )
-        files += [(path, label) for path in images]
-    return files
+        paths += images
+        labels += [label] * len(images)
+    return paths, labels

@@ -30,8 +30,8 @@ def read(family: str, cache: str | os.PathLike) -> Splits:
     """Downloads what the folder `cache` lacks, and reads it.
 
     Raises:
-        InputError: No network, an incomplete download, a file that is not the
-            expected one, or pyarrow is not installed.
+        InputError: A download fails, a file is not the expected one, or pyarrow
+            is not installed.
     """
     with explained("source='huggingface' needs pyarrow", "pip install pyarrow"):
         import pyarrow.parquet  # noqa: F401
@@ -81,7 +81,7 @@ def read_parquet(
     is a 32x32 RGB PNG.
 
     Raises:
-        InputError: Names the file, and says to delete it.
+        InputError: It is not such a file.
     """
     from pyarrow.parquet import ParquetFile
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_resnet_cifar.data import folders, huggingface, readers, tfds
+from keras_resnet_cifar.data import folders, huggingface, readers, shapes, tfds
 from keras_resnet_cifar.data.checks import explained
 from keras_resnet_cifar.data.datasets import (
     DATASETS,
     FINE_TO_COARSE,
-    SHAPES_IMAGES,
     check_known,
 )
 from keras_resnet_cifar.data.splits import Split, fingerprint, hold_out
@@ -29,10 +28,10 @@ class Dataset:
         train, validation, test: The splits; all but `train` may be `None`.
         class_names: One name per label.
         source: Where the images come from, to be printed.
-        fingerprints: `{"train": hex, "test": hex}` of the splits as loaded,
-            before the validation split is taken off, over fine labels.
-        verified: Whether the images are the published ones; true for a dataset
-            drawn by code and for the user's own images.
+        fingerprints: `{"train": hex, "test": hex}` of the splits over fine
+            labels, before the validation split is taken off.
+        verified: Whether the images are the published ones; true for drawn
+            images and for the user's own.
         request: The arguments of `load_dataset` that load it again.
     """
 
@@ -61,24 +60,22 @@ def load_dataset(
 ) -> Dataset:
     """Loads a dataset and verifies that it is the published one.
 
-    Or load your own images, from a folder that holds train/ (and val/, test/)
+    Or loads your own images from a folder that holds train/ (and val/, test/)
     with one folder per class in each; see `folders.load_folders` for their
-    size. Without val/ the argument `validation` counts; without test/ a fifth
-    of the train split, the same each time, becomes the test split.
-
-    The images come from `data_dir` or `KERAS_RESNET_CIFAR_DATA` alone if one
-    of them is given; else from where Keras, torchvision and tfds keep theirs,
-    or from a download by tfds.
+    size. Without test/ a fifth of the train split, the same each time, becomes
+    the test split.
 
     Args:
         name: A name of `DATASETS`, or a folder of images.
         data_dir: For CIFAR: a folder that holds python batches, binary batches,
             npz files, a tfds directory or an official archive, in itself or in
-            the customary subfolder. With `source` `"tfds"` or
+            the customary subfolder; it alone is searched. By default
+            `KERAS_RESNET_CIFAR_DATA`, else where Keras, torchvision and tfds
+            keep theirs, else a download by tfds. With `source` `"tfds"` or
             `"huggingface"`: where the download is kept.
         validation: How many images to take off the train split, as a count,
-            or as a fraction if a float. The same seed takes the same images
-            whatever the source.
+            or as a fraction if a float; unused where a folder has val/. The
+            same seed takes the same images whatever the source.
         seed: Seed of the validation split.
         source: For CIFAR: a name of `SOURCES` to look there alone, or `None`.
         allow_unverified: Accept images that are not the published ones.
@@ -156,11 +153,9 @@ def load_dataset(
 def _read(family, data_dir, source):
     """Returns `{split: (images, labels)}` and where they come from."""
     if family == "shapes":
-        from keras_resnet_cifar.data import shapes
-
         splits = {
-            split: shapes.draw(count, seed)
-            for seed, (split, count) in enumerate(SHAPES_IMAGES.items())
+            "train": shapes.draw(10_000, seed=0),
+            "test": shapes.draw(2_000, seed=1),
         }
         return splits, "drawn by keras_resnet_cifar.data.shapes"
     if source == "huggingface":
@@ -179,9 +174,7 @@ def _read(family, data_dir, source):
             f"{DATA_VARIABLE}"
         )
     for root in roots:
-        for origin, read in readers.copies(
-            root, family, search_root=bool(given)
-        ):
+        for origin, read in readers.copies(root, family, bool(given)):
             return read(), origin
     missing = f"no {family} in {', '.join(map(str, roots))}"
     remedy = (

@@ -65,11 +65,7 @@ def _parse_npz(file, family, split):
         return arrays[f"x{suffix}"], arrays[f"y{suffix}"]
 
 
-_PARSERS = {
-    "python": _parse_python,
-    "binary": _parse_binary,
-    "npz": _parse_npz,
-}
+_PARSERS = {"python": _parse_python, "binary": _parse_binary, "npz": _parse_npz}
 
 
 # --- Layouts
@@ -116,10 +112,9 @@ LAYOUTS = {
 def looked_for(family: str) -> str:
     """Returns what `copies` looks for, as text for a message."""
     layouts = LAYOUTS[family]
-    places = [f"{x.folder}/{x.files['train'][0]}" for x in layouts]
-    places += [f"{family}/<version> of tfds"]
-    places += [x.archive for x in layouts if x.archive]
-    return ", ".join(places)
+    files = [str(Path(x.folder, x.files["train"][0])) for x in layouts]
+    archives = [x.archive for x in layouts if x.archive]
+    return ", ".join([*files, f"{family}/<version> of tfds", *archives])
 
 
 def copies(
@@ -132,8 +127,8 @@ def copies(
 
     Yields:
         A description such as `"npz files in /data/cifar10"` and a function that
-        reads the splits `"train"` and `"test"`, with fine labels, and raises
-        `InputError` for a file that is missing or defective.
+        reads the splits `"train"` and `"test"`, with fine labels, or raises
+        `InputError`.
     """
     # os.path's: Path.is_file raises where a folder may not be entered.
     for layout in LAYOUTS[family]:

@@ -10,8 +10,6 @@ comparisons, which IEEE 754 rounds the same way everywhere. So the bytes are
 the same on every machine, and can be verified like those of any dataset.
 """
 
-import math
-
 import numpy as np
 
 from keras_resnet_cifar.errors import InputError
@@ -151,8 +149,8 @@ def _rotated(centre, scale, rng):
 def _circle_of_directions(count):
     """Unit vectors `[2, count]`, float32.
 
-    Rounded to a grid that float32 holds exactly, so that the last digit of a
-    platform's cosine does not matter.
+    Rounded to a grid of float32, so that a platform's last digit of a cosine
+    does not matter.
     """
     angle = 2 * np.pi * np.arange(count) / count
     grid = 1 << 20
@@ -191,7 +189,7 @@ def _heart(x, y):
 
 def _arrow(x, y):
     shaft = _box(x + 0.45, y, 0.5, 0.2)
-    slant = (x + np.abs(y) - 0.95) / math.sqrt(2)
+    slant = (x + np.abs(y) - 0.95) / 2**0.5
     return np.minimum(shaft, np.maximum(slant, 0.1 - x))
 
 

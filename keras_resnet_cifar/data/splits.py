@@ -12,9 +12,8 @@ from keras_resnet_cifar.errors import InputError
 class Split:
     """Images `[N, H, W, 3]` (R, G, B), 0 to 255, and their labels `[N]`.
 
-    `load_dataset` returns images and labels as uint8, labels of more than 256
-    classes as uint16. Arrays given to `train` keep their dtype, for example
-    float32 images or int64 labels.
+    `load_dataset` returns uint8, uint16 for labels of more than 256 classes.
+    Arrays given to `train` keep their dtype, for example float32 or int64.
     """
 
     images: np.ndarray

@@ -50,7 +50,8 @@ def read(family: str, folder: Path) -> Splits:
         f"{folder}: tensorflow_datasets cannot read it",
         "delete it and prepare it again",
     ):
-        _check_features(folder)
+        features = (folder / "features.json").read_text(encoding="utf-8")
+        json.loads(features, object_hook=_refuse_foreign_code)
         return _read(tfds.builder_from_directory(folder), family)
 
 
@@ -58,8 +59,7 @@ def download(family: str, data_dir: str | os.PathLike) -> Splits:
     """Lets tfds download and prepare a dataset in `data_dir`, and reads it.
 
     Raises:
-        InputError: tfds failed, without a network for example, or is not
-            installed.
+        InputError: tfds is not installed or fails, for example offline.
     """
     tfds = _import_tfds(f"the download of {family}")
     with explained(
@@ -88,27 +88,19 @@ def _import_tfds(purpose):
     return tfds
 
 
-def _check_features(folder):
-    """Refuses a features.json that names foreign code.
-
-    tfds imports the module of every class named there, also in JSON inside of
-    strings.
-    """
-
-    def check_strings(entry):
-        for key, value in entry.items():
-            foreign = key in _CLASS_KEYS and not str(value).startswith(
-                _TFDS_CLASSES
+def _refuse_foreign_code(entry):
+    # tfds imports the module of every class that features.json names, also in
+    # JSON inside of strings.
+    for key, value in entry.items():
+        foreign = key in _CLASS_KEYS and not str(value).startswith(
+            _TFDS_CLASSES
+        )
+        if isinstance(value, str) and (foreign or "{" in value):
+            raise InputError(
+                f"refused: features.json asks for {value[:80]}, and only "
+                f"{_TFDS_CLASSES}* are read"
             )
-            if isinstance(value, str) and (foreign or "{" in value):
-                raise InputError(
-                    f"refused: features.json asks for {value[:80]}, and only "
-                    f"{_TFDS_CLASSES}* are read"
-                )
-        return entry
-
-    text = (folder / "features.json").read_text(encoding="utf-8")
-    json.loads(text, object_hook=check_strings)
+    return entry
 
 
 def _read(builder, family):
