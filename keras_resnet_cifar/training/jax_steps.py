@@ -4,7 +4,6 @@ TensorFlow loops over `steps_per_execution` inside the graph. Keras (up to 3.15)
 loops in Python under JAX, and dispatches each step by itself.
 """
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -32,16 +31,7 @@ def fuse(step: Callable, count: int) -> Callable:
         `(state, iterator) -> (logs, state)`. The state is donated; the logs
         are those of the last step, which hold the means so far.
     """
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def run(state, batches):
-        def body(state, batch):
-            logs, state = step(state, batch)
-            return state, logs
-
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
-        state, logs = lax.scan(body, state, stacked)
-        return jax.tree.map(lambda leaf: leaf[-1], logs), state
+    run = compiled(step)
 
     def function(state, iterator):
         logs = None
@@ -52,6 +42,21 @@ def fuse(step: Callable, count: int) -> Callable:
         return logs, state
 
     return function
+
+
+def compiled(step: Callable) -> Any:
+    """Returns the jitted `(state, batches) -> (logs, state)` of `fuse`."""
+
+    def run_steps(state, batches):
+        def body(state, batch):
+            logs, state = step(state, batch)
+            return state, logs
+
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+        state, logs = lax.scan(body, state, stacked)
+        return jax.tree.map(lambda leaf: leaf[-1], logs), state
+
+    return jax.jit(run_steps, donate_argnums=0)
 
 
 def _groups(batches: Iterable) -> Iterator[list[Any]]:

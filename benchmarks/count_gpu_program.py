@@ -1,0 +1,180 @@
+"""Counts what a GPU would run in each train step, compiled without a GPU.
+
+    python -m venv gpu
+    gpu/bin/pip install jax==0.10.2 jax-cuda12-plugin==0.10.2 keras==3.15.1 \
+        jax-cuda12-pjrt==0.10.2 numpy matplotlib pillow lazy-loader
+    gpu/bin/pip install --no-deps -e .
+    gpu/bin/python -m benchmarks.count_gpu_program --recipe cosine
+
+The two wheels of CUDA's compiler (180 MB) have the version of jax. JAX compiles
+the loop of `fit` for an NVIDIA H100, described in h100.txtpb, and XLA writes
+down what that would run. **The results are counts, not times**: no step runs.
+cuDNN chooses its algorithms, and what memory they need, on a real GPU only.
+"""
+
+import argparse
+import math
+import os
+import re
+import tempfile
+from pathlib import Path
+
+_H100 = Path(__file__).with_name("h100.txtpb")
+_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "u8": 1, "pred": 1}
+_IMAGES = 50_000  # of the resident split
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", default="resnet20")
+    parser.add_argument("--recipe", default="cosine")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--precision", default="mixed_bfloat16")
+    args = parser.parse_args()
+    print(", ".join(map(str, vars(args).values())), "for an H100; per step:")
+    for name, count in count_program(**vars(args)).items():
+        print(f"{count:6,}  {name}")
+
+
+def count_program(
+    arch: str, recipe: str, batch_size: int, precision: str
+) -> dict[str, int]:
+    """Compiles the train steps of a recipe for an H100, and counts.
+
+    Call it before Keras or JAX is imported.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["KERAS_BACKEND"] = "jax"
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+        os.environ["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder} "
+            "--xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_run_steps"
+        )
+        _compile(arch, recipe, batch_size, precision)
+
+        def dump(name):
+            (path,) = Path(folder).glob(f"*jit_run_steps.{name}.txt")
+            return path.read_text()
+
+        return {
+            "launches by the host": count_launches(
+                dump("thunk_sequence_after_thunk_passes")
+            ),
+            **count_kernels(dump("thunk_sequence")),
+            "MB read and written": count_bytes(
+                dump("*gpu_after_optimizations"), f"u8[{_IMAGES},"
+            )
+            // 10**6,
+        }
+
+
+def _compile(arch, recipe, batch_size, precision):
+    import jax
+    import numpy as np
+    from jax.experimental import topologies
+
+    from keras_resnet_cifar import device
+
+    # The package chooses what it chooses on a GPU.
+    jax.default_backend = lambda: "gpu"
+    device.accelerator_name = lambda: "H100"
+
+    from keras_resnet_cifar.data.batches import ShuffledBatches
+    from keras_resnet_cifar.models.resnet import build_resnet
+    from keras_resnet_cifar.training import jax_steps
+    from keras_resnet_cifar.training.compilation import compile_for_training
+    from keras_resnet_cifar.training.inputs import as_dataset
+    from keras_resnet_cifar.training.recipes import get_recipe
+
+    model = build_resnet(arch)
+    images = np.zeros((_IMAGES, 32, 32, 3), "uint8")
+    data = as_dataset(model, (images, np.arange(_IMAGES) % 10))
+    chosen = get_recipe(recipe, batch_size=batch_size, precision=precision)
+    feed = ShuffledBatches(data.train, data.num_classes, batch_size, seed=0)
+    trained = compile_for_training(model, data, chosen, precision, 0, feed)
+
+    topology = topologies.get_topology_desc(
+        platform="cuda",
+        topology_name="h100",
+        target_config=_H100.read_text(),
+        topology="1x1x1",
+    )
+    mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ("x",))
+    on_gpu = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def shapes(tree):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_gpu),
+            tree,
+        )
+
+    state = trained._get_jax_state(
+        trainable_variables=True,
+        non_trainable_variables=True,
+        optimizer_variables=True,
+        metrics_variables=True,
+    )
+    batches = [feed[step] for step in range(trained.steps_per_execution)]
+    run = jax_steps.compiled(trained.train_step)
+    traced = run.trace(shapes(state), shapes(batches))
+    traced.lower(lowering_platforms=("cuda",)).compile()
+
+
+def count_launches(thunks: str) -> int:
+    """Returns the thunks of the loop's body; a command buffer is one."""
+    return len(re.findall(r"^ {4}\d+: k", _body(thunks), re.M))
+
+
+def count_kernels(thunks: str) -> dict[str, int]:
+    """Returns the kernels and the inner loops of the loop's body."""
+    kinds = re.findall(r"^ *\d+: k(\w+)", _body(thunks), re.M)
+    loops = kinds.count("While")
+    return {
+        "kernels and library calls": len(kinds) - loops,
+        "loops of unknown length": loops,
+    }
+
+
+def _body(thunks):
+    """Returns the lines of the body of the first loop."""
+    lines = thunks[thunks.index("  body:\n") :]
+    return re.split(r"^\d", lines, maxsplit=1, flags=re.M)[0]
+
+
+def count_bytes(hlo: str, resident: str) -> int:
+    """Returns the bytes that the kernels of the loop's body read and write.
+
+    Args:
+        hlo: The program after all optimizations.
+        resident: How the shape of the resident images begins, of which a step
+            reads one batch only; they do not count.
+    """
+    entry = hlo[hlo.index("\nENTRY ") :]
+    (name,) = set(re.findall(r"body=%([\w.\-]+)", entry))
+    body = re.search(rf"\n%{re.escape(name)} \(.*?\n}}", hlo, re.S)
+    assert body
+    instruction = r"^ *(?:ROOT )?%(\S+) = (.*?) ([\w\-]+)\((.*?)\)(?:,|$)"
+    shapes, total = {}, 0
+    for result, shape, kind, operands in re.findall(instruction, body[0], re.M):
+        shapes[result] = 0 if shape.startswith(resident) else _size(shape)
+        if kind in ("fusion", "custom-call", "copy"):
+            total += shapes[result]
+            total += sum(
+                shapes.get(operand, 0)
+                for operand in re.findall(r"%([\w.\-]+)", operands)
+            )
+    return total
+
+
+def _size(shape):
+    return sum(
+        _BYTES[kind] * math.prod(map(int, filter(None, sides.split(","))))
+        for kind, sides in re.findall(r"\b(\w+)\[([\d,]*)\]", shape)
+        if kind in _BYTES
+    )
+
+
+if __name__ == "__main__":
+    main()
