@@ -6,8 +6,7 @@ from pathlib import Path
 
 from keras_resnet_cifar.cli import options
 from keras_resnet_cifar.cli.start import import_keras
-from keras_resnet_cifar.export.export import FORMATS
-from keras_resnet_cifar.export.verify import TOLERANCE
+from keras_resnet_cifar.export.verify import FORMATS, TOLERANCE
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,13 +46,12 @@ def run(args: argparse.Namespace) -> None:
         images=args.images,
         tolerance=args.tolerance,
     )
-    check = result.verification
     print(
         f"wrote {result.path}: {args.format}{' int8' * args.int8}, "
         f"{result.size / 1e6:.2f} MB\n"
-        f"verified on {check.images:,} {result.images}: {check.same_class:,} "
+        f"verified on {result.count:,} {result.images}: {result.same_class:,} "
         "have the class of the Keras model, probabilities within "
-        f"{check.difference:.1e}\n"
+        f"{result.difference:.1e}\n"
         f"top-1 {result.top1:.2%}, of the Keras model {result.keras_top1:.2%}; "
-        f"{check.images_per_second:,.0f} images/s on the CPU"
+        f"{result.images_per_second:,.0f} images/s on the CPU"
     )

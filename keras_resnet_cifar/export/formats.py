@@ -1,10 +1,16 @@
 """Writes a model as a SavedModel, for ONNX or for LiteRT, by TensorFlow.
 
     KERAS_BACKEND=tensorflow python -m keras_resnet_cifar.export.formats \\
-        FORMAT MODEL.keras SAMPLE.npz FOLDER TARGET REFERENCE.npy
+        FORMAT FOLDER TARGET SCRATCH
 
-calls `write` and saves what it returns as REFERENCE.npy. The exit code is 2
-for what a user can mend, with a line on stderr that says so.
+writes to FOLDER, which becomes TARGET, a model that computes in float32.
+SCRATCH holds `model.keras`, from images `[N, H, W, 3]`, 0 to 255, to logits
+`[N, C]`, and `sample.npz`: `images`, uint8; `class_names`, C strings; for test
+images `labels`, int `[N]`; and to quantise, `calibration`, uint8 images. It
+gets `reference.npy`, the Keras model's probabilities, float32 `[N, C]`.
+
+If that fails, the last line on stderr says why; the exit code is 2 for what a
+user can mend, else 1.
 """
 
 import sys
@@ -15,60 +21,38 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.evaluation.evaluate import logits_of
 from keras_resnet_cifar.evaluation.metrics import softmax
-from keras_resnet_cifar.export.saved_model import (
-    write_saved_model,
-    write_warmup_requests,
-)
 from keras_resnet_cifar.models.cloning import clone_with
-from keras_resnet_cifar.models.saving import check_classifier, load_model
+from keras_resnet_cifar.models.saving import load_model
+
+WARMUP_BATCHES = (1, 32)
 
 
-def write(
-    format: str,
-    model: keras.Model | Path,
-    sample: Path,
-    folder: Path,
-    target: Path,
-) -> np.ndarray:
-    """Writes a model that computes in float32.
-
-    Args:
-        format: `"saved_model"`, `"onnx"` or `"litert"`.
-        model: From images `[N, H, W, 3]`, 0 to 255, to logits `[N, C]`; or
-            its `.keras` file.
-        sample: An `.npz` file with `images`, uint8 `[N, H, W, 3]`; optionally
-            `class_names`, C strings; and to quantise for LiteRT,
-            `calibration`, uint8 `[M, H, W, 3]`.
-        folder: An empty folder to write to.
-        target: Its later path, which names the model on a server.
-
-    Returns:
-        The Keras model's probabilities of the images, float32 `[N, C]`.
+def write(format: str, folder: Path, target: Path, scratch: Path) -> None:
+    """Writes a model, as the module's docstring says.
 
     Raises:
-        InputError: The model cannot be loaded, does not fit the sample, or
-            cannot be written.
+        InputError: The model cannot be loaded or written.
     """
-    with np.load(sample) as arrays:
-        images = arrays["images"]
-        names = arrays.get("class_names")
+    with np.load(scratch / "sample.npz") as arrays:
+        images, names = arrays["images"], arrays["class_names"].tolist()
         calibration = arrays.get("calibration")
-    if isinstance(model, Path):
-        model = load_model(model)
-    if names is None:
-        names = range(model.output_shape[1])
-    names = [str(name) for name in names]
-    check_classifier(model, len(names), images.shape[1:])
-    model, size = clone_with(model, _float32), images.shape[1:3]
+    try:
+        model = load_model(scratch / "model.keras")
+    except InputError as error:
+        raise InputError(
+            f"give a model of Keras's own layers; in a new process: {error}"
+        ) from error
+    model = clone_with(model, _float32)
+    size = images.shape[1:3]
     try:
         if format == "saved_model":
-            write_saved_model(model, names, size, folder)
+            _write_saved_model(model, names, size, folder)
             if find_spec("tensorflow_serving"):
                 named = target.parent if target.name.isdecimal() else target
-                write_warmup_requests(folder, named.name, size)
+                _write_warmup_requests(named.name, size, folder)
         else:
             if format == "onnx":
                 _write_onnx(model, size, folder / "model.onnx")
@@ -83,13 +67,79 @@ def write(
             f"cannot write {target}: {' '.join(cause.split())[:200]}; name a "
             "writable folder with free space"
         ) from error
-    return softmax(logits_of(model, images)).astype("float32")
+    reference = softmax(logits_of(model, images)).astype("float32")
+    np.save(scratch / "reference.npy", reference)
 
 
 def _float32(layer, config):
     if not isinstance(layer, keras.layers.InputLayer):
         config["dtype"] = "float32"
     return type(layer), config
+
+
+def _write_saved_model(model, names, size, folder):
+    """Writes the signatures that `export_saved_model` describes."""
+
+    def classify(image):
+        logits = model(tf.cast(image, tf.float32), training=False)
+        class_id = tf.argmax(logits, axis=1)
+        return {
+            "probabilities": tf.nn.softmax(logits),
+            "class_id": class_id,
+            "label": tf.gather(tf.constant(names), class_id),
+        }
+
+    def classify_files(image_bytes):
+        return classify(
+            tf.map_fn(
+                lambda file: decode(file, size),
+                image_bytes,
+                fn_output_signature=tf.TensorSpec((*size, 3), tf.uint8),
+            )
+        )
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    spec = tf.TensorSpec((None, *size, 3), tf.uint8, name="image")
+    archive.add_endpoint("serving_default", classify, [spec])
+    spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
+    archive.add_endpoint("serving_bytes", classify_files, [spec])
+    archive.write_out(folder, verbose=False)
+
+
+def decode(encoded: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """Decodes an image file and resizes it, in the graph.
+
+    It is JPEG, PNG, BMP, or GIF (its first frame), and becomes uint8 `[H, W,
+    3]` as by `evaluation.predict.read_image` (bicubic, antialiased) to within
+    two grey levels, four for JPEG; the orientation in EXIF data is ignored.
+    """
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image = tf.image.resize(image, size, "bicubic", antialias=True)
+    return tf.saturate_cast(tf.round(image), tf.uint8)
+
+
+def _write_warmup_requests(model_name, size, folder):
+    """Adds black images that TensorFlow Serving runs before it takes others."""
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    black = tf.zeros((*size, 3), tf.uint8)
+    inputs = {
+        "serving_default": ("image", black),
+        "serving_bytes": ("image_bytes", tf.io.encode_png(black)),
+    }
+    path = folder / "assets.extra" / "tf_serving_warmup_requests"
+    path.parent.mkdir()
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for signature, (key, value) in inputs.items():
+            for count in WARMUP_BATCHES:
+                log = prediction_log_pb2.PredictionLog()
+                request = log.predict_log.request
+                request.model_spec.name = model_name
+                request.model_spec.signature_name = signature
+                batch = tf.stack([value] * count).numpy()
+                request.inputs[key].CopyFrom(tf.make_tensor_proto(batch))
+                writer.write(log.SerializeToString())
 
 
 def _with_softmax(model, size, dtype="uint8"):
@@ -104,29 +154,26 @@ def _with_softmax(model, size, dtype="uint8"):
 
 
 def _write_onnx(model, size, path):
-    """Writes from a frozen graph.
-
-    `Model.export(format="onnx")` of Keras 3.15 makes the constants of
-    `Normalization` further inputs.
-    """
     import onnx
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
     )
     from tf2onnx.convert import from_graph_def
 
+    # `Model.export(format="onnx")` of Keras 3.15 makes the constants of
+    # `Normalization` further inputs.
     spec = tf.TensorSpec((None, *size, 3), tf.uint8, name="image")
-    function = tf.function(_with_softmax(model, size))
-    graph = convert_variables_to_constants_v2(
-        function.get_concrete_function(spec)
-    )
-    names = {graph.inputs[0].name: "image"}
-    names[graph.outputs[0].name] = "probabilities"
+    function = tf.function(_with_softmax(model, size), [spec])
+    graph = convert_variables_to_constants_v2(function.get_concrete_function())
+    (image,), (probabilities,) = graph.inputs, graph.outputs
     proto, _ = from_graph_def(
         graph.graph.as_graph_def(),
-        input_names=[graph.inputs[0].name],
-        output_names=[graph.outputs[0].name],
-        tensors_to_rename=names,
+        input_names=[image.name],
+        output_names=[probabilities.name],
+        tensors_to_rename={
+            image.name: "image",
+            probabilities.name: "probabilities",
+        },
     )
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -156,16 +203,10 @@ def _write_litert(model, size, path, calibration=None):
     )
 
 
-def main(format: str, *paths: str) -> int:
-    """Runs `write` as the module's docstring says; returns the exit code."""
-    model, sample, folder, target, reference = map(Path, paths)
-    try:
-        np.save(reference, write(format, model, sample, folder, target))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    try:
+        write(sys.argv[1], *map(Path, sys.argv[2:]))
+    except Exception as error:  # each layer and converter has its own
+        bad_input = isinstance(error, InputError)
+        print(error if bad_input else one_line(error), file=sys.stderr)
+        sys.exit(2 if bad_input else 1)

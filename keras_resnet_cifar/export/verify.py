@@ -1,134 +1,171 @@
-"""Verifies an exported model: a fresh process, real images, equal classes."""
+"""Compares an exported model, run without Keras, with the Keras model.
 
+    python -P verify.py FORMAT FOLDER SCRATCH [TOLERANCE]
+
+runs the model in FOLDER on the images in SCRATCH, which `formats` describes,
+as if neither this package nor Keras were installed. SCRATCH/measures.json gets
+what `compare` returns. If the model does not run or does not agree, the last
+line on stderr says why.
+"""
+
+import json
 import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from keras_resnet_cifar.errors import ExportFailed
-from keras_resnet_cifar.export import run_exported
-
 TOLERANCE = 1e-5  # of a probability; in float32, 56 layers differ by 5e-6
+BATCH = 128
+ENCODED = 32
 
 
-@dataclass(frozen=True)
-class Verification:
-    """How an exported model compares with the Keras model.
+def open_saved_model(folder: str) -> tuple:
+    """Returns functions of raw images and, or `None`, of image files."""
+    import tensorflow as tf
 
-    Attributes:
-        probabilities: float32 `[N, C]`, of the exported model.
-        images: N.
-        same_class: How many images have the same most probable class.
-        difference: The largest difference of a probability.
-        images_per_second: In batches of 128, on the CPU.
+    model = tf.saved_model.load(folder)
+
+    def run(images):
+        outputs = model.signatures["serving_default"](image=tf.constant(images))
+        return {key: value.numpy() for key, value in outputs.items()}
+
+    def run_files(images):
+        files = tf.stack([tf.io.encode_png(image) for image in images])
+        outputs = model.signatures["serving_bytes"](image_bytes=files)
+        return outputs["probabilities"].numpy()
+
+    return run, run_files
+
+
+def open_onnx(folder: str) -> tuple:
+    """Returns a function of raw images, and `None` for files."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        os.path.join(folder, "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+
+    def run(images):
+        (probabilities,) = session.run(["probabilities"], {"image": images})
+        return {"probabilities": probabilities}
+
+    return run, None
+
+
+def open_litert(folder: str) -> tuple:
+    """Returns a function of raw images, and `None` for files."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    path = os.path.join(folder, "model.tflite")
+    interpreter = Interpreter(path, num_threads=os.cpu_count())
+    signature = interpreter.get_signature_runner("serving_default")
+    return lambda images: signature(image=images), None
+
+
+# What opens a format, and the packages that it needs besides TensorFlow.
+FORMATS: dict[str, tuple[Callable, tuple[str, ...]]] = {
+    "saved_model": (open_saved_model, ()),
+    "onnx": (open_onnx, ("tf2onnx", "onnx", "onnxruntime")),
+    "litert": (open_litert, ("ai-edge-litert",)),
+}
+
+
+def outputs_of(format: str, folder: str, images: np.ndarray) -> dict[str, Any]:
+    """Runs a model on images, uint8 `[N, H, W, 3]`, and times it.
+
+    Returns:
+        `probabilities` and, of a SavedModel, `class_id` and `label`;
+        `batch_of_one`, the probabilities of the first image, and `from_bytes`,
+        those of the first images as PNG files; and `images_per_second`.
     """
+    opener, _ = FORMATS[format]
+    run, run_files = opener(folder)
+    outputs = {"batch_of_one": run(images[:1])["probabilities"]}
+    run(images[:BATCH])  # the first batch of a size takes longer
+    begin = time.perf_counter()
+    starts = range(0, len(images), BATCH)
+    batches = [run(images[start : start + BATCH]) for start in starts]
+    outputs["images_per_second"] = len(images) / (time.perf_counter() - begin)
+    for key in batches[0]:
+        outputs[key] = np.concatenate([batch[key] for batch in batches])
+    if run_files:
+        outputs["from_bytes"] = run_files(images[:ENCODED])
+    return outputs
 
-    probabilities: np.ndarray
-    images: int
-    same_class: int
-    difference: float
-    images_per_second: float
 
-
-def verify(
-    folder: Path,
-    format: str,
-    sample: Path,
+def compare(
+    outputs: dict[str, Any],
     reference: np.ndarray,
-    class_names: Sequence[str],
-    tolerance: float | None = TOLERANCE,
-) -> Verification:
-    """Compares an exported model, run without Keras, with the Keras model.
+    sample: Mapping[str, np.ndarray],
+    tolerance: float | None = None,
+) -> dict[str, Any]:
+    """Compares outputs with the Keras model's probabilities.
 
-    Args:
-        folder: The exported model.
-        format: `"saved_model"`, `"onnx"` or `"litert"`.
-        sample: An `.npz` file with `images`, uint8 `[N, H, W, 3]`.
-        reference: float32 `[N, C]`, probabilities by the Keras model.
-        class_names: C names, of which a SavedModel returns one per image.
-        tolerance: How far a probability may be off, while every image must
-            have the same class; `None` requires neither.
+    Every image must have the same class, and no probability may be off by
+    more than the tolerance; without one, neither is required.
+
+    Returns:
+        The fields of `Export` from `count` on.
 
     Raises:
-        ExportFailed: It does not run, or does not agree.
+        SystemExit: The outputs do not agree.
     """
-    arrays = _run(folder, format, sample)
-    probabilities = arrays["probabilities"]
+    probabilities = outputs["probabilities"]
     if probabilities.shape != reference.shape:
-        raise ExportFailed(
+        sys.exit(
             f"its probabilities are {probabilities.shape}, those of the Keras "
             f"model {reference.shape}"
         )
-    class_id = probabilities.argmax(1)
-    result = Verification(
-        probabilities,
-        images=len(reference),
-        same_class=int(np.sum(class_id == reference.argmax(1))),
-        difference=_difference(probabilities, reference),
-        images_per_second=float(arrays["images_per_second"]),
-    )
+    differences = {
+        name: float(np.abs(rows - reference[: len(rows)]).max())
+        for name in ("probabilities", "batch_of_one", "from_bytes")
+        if (rows := outputs.get(name)) is not None
+    }
+    count, class_id = len(reference), probabilities.argmax(1)
+    same_class = int(np.sum(class_id == reference.argmax(1)))
     if tolerance is not None:
-        if different := result.images - result.same_class:
-            raise ExportFailed(
-                f"{different} of {result.images} images get another class "
+        if same_class < count:
+            sys.exit(
+                f"{count - same_class} of {count} images get another class "
                 "than from the Keras model"
             )
-        for name in ("probabilities", "batch_of_one", "from_bytes"):
-            difference = _difference(arrays.get(name, reference[:0]), reference)
-            if not difference <= tolerance:
-                raise ExportFailed(
+        for name, difference in differences.items():
+            if not difference <= tolerance:  # it may be NaN
+                sys.exit(
                     f"its probabilities ({name}) differ by {difference:.1e} "
                     f"from the Keras model's; the tolerance is {tolerance:.0e}"
                 )
-    if "label" in arrays:
-        labels = np.asarray(class_names)[class_id]
-        if any(arrays["class_id"] != class_id) or any(
-            arrays["label"] != labels
+    if "label" in outputs:
+        labels = np.char.encode(sample["class_names"], "utf-8")[class_id]
+        if any(outputs["class_id"] != class_id) or any(
+            outputs["label"] != labels
         ):
-            raise ExportFailed("class_id or label is not the most probable one")
-    return result
-
-
-def _run(folder, format, sample):
-    """Returns the arrays that `run_exported.py` writes."""
-    with tempfile.TemporaryDirectory() as temporary:
-        output = Path(temporary, "output.npz")
-        process = run_python(
-            "-P", run_exported.__file__, format, folder, sample, output
-        )
-        if process.returncode:
-            raise ExportFailed(f"it does not run: {last_line(process)}")
-        with np.load(output) as arrays:
-            return dict(arrays)
-
-
-def run_python(*arguments: object) -> subprocess.CompletedProcess:
-    """Runs Python on the CPU, with TensorFlow as the backend of Keras.
-
-    Accelerators round products to fewer digits, each in its own way.
-    """
-    settings = {
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "KERAS_BACKEND": "tensorflow",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
+            sys.exit("class_id or label is not the most probable one")
+    measures = {
+        "count": count,
+        "same_class": same_class,
+        "difference": differences["probabilities"],
+        "images_per_second": outputs["images_per_second"],
     }
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | settings
-    )
+    if "labels" in sample:
+        top1, keras_top1 = (
+            float(np.mean(rows.argmax(1) == sample["labels"]))
+            for rows in (probabilities, reference)
+        )
+        measures |= {"top1": top1, "keras_top1": keras_top1}
+    return measures
 
 
-def last_line(process: subprocess.CompletedProcess) -> str:
-    """Returns the last line of stderr, which is what an exception says."""
-    lines = process.stderr.strip().splitlines() or ["no message"]
-    return f"{lines[-1].strip()[:300]} (exit code {process.returncode})"
-
-
-def _difference(rows, reference):
-    """Returns the largest difference from the first rows of the reference."""
-    return float(np.abs(rows - reference[: len(rows)]).max(initial=0.0))
+if __name__ == "__main__":
+    format, folder, scratch, *tolerance = sys.argv[1:]
+    for name in ("keras_resnet_cifar", "keras"):
+        sys.modules[name] = None  # type: ignore  # as if not installed
+    sample = np.load(os.path.join(scratch, "sample.npz"))
+    reference = np.load(os.path.join(scratch, "reference.npy"))
+    outputs = outputs_of(format, folder, sample["images"])
+    measures = compare(outputs, reference, sample, *map(float, tolerance))
+    with open(os.path.join(scratch, "measures.json"), "w") as file:
+        json.dump(measures, file)

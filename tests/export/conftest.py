@@ -6,7 +6,8 @@ import helpers
 import keras
 import pytest
 
-from keras_resnet_cifar.export.export import FORMATS, export_model
+from keras_resnet_cifar.export.export import export_model
+from keras_resnet_cifar.export.verify import FORMATS
 from keras_resnet_cifar.models.resnet import build_resnet
 
 
@@ -26,7 +27,7 @@ def exported(tiny_data, tmp_path_factory):
     exports = {}
 
     def export(format):
-        for package in ("tensorflow", *FORMATS[format]):
+        for package in ("tensorflow", *FORMATS[format][1]):
             if not importlib.util.find_spec(package.replace("-", "_")):
                 pytest.skip(f"{package} is not installed")
         if format not in exports:

@@ -17,7 +17,7 @@ if keras.backend.backend() != "tensorflow":
 
 import tensorflow as tf
 
-from keras_resnet_cifar.export import saved_model
+from keras_resnet_cifar.export import formats
 
 
 def picture(width, height, mode="RGB"):
@@ -52,7 +52,7 @@ def test_decoding_is_that_of_predict(size, mode, kind, tmp_path):
     content = encoded(picture(*size, mode), kind)
     (tmp_path / "image").write_bytes(content)
     expected = read_image(tmp_path / "image", (32, 32)).astype(int)
-    got = saved_model.decode(content, (32, 32)).numpy()
+    got = formats.decode(content, (32, 32)).numpy()
     assert got.dtype == np.uint8
     if size == (32, 32):
         np.testing.assert_array_equal(got, expected)
@@ -154,5 +154,5 @@ def test_warmup_requests_run(loaded, exported):
     assert requests == [
         (name, count)
         for name in ("serving_default", "serving_bytes")
-        for count in saved_model.WARMUP_BATCHES
+        for count in formats.WARMUP_BATCHES
     ]

@@ -1,36 +1,30 @@
 """What makes an exported model pass or fail its check."""
 
-import subprocess
-import sys
+import json
 
 import numpy as np
 import pytest
 
 from keras_resnet_cifar.errors import ExportFailed
-from keras_resnet_cifar.export import run_exported
-from keras_resnet_cifar.export import verify as verification
+from keras_resnet_cifar.export import export, verify
+from keras_resnet_cifar.export.verify import TOLERANCE, compare
 
-NAMES = ["cat", "dog", "frog"]
+SAMPLE = {"class_names": np.array(["cat", "dog", "frog"])}
 REFERENCE = np.array(
     [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]], "float32"
 )
 
 
 def outputs(**changes):
-    """What `run_exported.py` writes of a SavedModel that is right."""
+    """What a SavedModel that is right says of three images."""
     return {
         "probabilities": REFERENCE,
         "class_id": np.array([0, 1, 2]),
-        "label": np.array(["cat", "dog", "frog"]),
+        "label": np.array([b"cat", b"dog", b"frog"], object),
         "batch_of_one": REFERENCE[:1],
         "from_bytes": REFERENCE[:2],
-        "images_per_second": np.array(100.0),
+        "images_per_second": 100.0,
     } | changes
-
-
-def verify(monkeypatch, output, **kwargs):
-    monkeypatch.setattr(verification, "_run", lambda *_: output)
-    return verification.verify("", "", "", REFERENCE, NAMES, **kwargs)
 
 
 def off(amount, row=2):
@@ -39,11 +33,22 @@ def off(amount, row=2):
     return probabilities
 
 
-def test_a_model_that_agrees(monkeypatch):
-    result = verify(monkeypatch, outputs(probabilities=off(0.9e-5)))
-    assert (result.images, result.same_class) == (3, 3)
-    assert result.difference == pytest.approx(0.9e-5, rel=0.01)
-    assert result.images_per_second == 100
+def test_a_model_that_agrees():
+    output = outputs(probabilities=off(0.9e-5))
+    result = compare(output, REFERENCE, SAMPLE, TOLERANCE)
+    assert (result["count"], result["same_class"]) == (3, 3)
+    assert result["difference"] == pytest.approx(0.9e-5, rel=0.01)
+    assert result["images_per_second"] == 100
+    assert "top1" not in result
+
+
+def test_accuracy():
+    sample = SAMPLE | {"labels": np.array([0, 0, 2])}
+    output = outputs(probabilities=off(0.2), class_id=[0, 1, 0])
+    output["label"] = [b"cat", b"dog", b"cat"]
+    result = compare(output, REFERENCE, sample)
+    assert result["top1"] == pytest.approx(1 / 3)
+    assert result["keras_top1"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -56,52 +61,57 @@ def test_a_model_that_agrees(monkeypatch):
         ({"batch_of_one": off(1e-3, 0)[:1]}, r"\(batch_of_one\) differ"),
         ({"from_bytes": off(1e-3, 0)[:2]}, r"\(from_bytes\) differ"),
         ({"class_id": np.array([0, 1, 1])}, "class_id or label"),
-        ({"label": np.array(["cat", "dog", "dog"])}, "class_id or label"),
+        ({"label": np.array([b"cat", b"dog", b"dog"])}, "class_id or label"),
     ],
     ids=str,
 )
-def test_a_model_that_does_not(monkeypatch, changes, message):
-    with pytest.raises(ExportFailed, match=message):
-        verify(monkeypatch, outputs(**changes))
+def test_a_model_that_does_not(changes, message):
+    with pytest.raises(SystemExit, match=message):
+        compare(outputs(**changes), REFERENCE, SAMPLE, TOLERANCE)
 
 
-def test_tolerance(monkeypatch):
+def test_tolerance():
     output = outputs(probabilities=off(5e-5))
-    verify(monkeypatch, output, tolerance=1e-4)
+    compare(output, REFERENCE, SAMPLE, tolerance=1e-4)
     quantised = outputs(probabilities=off(0.2))
     del quantised["class_id"], quantised["label"]
-    assert verify(monkeypatch, quantised, tolerance=None).same_class == 2
-
-
-def test_a_model_that_cannot_be_run_is_one_line(tmp_path):
-    sample = tmp_path / "sample.npz"
-    np.savez(sample, images=np.zeros((1, 32, 32, 3), "uint8"))
-    with pytest.raises(ExportFailed, match="does not run") as caught:
-        verification.verify(tmp_path, "onnx", sample, REFERENCE, NAMES)
-    assert "\n" not in str(caught.value)
+    assert compare(quantised, REFERENCE, SAMPLE)["same_class"] == 2
 
 
 PROBE = """
-import importlib, runpy, sys
-script = runpy.run_path(sys.argv[1])
-def open_probe(folder):
-    for name in ("keras", "keras_resnet_cifar", "keras_resnet_cifar.errors"):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            continue
-        sys.exit(name + " can be imported")
-    return lambda images: {"probabilities": images}, None
-script["OPENERS"]["probe"] = open_probe
-script["main"]("probe", "", *sys.argv[2:])
+import importlib, sys
+class InferenceSession:
+    def __init__(self, path, providers):
+        for name in ("keras", "keras_resnet_cifar.errors"):
+            try:
+                importlib.import_module(name)
+            except ImportError:
+                continue
+            sys.exit(name + " can be imported")
+    def run(self, names, feed):
+        return [feed["image"]]
 """
 
 
-def test_the_process_has_neither_this_package_nor_keras(tmp_path):
-    paths = [tmp_path / "sample.npz", tmp_path / "output.npz"]
-    np.savez(paths[0], images=REFERENCE)
-    command = [sys.executable, "-P", "-c", PROBE, run_exported.__file__, *paths]
-    subprocess.run(list(map(str, command)), check=True)
-    with np.load(paths[1]) as output:
-        np.testing.assert_array_equal(output["probabilities"], REFERENCE)
-        np.testing.assert_array_equal(output["batch_of_one"], REFERENCE[:1])
+def test_the_process_has_neither_this_package_nor_keras(tmp_path, monkeypatch):
+    np.savez(tmp_path / "sample.npz", images=REFERENCE, **SAMPLE)
+    np.save(tmp_path / "reference.npy", REFERENCE)
+    (tmp_path / "onnxruntime.py").write_text(PROBE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    paths = [verify.__file__, "onnx", tmp_path, tmp_path]
+    export._run_python("failed", "-P", *paths, TOLERANCE)
+    measures = json.loads((tmp_path / "measures.json").read_text())
+    assert (measures["count"], measures["difference"]) == (3, 0)
+
+    np.save(tmp_path / "reference.npy", off(1e-3))
+    with pytest.raises(ExportFailed, match=r"^failed: .*differ by 1.0e-03"):
+        export._run_python("failed", "-P", *paths, TOLERANCE)
+
+
+def test_a_model_that_cannot_be_run_is_one_line(tmp_path):
+    np.savez(tmp_path / "sample.npz", images=REFERENCE, **SAMPLE)
+    np.save(tmp_path / "reference.npy", REFERENCE)
+    paths = [verify.__file__, "onnx", tmp_path, tmp_path]
+    with pytest.raises(ExportFailed, match="failed: ") as caught:
+        export._run_python("failed", "-P", *paths)
+    assert "\n" not in str(caught.value)
