@@ -38,9 +38,11 @@ def _torchvision(name, sha256, preset=None):
     return Backbone(name, "torch", file, sha256, None, arch, preset)
 
 
-def _keras(function, preprocessing, arch=None, preset=None):
+def _keras(function, preprocessing, depth=None):
     name = function.lower()
     file = f"{name}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    arch = depth and f"resnet{depth}-imagenet"
+    preset = depth and f"resnet_{depth}_imagenet"
     return Backbone(name, preprocessing, file, None, function, arch, preset)
 
 
@@ -56,13 +58,9 @@ BACKBONES = {
             "resnet34",
             "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
         ),
-        _keras("ResNet50", "caffe", "resnet50-imagenet", "resnet_50_imagenet"),
-        _keras(
-            "ResNet101", "caffe", "resnet101-imagenet", "resnet_101_imagenet"
-        ),
-        _keras(
-            "ResNet152", "caffe", "resnet152-imagenet", "resnet_152_imagenet"
-        ),
+        _keras("ResNet50", "caffe", 50),
+        _keras("ResNet101", "caffe", 101),
+        _keras("ResNet152", "caffe", 152),
         _keras("ResNet50V2", "tf"),
         _keras("ResNet101V2", "tf"),
         _keras("ResNet152V2", "tf"),

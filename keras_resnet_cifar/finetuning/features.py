@@ -11,13 +11,14 @@ import keras
 import numpy as np
 
 from keras_resnet_cifar import files
-from keras_resnet_cifar.data.batches import StreamedSplit
+from keras_resnet_cifar.data.batches import StreamedSplit, one_hot
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.device import jit_compile
 from keras_resnet_cifar.errors import Diverged, InputError, one_line
 from keras_resnet_cifar.evaluation.evaluate import evaluate, logits_of
 from keras_resnet_cifar.models import saving
 from keras_resnet_cifar.training import run_directory
+from keras_resnet_cifar.training.inputs import ClassWeight, class_weights
 from keras_resnet_cifar.training.recipes import Recipe
 from keras_resnet_cifar.training.train import Run, run_config
 
@@ -30,7 +31,7 @@ def train_head(
     recipe: Recipe,
     output_dir: Path | None = None,
     *,
-    class_weight: dict[int, float] | None = None,
+    class_weight: ClassWeight = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     seed: int = 0,
     resume: bool = False,
@@ -38,18 +39,11 @@ def train_head(
 ) -> Run:
     """Trains the last layer alone, on features that are computed once.
 
-    Args:
-        model: A model of `build_finetuned`; its head is trained in place.
-        data: Its images in memory.
-        recipe: Its augmentation, averaged weights, precision, checkpoints and
-            early stopping do not apply.
-        output_dir: Folder for config.json, history.csv, metrics.json and
-            last.keras, which appear together when the head is trained.
-        class_weight: The weight of each class in the loss.
-        callbacks: More Keras callbacks, whose model is the head alone.
-        seed: Random seed of the order of the images.
-        resume: Return the run in `output_dir`, with its weights in `model`.
-        verbose: Whether to print one line per epoch.
+    The arguments are those of `train`, for a model of `build_finetuned` and
+    images in memory. The recipe's augmentation, averaged weights, precision,
+    checkpoints and early stopping do not apply. The folder's config.json,
+    history.csv, metrics.json and last.keras appear together when the head is
+    trained; `resume` returns that run, with its weights in `model`.
 
     Raises:
         InputError: The data do not fit the model, or the folder is in use or
@@ -65,16 +59,16 @@ def train_head(
     recipe = replace(recipe, validation=len(data.validation or ()))
     config = run_config(model, data, recipe, seed, precision="float32")
     config["cache_features"] = True
-    if class_weight is not None:
-        config["class_weight"] = list(class_weight.values())
+    weights = class_weights(class_weight, data)
+    if weights is not None:
+        config["class_weight"] = weights
     directory = output_dir and run_directory.RunDirectory(output_dir)
     if directory and resume:
         return _read(directory, model, config)
     if directory:
         directory.check_unused()
-
     options = {
-        "class_weight": class_weight,
+        "class_weight": weights and dict(enumerate(weights)),
         "callbacks": [*callbacks],
         "verbose": 2 if verbose else 0,
     }
@@ -82,13 +76,13 @@ def train_head(
     if not np.isfinite(history["loss"]).all():
         raise Diverged("the loss of the head is not finite: try a lower rate")
     rows = [
-        {"epoch": epoch + 1} | {name: history[name][epoch] for name in history}
-        for epoch in range(recipe.epochs)
+        {"epoch": epoch} | dict(zip(history, values, strict=True))
+        for epoch, values in enumerate(zip(*history.values(), strict=True), 1)
     ]
     metrics = {}
     if data.test is not None:
         result = evaluate(model, data.test, data.class_names, _BATCH_SIZE)
-        metrics = {"last": {"epoch": recipe.epochs, "test": result.to_json()}}
+        metrics = {"last": {"epoch": len(rows), "test": result.to_json()}}
     run = Run(model, rows, metrics, config, output_dir)
     if directory:
         _write(directory, run)
@@ -102,15 +96,14 @@ def _fit(model, data, recipe, seed, options):
 
     def features(split):
         x = logits_of(backbone, split.images, _BATCH_SIZE)
-        return x, keras.utils.to_categorical(split.labels, data.num_classes)
+        return x, one_hot(split.labels, data.num_classes)
 
     x, y = features(data.train)
     batch_size = min(recipe.batch_size, len(x))
-    schedule = recipe.schedule_for(-(-len(x) // batch_size))
     inputs = keras.Input(x.shape[1:])
     head = keras.Model(inputs, model.get_layer("head_dense")(inputs))
     head.compile(
-        recipe.optimizer_for(schedule),
+        recipe.optimizer_for(recipe.schedule_for(-(-len(x) // batch_size))),
         keras.losses.CategoricalCrossentropy(
             from_logits=True, label_smoothing=recipe.label_smoothing
         ),
@@ -118,12 +111,13 @@ def _fit(model, data, recipe, seed, options):
         jit_compile=jit_compile(),
     )
     keras.utils.set_random_seed(seed)  # `fit` shuffles by the global state
+    validation = data.validation and features(data.validation)
     return head.fit(
         x,
         y,
-        batch_size=batch_size,
+        batch_size,
         epochs=recipe.epochs,
-        validation_data=data.validation and features(data.validation),
+        validation_data=validation,
         **options,
     ).history
 

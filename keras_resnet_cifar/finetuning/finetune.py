@@ -52,10 +52,16 @@ def build_finetuned(
     float32 logits `[N, num_classes]`. All its layers are stock Keras layers.
 
     Args:
-        backbone: A name of `BACKBONES`, or a `.keras` file of a net of this
-            package, which brings its normalization and weights.
+        backbone: A name of `BACKBONES`, or the `.keras` file of a classifier
+            whose head starts with `GlobalAveragePooling2D`, as in
+            `build_resnet`; it brings its normalization and weights.
         num_classes: Number of logits.
-        weights, image_size: See `load_backbone`.
+        weights: `"imagenet"`, `"none"` (random), `"hub"` (KerasHub's ImageNet
+            weights, for resnet18, 50, 101 and 152) or a file: PyTorch's (.th,
+            .pt, .pth, .safetensors) or `keras.applications`' (.h5, without the
+            top).
+        image_size: Side of the images inside the net, 32 to 1024 pixels; by
+            default 224, or that of the `.keras` file's net.
         input_shape: `(H, W, 3)` of the images.
         freeze, train_norm: See `freeze_backbone`.
 
@@ -70,7 +76,8 @@ def build_finetuned(
         >>> model = build_finetuned("resnet50", num_classes=100)
     """
     resnet.check_head(num_classes)
-    _check_freeze(freeze)
+    if freeze not in FREEZE:
+        raise unknown("freeze", freeze, FREEZE)
     base, preprocessing, side = load_backbone(backbone, weights, image_size)
     inputs = keras.Input(input_shape, name="image")
     x = inputs
@@ -106,8 +113,14 @@ def freeze_backbone(
         InputError: `freeze` is unknown or a stage that the backbone lacks, or
             the model has no backbone.
     """
-    _check_freeze(freeze)
-    weighted = [x for x in resnet.leaf_layers(_backbone(model)) if x.weights]
+    try:
+        backbone = model.get_layer("backbone")
+    except (AttributeError, ValueError):
+        raise InputError(
+            f"{getattr(model, 'name', model)} has no backbone to freeze: build "
+            "it with build_finetuned"
+        ) from None
+    weighted = [x for x in resnet.leaf_layers(backbone) if x.weights]
     stages = {stage_of(layer.name) for layer in weighted} - {_STEM, _END}
     last_frozen = {"all": _END, "none": -1} | {f"stage{s}": s for s in stages}
     if freeze not in last_frozen:
@@ -122,11 +135,6 @@ def freeze_backbone(
         layer.trainable = not frozen and (train_norm or not is_norm)
 
 
-def _check_freeze(freeze):
-    if freeze not in FREEZE:
-        raise unknown("freeze", freeze, FREEZE)
-
-
 def stage_of(name: str) -> int:
     """Returns the stage of a backbone's layer by its name.
 
@@ -138,16 +146,6 @@ def stage_of(name: str) -> int:
     if match:
         return int(match[2]) - (match[1] == "conv")
     return _STEM if name.startswith(("stem", "conv1")) else _END
-
-
-def _backbone(model):
-    try:
-        return model.get_layer("backbone")
-    except (AttributeError, ValueError):
-        raise InputError(
-            f"{getattr(model, 'name', model)} has no backbone to freeze: build "
-            "it with build_finetuned"
-        ) from None
 
 
 def finetune(
@@ -211,14 +209,15 @@ def finetune(
     """
     data = as_dataset(model, data, validation_data)
     recipe = get_recipe(recipe, **changes)
+    freeze_backbone(model, freeze, train_norm)  # refuse before writing
     if recipe.random_resized_crop:
-        side = _backbone(model).input_shape[1]
+        side = model.get_layer("backbone").input_shape[1]
         recipe = replace(recipe, random_resized_crop=side)
     head_recipe = _head_recipe(recipe, head_epochs, head_learning_rate)
     phases = [("head", "all", head_recipe)] if head_epochs else []
     phases.append(("tuned", freeze, recipe))
     weights = class_weights(class_weight, data)
-    plan = {
+    plan: dict[str, Any] = {
         "recipe": recipe,
         "freeze": freeze,
         "head_epochs": head_recipe.epochs if head_epochs else 0,
@@ -229,23 +228,19 @@ def finetune(
         "seed": checked_seed(seed),
         "deterministic": deterministic,
     }
-    freeze_backbone(model, freeze, train_norm)  # refuse before writing
     directory = PhasedDirectory(Path(output_dir)) if output_dir else None
-    planned: contextlib.AbstractContextManager = contextlib.nullcontext()
-    started = []
-    if resume:
-        plan = _plan_to_resume(directory, plan)
-        started = directory.started_phases() if directory else []
-    elif directory:
-        directory.check_unused()
-        planned = directory.planned(plan)
-
-    with planned:
+    started: list[str] = []
+    with contextlib.ExitStack() as stack:
+        if resume:
+            started = _resume(directory, plan)
+        elif directory:
+            directory.check_unused()
+            stack.enter_context(directory.planned(plan))
         for name, frozen, phase_recipe in phases:
             if name in started[:-1]:
                 continue
             freeze_backbone(model, frozen, train_norm)
-            options: dict[str, Any] = {
+            options = {
                 "output_dir": directory and directory.phase(name).path,
                 "class_weight": plan["class_weight"],
                 "callbacks": callbacks,
@@ -274,22 +269,18 @@ def _head_recipe(recipe, epochs, learning_rate):
         raise InputError(f"head_{error}") from None
 
 
-def _plan_to_resume(directory, plan):
-    """Returns the plan of a run, if it is resumed with the same arguments."""
+def _resume(directory, plan):
+    """Completes a plan by that of a run; returns the phases it has started."""
     if directory is None:
         raise InputError("resume=True needs the output_dir= of a run")
-
-    def as_config(plan):  # with the epochs, which `check_same` leaves out
-        recipe = plan["recipe"]
-        return plan | {"recipe": asdict(recipe), "epochs": recipe.epochs}
-
-    saved = {"class_weight": None, "deterministic": False}
-    saved |= directory.read_plan()
-    # As in `train`, a resumed run stays deterministic, and may become so.
-    deterministic = plan["deterministic"] or saved["deterministic"]
-    changes = as_config(plan) | {"deterministic": None}
-    run_directory.check_same(as_config(saved), changes)
-    weights = saved["class_weight"]
-    if weights is not None:
-        weights = {int(label): weight for label, weight in weights.items()}
-    return saved | {"class_weight": weights, "deterministic": deterministic}
+    saved = directory.read_plan()
+    # As in `train`, a resumed run stays deterministic, and may become so. The
+    # epochs of a recipe, which `check_same` leaves out, may not change.
+    old, new = (
+        each | {"recipe": asdict(recipe), "epochs": recipe.epochs}
+        for each, recipe in ((saved, saved["recipe"]), (plan, plan["recipe"]))
+    )
+    run_directory.check_same(old, new | {"deterministic": None})
+    plan["class_weight"] = saved.get("class_weight")
+    plan["deterministic"] |= saved.get("deterministic", False)
+    return directory.started_phases()

@@ -23,10 +23,9 @@ _PLAN = "finetune.json"
 
 @dataclass(frozen=True)
 class PhasedDirectory:
-    """The folder of a fine-tuning run.
+    """The folder `path` of a fine-tuning run.
 
-    Attributes:
-        path: It holds finetune.json, the plan, and a run directory per phase.
+    It holds finetune.json, the plan, and a run directory for each phase.
     """
 
     path: Path
@@ -40,11 +39,7 @@ class PhasedDirectory:
         return [name for name in PHASES if self.phase(name).config.is_file()]
 
     def newest(self) -> RunDirectory:
-        """Returns the run directory of the last phase that has started.
-
-        Raises:
-            InputError: No phase has started.
-        """
+        """Returns the last phase that has started; `InputError` without one."""
         started = self.started_phases()
         if not started:
             raise InputError(
@@ -65,12 +60,7 @@ class PhasedDirectory:
 
     @contextlib.contextmanager
     def planned(self, plan: Mapping[str, Any]) -> Iterator[None]:
-        """Keeps a plan in the folder while, and once, a phase has started.
-
-        If the block raises before a phase has started, the plan is removed.
-
-        Args:
-            plan: See `write_plan`.
+        """Writes a plan; removes it if the block ends before a phase starts.
 
         Raises:
             InputError: The system refuses to write.
@@ -89,11 +79,7 @@ class PhasedDirectory:
         write_json(self.path / _PLAN, with_checksum({**plan, "recipe": recipe}))
 
     def read_plan(self) -> dict[str, Any]:
-        """Returns what `write_plan` wrote.
-
-        Raises:
-            InputError: There is no plan, or it cannot be read.
-        """
+        """Returns what `write_plan` wrote; `InputError` if that fails."""
         try:
             text = (self.path / _PLAN).read_text(encoding="utf-8")
             plan = check_checksum(json.loads(text))

@@ -3,25 +3,19 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
+from keras.layers import GlobalAveragePooling2D
 
 from keras_resnet_cifar.data.load import keras_home
 from keras_resnet_cifar.errors import InputError, one_line, unknown
-from keras_resnet_cifar.finetuning.backbones import (
-    BACKBONES,
-    IMAGE_SIZE,
-    Backbone,
-)
+from keras_resnet_cifar.finetuning.backbones import BACKBONES, IMAGE_SIZE
 from keras_resnet_cifar.models.cloning import clone_with
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import load_model
 from keras_resnet_cifar.pytorch.checkpoints import load_torch_checkpoint
 from keras_resnet_cifar.pytorch.files import FORMATS
-
-_TORCHVISION = "https://download.pytorch.org/models/"
 
 
 def load_backbone(
@@ -31,15 +25,7 @@ def load_backbone(
 ) -> tuple[keras.Model, str | None, int]:
     """Loads a ResNet without its head.
 
-    Args:
-        name: A name of `BACKBONES`, or the `.keras` file of a classifier whose
-            head starts with `GlobalAveragePooling2D`, as in `build_resnet`.
-        weights: `"imagenet"`, `"none"` (random), `"hub"` (KerasHub's ImageNet
-            weights, for resnet18, 50, 101 and 152) or a file: PyTorch's (.th,
-            .pt, .pth, .safetensors) or `keras.applications`' (.h5, without the
-            top). A `.keras` file brings its own weights.
-        image_size: Side of the images inside the net, 32 to 1024 pixels; by
-            default 224, or that of the `.keras` file's net.
+    The arguments are those of `build_finetuned`, with `name` its `backbone`.
 
     Returns:
         `(backbone, preprocessing, image_size)`: a model named "backbone" from
@@ -66,7 +52,13 @@ def load_backbone(
     if weights == "imagenet" and row.sha256:
         weights = _torchvision_file(row)
     if Path(weights).suffix in FORMATS:
-        return _pytorch_net(row, weights, side), "torch", side
+        if row.arch is None:
+            raise InputError(
+                f"{weights}: {name} has no PyTorch checkpoints of the same "
+                f"net; give {row.file}"
+            )
+        model = load_torch_checkpoint(weights, row.arch)
+        return _headless(model, side), "torch", side
     if row.application:
         return _application(row, weights, side), row.preprocessing, side
     if weights == "none":
@@ -77,7 +69,7 @@ def load_backbone(
     )
 
 
-def _checked_size(size: Any, default: int) -> int:
+def _checked_size(size, default):
     size = default if size is None else size
     if not isinstance(size, int | np.integer) or not 32 <= size <= 1024:
         raise InputError(f"image_size={size!r}: give 32 to 1024 pixels")
@@ -87,11 +79,7 @@ def _checked_size(size: Any, default: int) -> int:
 def _from_keras_file(path, image_size):
     """Returns the net of a `.keras` file up to its head, with normalization."""
     model = load_model(path)
-    pools = [
-        layer
-        for layer in model.layers
-        if isinstance(layer, keras.layers.GlobalAveragePooling2D)
-    ]
+    pools = [x for x in model.layers if isinstance(x, GlobalAveragePooling2D)]
     if not pools:
         raise InputError(
             f"{path} has no GlobalAveragePooling2D, where its head would start:"
@@ -123,20 +111,11 @@ def _application(row, weights, side):
     except Exception as error:  # the network, h5py and Keras raise many kinds
         if weights == "imagenet":
             raise _no_download(row, error) from error
-        checkpoint = f" or a PyTorch checkpoint of {row.arch}"
+        other = f" or a PyTorch checkpoint of {row.arch}" if row.arch else ""
         raise InputError(
             f"cannot load {weights} into {row.name} ({one_line(error)}): give "
-            f"{row.file}{checkpoint if row.arch else ''}"
+            f"{row.file}{other}"
         ) from error
-
-
-def _pytorch_net(row, path, side):
-    if row.arch is None:
-        raise InputError(
-            f"{path}: {row.name} has no PyTorch checkpoints of the same net; "
-            f"give {row.file}"
-        )
-    return _headless(load_torch_checkpoint(path, row.arch), side)
 
 
 def _keras_hub_net(row, side):
@@ -190,7 +169,7 @@ def _torchvision_file(row):
         return str(path)
     try:
         return keras.utils.get_file(
-            origin=_TORCHVISION + row.file,
+            origin=f"https://download.pytorch.org/models/{row.file}",
             file_hash=row.sha256,
             cache_subdir="models",
         )
@@ -198,7 +177,7 @@ def _torchvision_file(row):
         raise _no_download(row, error) from error
 
 
-def _no_download(row: Backbone, error: Exception) -> InputError:
+def _no_download(row, error):
     return InputError(
         f"no ImageNet weights for {row.name}: cannot download {row.file} "
         f"({one_line(error)}); put a copy into {keras_home() / 'models'}, give "
