@@ -255,6 +255,17 @@ def test_cached_features_need_images_in_memory(own_net, tiny_data):
     assert "images in memory" in refusal(finetuned, Stream())
 
 
+def test_a_callback_ends_the_training_of_a_head(start, tmp_path):
+    def stop(epoch, logs):
+        callback.model.stop_training = True
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=stop)
+    options = HEAD_ONLY | {"epochs": 3, "callbacks": [callback]}
+    run = start(tmp_path / "run", validate=False, **options)
+    assert [row["epoch"] for row in run.history] == [1]
+    assert run.metrics["last"]["epoch"] == 1
+
+
 def test_a_head_is_written_whole_or_not_at_all(start, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     monkeypatch.setattr(features.files, "move_folder", interrupted)
