@@ -13,8 +13,7 @@ from keras_resnet_cifar.data.batches import (
     StreamedBatches,
     StreamedSplit,
 )
-from keras_resnet_cifar.data.load import Dataset, Split
-from keras_resnet_cifar.data.verification import fingerprint
+from keras_resnet_cifar.data.load import Dataset, Split, fingerprint
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.models.saving import check_classifier
 from keras_resnet_cifar.training.recipes import Recipe
