@@ -3,7 +3,6 @@
 A checkpoint must match the model of `build_resnet` to the last tensor.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,10 @@ import keras
 import numpy as np
 
 from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.models.architectures import Architecture, resolve
+from keras_resnet_cifar.models.architectures import resolve
 from keras_resnet_cifar.models.resnet import build_resnet, leaf_layers
 from keras_resnet_cifar.pytorch.files import read_tensors, write_tensors
-from keras_resnet_cifar.pytorch.schemes import (
-    SCHEMES,
-    Scheme,
-    get_scheme,
-    recognize,
-)
+from keras_resnet_cifar.pytorch.schemes import SCHEMES, get_scheme, recognize
 
 # Kind of layer -> {tensor: (our variable, PyTorch's axes in our order)}.
 _TENSORS: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {
@@ -138,9 +132,7 @@ def save_torch_checkpoint(
     write_tensors(tensors, path)
 
 
-def _describe(
-    tensors: dict[str, np.ndarray], scheme: Scheme
-) -> tuple[Architecture, int]:
+def _describe(tensors, scheme):
     """Returns the architecture of the tensors, and the number of classes."""
     shapes = {}  # our layer -> shape of its weight in PyTorch
     misshapen = []
@@ -189,7 +181,7 @@ def _describe(
     return net, shapes["head_dense"][0]
 
 
-def _shortcut(shapes: dict[str, tuple[int, ...]], scheme: Scheme) -> str:
+def _shortcut(shapes, scheme):
     for layer, shape in shapes.items():
         if layer.endswith("shortcut_conv"):
             return "conv3x3" if shape[2] == 3 else "projection"
@@ -197,13 +189,13 @@ def _shortcut(shapes: dict[str, tuple[int, ...]], scheme: Scheme) -> str:
     return "identity" if scheme.identity else "projection"
 
 
-def _tensors_of(layer: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _tensors_of(layer):
     return _TENSORS[layer.rpartition("_")[2].rstrip("123")]
 
 
-def _variables(model: keras.Model, scheme: Scheme) -> dict[str, tuple]:
+def _variables(model, scheme):
     """Returns `{tensor name: (our variable, PyTorch's axes in our order)}`."""
-    variables: dict[str, tuple] = {}
+    variables = {}
     unnamed = []
     for layer in leaf_layers(model):
         module = scheme.module(layer.name)
@@ -217,12 +209,12 @@ def _variables(model: keras.Model, scheme: Scheme) -> dict[str, tuple]:
     return variables
 
 
-def _counter(name: str) -> str:
+def _counter(name):
     """Returns the name of the step counter beside a BatchNorm's variance."""
     return name.replace("running_var", "num_batches_tracked")
 
 
-def _check(tensors: dict[str, np.ndarray], variables: dict[str, tuple]) -> None:
+def _check(tensors, variables):
     """Raises `CheckpointMismatch` unless tensors and variables agree."""
     misshapen, damaged = [], []
     for name in (name for name in variables if name in tensors):
@@ -245,7 +237,7 @@ def _check(tensors: dict[str, np.ndarray], variables: dict[str, tuple]) -> None:
     )
 
 
-def _state_dict(model: keras.Model, scheme: Scheme) -> dict[str, np.ndarray]:
+def _state_dict(model, scheme):
     """Returns the model's weights by their names in a scheme.
 
     Raises `CheckpointMismatch` unless reading them back builds the same net.
@@ -263,7 +255,7 @@ def _state_dict(model: keras.Model, scheme: Scheme) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _refuse(**faults: list[str]) -> None:
+def _refuse(**faults):
     """Raises `CheckpointMismatch` if any of the lists has names."""
     summary = "; ".join(
         f"{len(names)} {kind}: {_listed(names)}"
@@ -274,6 +266,6 @@ def _refuse(**faults: list[str]) -> None:
         raise CheckpointMismatch(summary)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names):
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -110,21 +110,20 @@ def check_suffix(path: str | Path) -> None:
         )
 
 
-def _is_safetensors(path: Path) -> bool:
+def _is_safetensors(path):
     return path.suffix == ".safetensors"
 
 
-def _import_library(path: Path) -> Any:
+def _import_library(path):
     """Returns the module `torch` or `safetensors.numpy`, by the suffix."""
-    module = "safetensors.numpy" if _is_safetensors(path) else "torch"
-    name = module.partition(".")[0]
+    module, remedy = "torch", "torch, or use .safetensors"
+    if _is_safetensors(path):
+        module, remedy = "safetensors.numpy", "safetensors"
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        remedy = "" if _is_safetensors(path) else ", or use .safetensors"
         raise InputError(
-            f"{path} needs {name} ({one_line(error)}): pip install {name}"
-            + remedy
+            f"{path} needs {module} ({one_line(error)}): pip install {remedy}"
         ) from error
 
 
