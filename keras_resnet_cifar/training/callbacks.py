@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -21,29 +21,6 @@ from keras_resnet_cifar.training.run_directory import (
 )
 
 Logs = dict[str, Any] | None
-
-
-class BeginEpoch(keras.callbacks.Callback):
-    """Sets the order of the images and the rates of an epoch.
-
-    Both are functions of the epoch alone, so a resumed run needs no state.
-
-    Args:
-        feed: The batches of the run.
-        schedule: Its learning-rate schedule.
-    """
-
-    def __init__(self, feed: Feed, schedule: LearningRateSchedule):
-        super().__init__()
-        self.feed = feed
-        self.schedule = schedule
-
-    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        self.feed.begin(epoch)
-        if isinstance(self.feed, ShuffledBatches) and self.feed.resident:
-            self.model.source.order.assign(self.feed.order)
-        steps = np.arange(self.feed.steps) + epoch * self.feed.steps
-        self.model.rates.assign(self.schedule(steps))
 
 
 class StopOnDivergence(keras.callbacks.Callback):
@@ -77,26 +54,47 @@ class StopOnDivergence(keras.callbacks.Callback):
             )
 
 
-class EpochStatistics(keras.callbacks.Callback):
-    """Adds `learning_rate`, `images_per_second` and `seconds` to the logs.
+class RunEpoch(keras.callbacks.Callback):
+    """Begins each epoch of a run, and appends its row to the history.
 
-    The rate is that of the epoch's last step. Images per second are those of
-    the training steps alone, without validation and saving. In an epoch that
-    is resumed, both count from there.
+    The order of the images and the learning rates are functions of the epoch,
+    early stopping is one of the history: a resumed run needs no state of them.
+    (`keras.callbacks.EarlyStopping` forgets its count.)
+
+    The row holds the logs, and the rate of the epoch's last step. Images per
+    second are those of the training steps alone, without validation and
+    saving; where an epoch is resumed, they and the seconds count from there.
 
     Args:
         feed: The batches of the run.
         schedule: Its learning-rate schedule.
+        rows: Its history, a list with one dict per epoch.
+        patience: See `is_over`.
+        directory: Where history.csv goes, or `None`.
     """
 
-    async_safe = True
-
-    def __init__(self, feed: Feed, schedule: LearningRateSchedule):
+    def __init__(
+        self,
+        feed: Feed,
+        schedule: LearningRateSchedule,
+        rows: list[dict],
+        patience: int = 0,
+        directory: RunDirectory | None = None,
+    ):
         super().__init__()
         self.feed = feed
         self.schedule = schedule
+        self.rows = rows
+        self.patience = patience
+        self.directory = directory
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        self.feed.begin(epoch)
+        if isinstance(self.feed, ShuffledBatches) and self.feed.resident:
+            self.model.source.order.assign(self.feed.order)
+        steps = np.arange(self.feed.steps) + epoch * self.feed.steps
+        self._rates = self.schedule(steps)
+        self.model.rates.assign(self._rates)
         self._begin = time.perf_counter()
         self._trained: float | None = None
 
@@ -107,83 +105,30 @@ class EpochStatistics(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         assert logs is not None
         now = time.perf_counter()
-        seconds = (self._trained or now) - self._begin
         images = len(self.feed) * self.feed.batch_size
-        last_step = np.array([(epoch + 1) * self.feed.steps - 1])
-        logs["learning_rate"] = float(self.schedule(last_step)[0])
+        seconds = (self._trained or now) - self._begin
         speed = round(images / seconds, 1) if images else None
+        logs["learning_rate"] = float(self._rates[-1])
         logs["images_per_second"] = speed
         logs["seconds"] = round(now - self._begin, 3)
-
-
-class RecordEpoch(keras.callbacks.Callback):
-    """Appends the logs of each epoch to the history, and writes it.
-
-    Args:
-        rows: The history, a list with one dict per epoch.
-        directory: Where history.csv goes, or `None`.
-    """
-
-    def __init__(self, rows: list, directory: RunDirectory | None = None):
-        super().__init__()
-        self.rows = rows
-        self.directory = directory
-
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        self.rows.append({"epoch": epoch + 1} | (logs or {}))
+        self.rows.append({"epoch": epoch + 1} | logs)
         if self.directory is not None:
             write_history(self.directory, self.rows)
-
-
-class StopEarly(keras.callbacks.Callback):
-    """Stops a run whose validation accuracy no longer improves.
-
-    `keras.callbacks.EarlyStopping` forgets its count in a resumed run. This
-    looks at the history alone, so the run stops at the same epoch.
-
-    Args:
-        rows: The history, its newest row already in it.
-        patience: Epochs without improvement; 0 never stops.
-    """
-
-    def __init__(self, rows: list, patience: int):
-        super().__init__()
-        self.rows = rows
-        self.patience = patience
-
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        if self.is_over():
+        if is_over(self.rows, self.patience):
             self.model.stop_training = True
 
-    def is_over(self) -> bool:
-        """Returns whether the history says to stop."""
-        accuracies = [row.get("val_accuracy") for row in self.rows]
-        if not self.patience or not accuracies or None in accuracies:
-            return False
-        since_best = len(accuracies) - 1 - int(np.argmax(accuracies))
-        return since_best >= self.patience
 
-
-class EpochCheckpoint(keras.callbacks.ModelCheckpoint):
-    """`keras.callbacks.ModelCheckpoint` after every so many epochs.
-
-    The `save_freq` of Keras counts batches, and starts from 0 in a resumed run.
+def is_over(rows: Sequence[dict[str, Any]], patience: int) -> bool:
+    """Returns whether validation accuracy has stopped improving.
 
     Args:
-        filepath: See `ModelCheckpoint`.
-        every: Epochs between checkpoints.
-        **kwargs: See `ModelCheckpoint`.
+        rows: The history of a run.
+        patience: Epochs without improvement; 0 never stops.
     """
-
-    async_safe = True  # it does nothing after a batch
-
-    def __init__(self, filepath: Any, every: int = 1, **kwargs: Any):
-        super().__init__(filepath, **kwargs)
-        self.every = every
-
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        if (epoch + 1) % self.every == 0:
-            super().on_epoch_end(epoch, logs)
+    accuracies: list[Any] = [row.get("val_accuracy") for row in rows]
+    if not patience or not accuracies or None in accuracies:
+        return False
+    return len(accuracies) - 1 - int(np.argmax(accuracies)) >= patience
 
 
 class ValidateAverages(keras.callbacks.Callback):
@@ -211,8 +156,6 @@ class StopOnSignal(keras.callbacks.Callback):
             model.fit(..., callbacks=[stop])
     """
 
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
     def __init__(self) -> None:
         super().__init__()
         self.number: int | None = None
@@ -224,9 +167,8 @@ class StopOnSignal(keras.callbacks.Callback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before: dict[signal.Signals, Callable | int | None] = {
-            number: signal.getsignal(number) for number in self._SIGNALS
-        }
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in signals}
         # A signal that the parent ignores, as nohup may, stays ignored.
         self._handled = [n for n in before if before[n] is not signal.SIG_IGN]
         for number in self._handled:
@@ -244,19 +186,10 @@ class StopOnSignal(keras.callbacks.Callback):
         # Not print: the signal may have come in the middle of one.
         os.write(2, b"\nstopping after this step; again to exit at once\n")
 
-    def check(self) -> None:
+    def check(self, index: int | None = None, logs: Logs = None) -> None:
         """Raises `Stopped` if a signal has come."""
         if self.number is not None:
             raise Stopped(self.number)
 
-    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
-        self.check()
-
-    def on_test_batch_begin(self, batch: int, logs: Logs = None) -> None:
-        self.check()
-
-    def on_predict_batch_begin(self, batch: int, logs: Logs = None) -> None:
-        self.check()
-
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        self.check()
+    on_train_batch_begin = on_test_batch_begin = check
+    on_predict_batch_begin = on_epoch_end = check

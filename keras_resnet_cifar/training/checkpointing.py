@@ -7,7 +7,6 @@ The backup before stays as backup-previous.npz, in case the newest is damaged.
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,10 @@ from keras import ops
 
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import atomic_write, check_zip
-from keras_resnet_cifar.training.callbacks import EpochCheckpoint, Logs
+from keras_resnet_cifar.training.callbacks import Logs
 from keras_resnet_cifar.training.recipes import Recipe, get_recipe
-from keras_resnet_cifar.training.run_directory import (
-    EPOCH_PATTERN,
-    Interval,
-    RunDirectory,
-)
+from keras_resnet_cifar.training.run_directory import Interval, RunDirectory
 from keras_resnet_cifar.training.training_model import TrainingModel
-
-_GROUPS = ("variables", "metrics")
 
 
 @dataclass
@@ -42,15 +35,15 @@ class Snapshot:
     """
 
     run: str
-    rows: list = field(default_factory=list)
-    variables: list[np.ndarray] = field(default_factory=list)
+    rows: list[dict]
+    variables: list[np.ndarray]
     metrics: list[np.ndarray] = field(default_factory=list)
 
     def write(self, directory: RunDirectory) -> None:
         """Writes the backup whole; the one before becomes the previous."""
         arrays = {
             f"{group}-{index}": array
-            for group in _GROUPS
+            for group in ("variables", "metrics")
             for index, array in enumerate(getattr(self, group))
         }
         state = json.dumps({"run": self.run, "rows": self.rows})
@@ -62,19 +55,18 @@ class Snapshot:
     @classmethod
     def read(cls, path: Path) -> "Snapshot":
         """Reads a backup; raises what zipfile, NumPy and JSON raise."""
-        if path.exists():
-            check_zip(path)
         # NumPy leaves a file open that it cannot read; this `open` does not.
         with open(path, "rb") as opened:
+            check_zip(path)
             file = np.load(opened, allow_pickle=False)
-            snapshot = cls(**json.loads(str(file["state"])))
-            for group in _GROUPS:
-                count = sum(name.startswith(f"{group}-") for name in file.files)
-                arrays = [file[f"{group}-{i}"] for i in range(count)]
-                setattr(snapshot, group, arrays)
-        if not all(isinstance(row, dict) for row in snapshot.rows):
-            raise ValueError("invalid history")
-        return snapshot
+            state = json.loads(str(file["state"]))
+            if not all(isinstance(row, dict) for row in state["rows"]):
+                raise ValueError("invalid history")
+            variables, metrics = (
+                [file[name] for name in file.files if name.startswith(group)]
+                for group in ("variables-", "metrics-")
+            )
+        return cls(state["run"], state["rows"], variables, metrics)
 
 
 def read_snapshot(
@@ -109,31 +101,27 @@ def read_snapshot(
                 f"the backup {path} belongs to another run: restore the right "
                 "one, or start a new run"
             )
-        for arrays, variables in (
-            (snapshot.variables, resumed_variables(model)),
-            (snapshot.metrics, model.metrics_variables),
+        if _shapes(snapshot.variables, snapshot.metrics) != _shapes(
+            resumed_variables(model), model.metrics_variables
         ):
-            if [a.shape for a in arrays] != [tuple(v.shape) for v in variables]:
-                raise InputError(
-                    f"the backup {path} is of another net or optimizer: resume "
-                    "with the config of the run"
-                )
+            raise InputError(
+                f"the backup {path} is of another net or optimizer: resume "
+                "with the config of the run"
+            )
         return snapshot, faults[0] if faults else None
     raise InputError(f"{'; '.join(faults)}: start a new run")
+
+
+def _shapes(*groups):
+    return [[tuple(array.shape) for array in group] for group in groups]
 
 
 def check_length(
     recipe: Recipe, epochs: int, steps_per_epoch: int, steps_done: int
 ) -> None:
-    """Checks that a run can become as long as a recipe says.
+    """Checks that a run of `epochs` can become as long as its recipe says.
 
-    It is allowed if the rates of completed steps do not change.
-
-    Args:
-        recipe: The recipe to go on with.
-        epochs: Epochs of the run so far planned.
-        steps_per_epoch: Steps of one epoch.
-        steps_done: Steps already done.
+    It can if the rates of the steps already done stay the same.
 
     Raises:
         InputError: It cannot.
@@ -171,7 +159,7 @@ class Backup(keras.callbacks.Callback):
         directory: Of the run.
         model: The compiled `TrainingModel`.
         run: The identity of the run.
-        rows: Its history, to which other callbacks append.
+        rows: Its history, to which another callback appends.
         interval: How often to write.
         within_epochs: Whether an epoch can be resumed in the middle.
     """
@@ -181,7 +169,7 @@ class Backup(keras.callbacks.Callback):
         directory: RunDirectory,
         model: TrainingModel,
         run: str,
-        rows: list,
+        rows: list[dict],
         interval: Interval,
         within_epochs: bool = True,
     ):
@@ -192,36 +180,46 @@ class Backup(keras.callbacks.Callback):
         self.rows = rows
         self.interval = interval
         self.within_epochs = within_epochs
-        self._resumed_metrics: list | None = None
-        self._metrics: list | None = None  # of an epoch being validated
+        self._epochs = 0  # for which all files have been written
+        # Of the epoch in progress, where Keras resets those of the model.
+        self._metrics: list | None = None
         self._saved: int | None = None  # steps done at the newest backup
         self._saved_at = time.monotonic()
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Puts the model into the state of a backup."""
+    def restore(self) -> str | None:
+        """Puts the model and the history into the state of the newest backup.
+
+        Returns:
+            A line on a newer backup that cannot be read, or `None`.
+
+        Raises:
+            InputError: See `read_snapshot`.
+        """
+        snapshot, fault = read_snapshot(self.directory, self.model, self.run)
         _assign(resumed_variables(self.model), snapshot.variables)
-        self._resumed_metrics = snapshot.metrics
+        self.rows += snapshot.rows
+        self._epochs = len(self.rows)
+        self._metrics = snapshot.metrics
         self._saved = self.steps_done()
+        return fault
 
     def steps_done(self) -> int:
         """Returns the steps done since the run began."""
-        return int(_array(self.model.steps_done))
+        return int(self.model.steps_done)
 
     def steps_in_epoch(self) -> int:
         """Returns the steps done of the epoch in progress."""
-        return self.steps_done() - len(self.rows) * self.model.steps_per_epoch
+        return self.steps_done() - self._epochs * self.model.steps_per_epoch
 
     def save(self) -> None:
         """Writes the backup, unless the loss is no longer finite."""
-        if int(_array(self.model.steps_finite)) != self.steps_done():
+        if int(self.model.steps_finite) != self.steps_done():
             return
-        variables = resumed_variables(self.model)
-        metrics = self.model.metrics_variables
         Snapshot(
             self.run,
-            self.rows,
-            [_array(variable) for variable in variables],
-            self._metrics or [_array(variable) for variable in metrics],
+            self.rows[: self._epochs],
+            _arrays(resumed_variables(self.model)),
+            self._metrics or _arrays(self.model.metrics_variables),
         ).write(self.directory)
         self._saved = self.steps_done()
         self._saved_at = time.monotonic()
@@ -234,11 +232,10 @@ class Backup(keras.callbacks.Callback):
             self.save()
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        self._metrics = None
-        if self._resumed_metrics and self.steps_in_epoch():
+        if self._metrics and self.steps_in_epoch():
             # `fit` has just reset the metrics of the epoch that is resumed.
-            _assign(self.model.metrics_variables, self._resumed_metrics)
-        self._resumed_metrics = None
+            _assign(self.model.metrics_variables, self._metrics)
+        self._metrics = None
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         if batch and self.within_epochs and self._is_due():
@@ -246,14 +243,16 @@ class Backup(keras.callbacks.Callback):
 
     def on_test_begin(self, logs: Logs = None) -> None:
         # `evaluate` is about to reset them.
-        variables = self.model.metrics_variables
-        self._metrics = [_array(variable) for variable in variables]
+        self._metrics = _arrays(self.model.metrics_variables)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         self._metrics = None
+        self._epochs = epoch + 1
         every = self.interval.epochs
-        if (every and (epoch + 1) % every == 0) or (
-            self._is_due() or not self.within_epochs
+        if (
+            (every and (epoch + 1) % every == 0)
+            or self._is_due()
+            or not self.within_epochs
         ):
             self.save()
 
@@ -265,9 +264,26 @@ class Backup(keras.callbacks.Callback):
         return seconds and time.monotonic() - self._saved_at >= seconds
 
 
+class _EpochCheckpoint(keras.callbacks.ModelCheckpoint):
+    """`keras.callbacks.ModelCheckpoint` after every so many epochs.
+
+    The `save_freq` of Keras counts batches, and starts from 0 in a resumed run.
+    """
+
+    async_safe = True  # it does nothing after a batch
+
+    def __init__(self, filepath: Path, every: int = 1, **kwargs: Any):
+        super().__init__(filepath, **kwargs)
+        self.every = every
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        if (epoch + 1) % self.every == 0:
+            super().on_epoch_end(epoch, logs)
+
+
 def checkpoints(
-    directory: RunDirectory, rows: Sequence[dict], every: int, validated: bool
-) -> list[EpochCheckpoint]:
+    directory: RunDirectory, rows: list[dict], every: int, validated: bool
+) -> list[keras.callbacks.Callback]:
     """Returns the callbacks that write last.keras, best.keras, checkpoints/.
 
     Args:
@@ -278,32 +294,20 @@ def checkpoints(
             otherwise it is the newest.
     """
     accuracies = [row["val_accuracy"] for row in rows] if validated else []
-    callbacks = [
-        EpochCheckpoint(_escape_braces(directory.last)),
-        EpochCheckpoint(
-            _escape_braces(directory.best),
-            monitor="val_accuracy",
-            mode="max",
-            save_best_only=validated,
-            initial_value_threshold=max(accuracies, default=None),
-        ),
-    ]
-    if every:
-        pattern = f"{_escape_braces(directory.path)}/{EPOCH_PATTERN}"
-        callbacks.append(EpochCheckpoint(pattern, every=every))
-    return callbacks
-
-
-def _escape_braces(path):
-    """Returns a path that `str.format` leaves as it is."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the row of the epoch in best.keras, or `{}` if there is none."""
-    if not rows or "val_accuracy" not in rows[-1]:
-        return rows[-1] if rows else {}
-    return max(rows, key=lambda row: row["val_accuracy"])  # the first of equals
+    # Keras formats the paths: braces of the folder's name are doubled.
+    folder = str(directory.path).replace("{", "{{").replace("}", "}}")
+    pattern = RunDirectory(Path(folder))
+    last = _EpochCheckpoint(pattern.last)
+    best = _EpochCheckpoint(
+        pattern.best,
+        monitor="val_accuracy",
+        mode="max",
+        save_best_only=validated,
+        initial_value_threshold=max(accuracies, default=None),
+    )
+    if not every:
+        return [last, best]
+    return [last, best, _EpochCheckpoint(pattern.checkpoint, every=every)]
 
 
 def resumed_variables(model: TrainingModel) -> list[keras.Variable]:
@@ -329,6 +333,6 @@ def _assign(variables, arrays):
         variable.assign(array)
 
 
-def _array(variable):
-    """Returns a copy: under TensorFlow `numpy` may be a view."""
-    return np.array(ops.convert_to_numpy(variable.value))
+def _arrays(variables):
+    # Copies: under TensorFlow an array may be a view of what training changes.
+    return [np.array(ops.convert_to_numpy(v.value)) for v in variables]

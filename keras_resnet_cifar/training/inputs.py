@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_resnet_cifar.data.augmentation import host_transform
 from keras_resnet_cifar.data.batches import (
     Feed,
     ShuffledBatches,
@@ -146,18 +147,22 @@ def _stream(data, classes):
     return StreamedSplit(data)
 
 
-def feed_of(
-    data: Dataset, recipe: Recipe, seed: int, transform: Any = None
-) -> Feed:
+def feed_of(data: Dataset, recipe: Recipe, seed: int) -> Feed:
     """Returns the batches of a train split.
 
     Raises:
         InputError: A batch is larger than the split, or a stream cannot do
             what the recipe asks for.
     """
+    transform = host_transform(recipe, seed)
     if not isinstance(data.train, StreamedSplit):
         return ShuffledBatches(
-            data.train, data.num_classes, recipe.batch_size, seed, transform
+            data.train,
+            data.num_classes,
+            recipe.batch_size,
+            seed,
+            transform,
+            recipe.flip and recipe.alternating_flip,
         )
     if transform is not None:
         raise InputError(

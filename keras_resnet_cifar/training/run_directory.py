@@ -20,15 +20,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.files import (
-    check_checksum,
-    is_temporary,
-    make_folder,
-    write_text,
-)
+from keras_resnet_cifar.files import check_checksum, is_temporary, write_text
 
 DEFAULT_INTERVAL = "1min"
-EPOCH_PATTERN = "checkpoints/epoch-{epoch:04d}.keras"
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
 _PACKAGES = (
     "keras_resnet_cifar",
@@ -39,17 +33,11 @@ _PACKAGES = (
     "numpy",
     "keras-cv",  # its RandAugment
 )
-# Entries of config.json and their types.
+# Entries of config.json by their types.
 _CONFIG = {
-    "arch": str,
-    "parameters": int,
-    "dataset": dict,
-    "recipe": dict,
-    "seed": int,
-    "precision": str,
-    "request": dict,
-    "backend": str,
-    "versions": dict,
+    str: ("arch", "precision", "backend"),
+    int: ("parameters", "seed"),
+    dict: ("dataset", "recipe", "request", "versions"),
 }
 # Entries on which a run and its continuation must agree. The number of epochs
 # may differ: `checkpointing` decides whether the schedule allows it.
@@ -71,9 +59,8 @@ class Interval:
     """How often a run is backed up: by epochs or by time; the other is 0.
 
     Attributes:
-        epochs: Back up after every so many epochs.
-        seconds: Back up once so many seconds have passed since the last
-            backup, in the middle of an epoch too.
+        epochs: Epochs from one backup to the next.
+        seconds: Seconds, which may end in the middle of an epoch too.
     """
 
     epochs: int = 0
@@ -122,6 +109,7 @@ class RunDirectory:
     previous_backup = _file("backup-previous.npz")
     curves = _file("curves.png")
     card = _file("README.md")
+    checkpoint = _file("checkpoints/epoch-{epoch:04d}.keras")  # a pattern
 
     def checkpoints(self) -> list[Path]:
         """Returns the checkpoints of single epochs, in order."""
@@ -157,24 +145,18 @@ class RunDirectory:
                 f"{self.path} holds another run: choose a new folder instead "
                 f"of output_dir={self.path}, or resume that run"
             )
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(
-                f"output_dir={self.path} is a file: choose a new folder"
-            )
         # A kill before config.json leaves no run, but may leave these files.
-        leftovers = {self.last.name, self.backup.name}
-        if self.path.is_dir() and any(
-            path.name not in leftovers and not is_temporary(path)
-            for path in self.path.iterdir()
+        leftovers = (self.last, self.backup)
+        if self.path.exists() and not (
+            self.path.is_dir()
+            and all(
+                p in leftovers or is_temporary(p) for p in self.path.iterdir()
+            )
         ):
             raise InputError(
-                f"output_dir={self.path} is not empty: choose a new folder"
+                f"output_dir={self.path} is a file or not empty: choose a new "
+                "folder"
             )
-
-    def create(self) -> None:
-        """Makes the folder; raises `InputError` if it is in use."""
-        self.check_unused()
-        make_folder(self.path)
 
     def sweep(self) -> None:
         """Removes temporary files that a killed process left behind."""
@@ -193,9 +175,10 @@ class RunDirectory:
             if not isinstance(config, dict):
                 raise ValueError("it does not hold a JSON object")
             config = check_checksum(config)
-            for key, kind in _CONFIG.items():
-                if not isinstance(config.get(key), kind):
-                    raise ValueError(f"{key} is missing or of another type")
+            for kind, keys in _CONFIG.items():
+                for key in keys:
+                    if not isinstance(config.get(key), kind):
+                        raise ValueError(f"{key} is missing or of another type")
             if "name" not in config["dataset"]:
                 raise ValueError("the dataset has no name")
             return config
@@ -215,17 +198,14 @@ def find_run(path: Path) -> RunDirectory | None:
     """Returns the run that a checkpoint belongs to, or `None`."""
     for folder in (path.parent, path.parent.parent):
         run = RunDirectory(folder)
-        if run.config.is_file() and not _is_foreign(run.config):
+        with contextlib.suppress(
+            OSError, ValueError, TypeError, RecursionError
+        ):
+            if "recipe" not in json.loads(run.config.read_text("utf-8")):
+                continue  # of another program
+        if run.config.is_file():  # where it is damaged, `read_config` says so
             return run
     return None
-
-
-def _is_foreign(path):
-    """Returns whether a config.json is of another program."""
-    try:
-        return "recipe" not in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return False  # damaged: `read_config` says so
 
 
 def versions() -> dict[str, str]:
@@ -239,7 +219,8 @@ def versions() -> dict[str, str]:
 
 def resume_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the part of a config that a resumed run must share."""
-    return {key: config[key] for key in _RESUME_KEYS if key in config}
+    present = (key for key in _RESUME_KEYS if config.get(key) is not None)
+    return {key: config[key] for key in present}
 
 
 def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
@@ -253,9 +234,11 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     Raises:
         InputError: An entry differs.
     """
+    arguments = {"recipe.name": "recipe", "dataset.name": "dataset"}
     old, new = _flat(config), _flat(changes)
     different = [
-        f"{_argument(key)}={value!r}, which was {old.get(key)!r}"
+        f"{arguments.get(key, key.removeprefix('recipe.'))}={value!r}, which "
+        f"was {old.get(key)!r}"
         for key, value in new.items()
         if value is not None and key != _MAY_CHANGE and value != old.get(key)
     ]
@@ -266,30 +249,12 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
         )
 
 
-def _argument(key):
-    """Returns the argument of `train` that an entry of a config is."""
-    named = {"recipe.name": "recipe", "dataset.name": "dataset"}
-    return named.get(key, key.removeprefix("recipe."))
-
-
 def identity(config: Mapping[str, Any]) -> str:
     """Returns a hash of all that a run and its continuation must share."""
     shared = _flat(resume_keys(config))
     shared.pop(_MAY_CHANGE)
     text = json.dumps(shared, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def changed_versions(
-    config: Mapping[str, Any], resumed: Mapping[str, Any]
-) -> list[str]:
-    """Returns one line for each version in which two configs differ."""
-    old, new = config["versions"], resumed["versions"]
-    return [
-        f"{name} was {old.get(name)}, now {new.get(name)}"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    ]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -308,9 +273,7 @@ def write_history(
 ) -> None:
     """Writes history.csv, which repeats to the byte, and timing.csv.
 
-    Args:
-        directory: Where.
-        rows: One for each epoch; columns have the order of the newest row.
+    The columns have the order of the newest row.
     """
     columns = [name for name in rows[-1] if name not in _TIMING]
     _write_csv(directory.history, columns, rows)

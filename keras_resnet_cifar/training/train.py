@@ -5,13 +5,15 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import keras
 from keras.callbacks import Callback
 
-from keras_resnet_cifar.data import augmentation
+from keras_resnet_cifar import files
+from keras_resnet_cifar.data.augmentation import check_crop
 from keras_resnet_cifar.data.batches import StreamedSplit
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.device import (
@@ -22,47 +24,23 @@ from keras_resnet_cifar.device import (
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.evaluate import evaluate
 from keras_resnet_cifar.evaluation.plots import plot_curves
-from keras_resnet_cifar.files import with_checksum, write_json, write_text
-from keras_resnet_cifar.models.saving import (
-    check_classifier,
-    load_model,
-    save_model,
-)
+from keras_resnet_cifar.models import saving
 from keras_resnet_cifar.training import callbacks as cb
+from keras_resnet_cifar.training import inputs, run_directory
 from keras_resnet_cifar.training.checkpointing import (
     Backup,
-    best_row,
     check_length,
     checkpoints,
-    read_snapshot,
 )
 from keras_resnet_cifar.training.compilation import compile_for_training
 from keras_resnet_cifar.training.fitting import fit
-from keras_resnet_cifar.training.inputs import (
-    ClassWeight,
-    Data,
-    as_dataset,
-    class_weights,
-    feed_of,
-)
 from keras_resnet_cifar.training.model_card import model_card
 from keras_resnet_cifar.training.recipes import (
     Recipe,
     checked_seed,
     get_recipe,
 )
-from keras_resnet_cifar.training.run_directory import (
-    DEFAULT_INTERVAL,
-    Interval,
-    RunDirectory,
-    changed_versions,
-    check_same,
-    identity,
-    resume_keys,
-    versions,
-)
-
-Callbacks = Sequence[keras.callbacks.Callback] | keras.callbacks.Callback | None
+from keras_resnet_cifar.training.run_directory import Interval, RunDirectory
 
 
 @dataclass(frozen=True)
@@ -90,15 +68,15 @@ class Run:
 
 def train(
     model: keras.Model,
-    data: Data,
+    data: inputs.Data,
     recipe: str | Recipe = "onecycle",
     output_dir: str | Path | None = None,
     *,
     validation_data: tuple | None = None,
-    class_weight: ClassWeight = None,
+    class_weight: inputs.ClassWeight = None,
     seed: int = 0,
     resume: bool = False,
-    backup_every: str | int = DEFAULT_INTERVAL,
+    backup_every: str | int = run_directory.DEFAULT_INTERVAL,
     deterministic: bool = False,
     callbacks: Sequence[Callback] | Callback | None = (),
     tensorboard: bool = False,
@@ -159,91 +137,69 @@ def train(
         >>> run.metrics["last"]["test"]["top1"]
     """
     # Set up.
-    callbacks = _checked_callbacks(callbacks)
-    for name in ("arch", "dataset", "normalization"):
-        if name in changes:
-            raise InputError(f"{name}= is fixed by the model and the data")
-    data = as_dataset(model, data, validation_data)
-    recipe = _as_applied(get_recipe(recipe, **changes), model, data)
+    more_callbacks = _checked_callbacks(callbacks, tensorboard, output_dir)
+    data = inputs.as_dataset(model, data, validation_data)
+    recipe = _recipe_for(model, data, recipe, changes)
     seed = checked_seed(seed)
     interval = Interval.parse(backup_every)
     precision = resolve_precision(recipe.precision)
-    transform = augmentation.host_transform(recipe, seed)
-    feed = feed_of(data, recipe, seed, transform)
+    feed = inputs.feed_of(data, recipe, seed)
     schedule = recipe.schedule_for(feed.steps)
-    weights = class_weights(class_weight, data)
-    if tensorboard:
-        callbacks = [*callbacks, _tensorboard(output_dir)]
+    config = run_config(model, data, recipe, seed, precision)
+    config["deterministic"] = deterministic
+    config["class_weight"] = inputs.class_weights(class_weight, data)
+    directory = RunDirectory(Path(output_dir)) if output_dir else None
+    saved = _saved_config(directory, config) if resume else config
+    config["deterministic"] |= saved.get("deterministic", False)
+    config["class_weight"] = saved.get("class_weight")
+    if directory is not None and not resume:
+        directory.check_unused()
+        files.make_folder(directory.path)
+    if config["deterministic"]:
+        make_deterministic(seed)
     if verbose:
         print(feed.describe())
-    config = run_config(model, data, recipe, seed, precision)
-    directory = RunDirectory(Path(output_dir)) if output_dir else None
-    planned_epochs = recipe.epochs
-    if resume:
-        saved = _config_to_resume(directory, config | {"class_weight": weights})
-        planned_epochs = saved["recipe"]["epochs"]
-        weights = saved.get("class_weight")
-        deterministic = deterministic or saved.get("deterministic", False)
-    elif directory is not None:
-        directory.create()
-    config["deterministic"] = deterministic
-    if weights is not None:
-        config["class_weight"] = weights
-    if deterministic:
-        make_deterministic(seed)
     rows: list[dict[str, Any]] = []
     stop = cb.StopOnSignal()
-    early_stop = cb.StopEarly(rows, recipe.patience)
+    backup, writers = None, []
 
     locked = directory.locked() if directory else contextlib.nullcontext()
     with locked, _one_line_if_out_of_memory(recipe):
         trained = compile_for_training(
-            model, data, recipe, precision, seed, feed, weights
+            model, data, recipe, precision, seed, feed, config["class_weight"]
         )
-        backup, writers = None, []
         if directory is not None:
-            backup = Backup(
-                directory, trained, identity(config), rows, interval, feed.exact
-            )
+            run = run_directory.identity(config)
+            backup = Backup(directory, trained, run, rows, interval, feed.exact)
             if resume:
-                _restore(backup, recipe, planned_epochs)
-            writers = [*_checkpoints(backup, recipe, data), backup]
-            with _all_or_nothing(directory, resume):
-                if not resume:
-                    save_model(model, directory.last)
-                    backup.save()
-                # From here on the folder is a run.
-                write_json(directory.config, with_checksum(config))
+                _restore(backup, recipe, saved["recipe"]["epochs"])
+            _write_start(model, backup, config, resume)
+            every, validated = recipe.checkpoint_every, bool(recipe.validation)
+            writers = [*checkpoints(directory, rows, every, validated), backup]
 
         # Fit, evaluate, write.
         callback_list = [
-            cb.BeginEpoch(feed, schedule),
             cb.StopOnDivergence(_advice(precision, directory)),
-            cb.EpochStatistics(feed, schedule),
-            cb.RecordEpoch(rows, directory),
-            early_stop,
+            cb.RunEpoch(feed, schedule, rows, recipe.patience, directory),
             *writers,
             cb.ValidateAverages(),
-            *callbacks,
+            *more_callbacks,
             stop,
         ]
         with _saved_on_the_way(backup, stop):
-            if not early_stop.is_over():
+            if not cb.is_over(rows, recipe.patience):
                 done = len(rows), backup.steps_in_epoch() if backup else 0
                 epochs = recipe.epochs
                 fit(trained, data, feed, done, epochs, callback_list, verbose)
             trained.update_stock_model()
-            if directory is not None and callbacks:
-                save_model(model, directory.last)  # they may have changed it
-            last_epoch = _epoch_of_weights(rows, callbacks)
-            metrics = _final_metrics(
-                model, data, rows, last_epoch, directory, stop
-            )
+            if directory is not None and more_callbacks:
+                saving.save_model(model, directory.last)  # they may change it
+            epoch = _epoch_of_weights(rows, more_callbacks)
+            metrics = _final_metrics(model, data, rows, epoch, directory, stop)
         if directory is not None:
-            write_json(directory.metrics, metrics)
+            files.write_json(directory.metrics, metrics)
             plot_curves(rows, directory.curves)
-            card = model_card(config, last_epoch, metrics)
-            write_text(directory.card, card)
+            files.write_text(directory.card, model_card(config, epoch, metrics))
     path = directory.path if directory else None
     return Run(model, rows, metrics, config, path)
 
@@ -273,35 +229,32 @@ def run_config(
         "precision": precision,
         "request": data.request,
         "backend": keras.backend.backend(),
-        "versions": versions(),
+        "versions": run_directory.versions(),
     }
 
 
-def _as_applied(recipe: Recipe, model: keras.Model, data: Dataset) -> Recipe:
+def _recipe_for(model, data, recipe, changes) -> Recipe:
     """Returns the recipe with the net, the data and the split it is used on."""
-    check_classifier(model, data.num_classes)
+    for name in ("arch", "dataset", "normalization"):
+        if name in changes:
+            raise InputError(f"{name}= is fixed by the model and the data")
+    recipe = get_recipe(recipe, **changes)
+    saving.check_classifier(model, data.num_classes)
     for split in (data.train, data.validation):
         if split is not None and not isinstance(split, StreamedSplit):
-            check_classifier(model, image_shape=split.images.shape[1:])
-    augmentation.check_crop(recipe, model)
-    if recipe.validation and data.validation is None:
-        raise InputError(
-            f"{recipe.name} holds out {recipe.validation} images for "
-            "validation and the data has none: give validation_data=, "
-            f"load_dataset(..., validation={recipe.validation}), or train with "
-            "validation=0"
-        )
-    if recipe.patience and data.validation is None:
-        raise InputError(
-            f"patience={recipe.patience} needs a validation split: give "
-            "validation_data=, load_dataset(..., validation=5000), or train "
-            "with patience=0"
-        )
+            saving.check_classifier(model, image_shape=split.images.shape[1:])
+    check_crop(recipe, model)
+    for name in ("validation", "patience"):
+        if getattr(recipe, name) and data.validation is None:
+            raise InputError(
+                f"{name}={getattr(recipe, name)} needs a validation split: "
+                "give validation_data=, load_dataset(..., "
+                f"validation={recipe.validation or 5000}), or train with "
+                f"{name}=0"
+            )
+    held_out = len(data.validation or ())
     return replace(
-        recipe,
-        arch=model.name,
-        dataset=data.name,
-        validation=len(data.validation or ()),
+        recipe, arch=model.name, dataset=data.name, validation=held_out
     )
 
 
@@ -312,14 +265,14 @@ def _advice(precision, directory):
     return f"try a lower learning_rate={other}{kept}"
 
 
-def _checked_callbacks(callbacks):
+def _checked_callbacks(callbacks, tensorboard, output_dir):
     callbacks = keras.tree.flatten(callbacks or [])
     refused = (
         keras.callbacks.LearningRateScheduler,
         keras.callbacks.ReduceLROnPlateau,
     )
     for callback in callbacks:
-        if not isinstance(callback, keras.callbacks.Callback):
+        if not isinstance(callback, Callback):
             raise InputError(
                 f"callbacks= holds {callback!r}: give instances of "
                 "keras.callbacks.Callback"
@@ -330,36 +283,36 @@ def _checked_callbacks(callbacks):
                 "recipe sets at each step: give schedule= or learning_rate= "
                 "instead, or use plain fit with one of krc.schedules"
             )
-    return callbacks
-
-
-def _tensorboard(output_dir):
+    if not tensorboard:
+        return callbacks
     if not output_dir:
         raise InputError("tensorboard=True needs output_dir= for its logs")
-    try:
-        import tensorboard  # noqa: F401
-        import tensorflow  # noqa: F401
-    except ImportError as error:
+    if not (find_spec("tensorboard") and find_spec("tensorflow")):
         raise InputError(
             "tensorboard=True needs TensorFlow and TensorBoard: pip install "
             "tensorflow tensorboard, or leave it out"
-        ) from error
-    return keras.callbacks.TensorBoard(Path(output_dir) / "tensorboard")
+        )
+    logs = Path(output_dir) / "tensorboard"
+    return [*callbacks, keras.callbacks.TensorBoard(logs)]
 
 
-# --- Resuming
+# --- The start of a run
 
 
-def _config_to_resume(directory, config):
+def _saved_config(directory, config):
     """Returns the config of the run in a folder, if `config` continues it."""
     if directory is None:
         raise InputError("resume=True needs the output_dir= of a run")
     saved = directory.read_config()
-    check_same(saved, resume_keys(config))
-    for line in changed_versions(saved, config):
-        warnings.warn(
-            f"{line}: the run may not continue to the same bits", stacklevel=3
-        )
+    run_directory.check_same(saved, run_directory.resume_keys(config))
+    old, new = saved["versions"], config["versions"]
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            warnings.warn(
+                f"{name} was {old.get(name)}, now {new.get(name)}: the run may "
+                "not continue to the same bits",
+                stacklevel=3,
+            )
     return saved
 
 
@@ -367,9 +320,7 @@ def _restore(backup, recipe, planned_epochs):
     """Puts model and history into the state of the newest backup."""
     directory = backup.directory
     directory.sweep()
-    snapshot, fault = read_snapshot(directory, backup.model, backup.run)
-    backup.restore(snapshot)
-    backup.rows += snapshot.rows
+    fault = backup.restore()
     steps = backup.model.steps_per_epoch
     check_length(recipe, planned_epochs, steps, backup.steps_done())
     if fault:
@@ -382,36 +333,14 @@ def _restore(backup, recipe, planned_epochs):
         )
 
 
-def _checkpoints(backup, recipe, data):
-    """Returns the callbacks that write models.
-
-    A run that is resumed between two epochs writes those of the last one
-    again: a fault may have come before they were written.
-    """
-    rows, validated = backup.rows, data.validation is not None
-    again = rows and backup.steps_in_epoch() == 0
-    callbacks = checkpoints(
-        backup.directory,
-        rows[:-1] if again else rows,
-        recipe.checkpoint_every,
-        validated,
-    )
-    if again:
-        logs = {key: rows[-1][key] for key in rows[-1] if key != "epoch"}
-        for callback in callbacks:
-            callback.set_model(backup.model)
-            callback.on_epoch_end(len(rows) - 1, logs)
-    return callbacks
-
-
-# --- Error handling
-
-
-@contextlib.contextmanager
-def _all_or_nothing(directory: RunDirectory, resume: bool) -> Iterator[None]:
-    """Removes a new run's first files again if one cannot be written."""
+def _write_start(model, backup, config, resume):
+    """Writes what makes a folder a run; of a new run, all or nothing."""
+    directory = backup.directory
     try:
-        yield
+        if not resume:
+            saving.save_model(model, directory.last)
+            backup.save()
+        files.write_json(directory.config, files.with_checksum(config))
     except InputError:
         if not resume:
             directory.last.unlink(missing_ok=True)
@@ -419,10 +348,11 @@ def _all_or_nothing(directory: RunDirectory, resume: bool) -> Iterator[None]:
         raise
 
 
+# --- Error handling
+
+
 @contextlib.contextmanager
-def _saved_on_the_way(
-    backup: Backup | None, stop: cb.StopOnSignal
-) -> Iterator[None]:
+def _saved_on_the_way(backup: Any, stop: cb.StopOnSignal) -> Iterator[None]:
     """Handles signals, and saves the run at a stop or a fault."""
     if backup is None:
         yield
@@ -468,20 +398,18 @@ def _epoch_of_weights(rows, callbacks):
     return len(rows)
 
 
-def _final_metrics(model, data, rows, last_epoch, directory, stop):
+def _final_metrics(model, data, rows, epoch, directory, stop):
     """Returns test metrics of the last epoch, and of the best by validation."""
     if data.test is None or not rows:
         return {}
-    metrics = {"last": _test_metrics(model, data, last_epoch, stop)}
-    best = best_row(rows)
-    if directory is not None and "val_accuracy" in best:
-        chosen = load_model(directory.best)
-        metrics["best"] = _test_metrics(chosen, data, best["epoch"], stop) | {
-            "val_accuracy": best["val_accuracy"]
-        }
+
+    def row(model, epoch):
+        test = evaluate(model, data.test, data.class_names, callbacks=[stop])
+        return {"epoch": epoch, "test": test.to_json()}
+
+    metrics = {"last": row(model, epoch)}
+    if directory is not None and "val_accuracy" in rows[-1]:
+        best = max(rows, key=lambda row: row["val_accuracy"])  # first of equals
+        metrics["best"] = row(saving.load_model(directory.best), best["epoch"])
+        metrics["best"]["val_accuracy"] = best["val_accuracy"]
     return metrics
-
-
-def _test_metrics(model, data, epoch, stop):
-    evaluation = evaluate(model, data.test, data.class_names, callbacks=[stop])
-    return {"epoch": epoch, "test": evaluation.to_json()}

@@ -146,7 +146,7 @@ def test_the_clock_of_an_epoch_waits_for_its_last_step(monkeypatch):
         def __int__(self):
             return done.append("last step") or 1
 
-    record = callbacks.EpochStatistics(feed=None, schedule=None)
+    record = callbacks.RunEpoch(feed=None, schedule=None, rows=[])
     record.set_model(types.SimpleNamespace(steps_done=Steps()))
     clock = types.SimpleNamespace(perf_counter=lambda: done.append("clock"))
     monkeypatch.setattr(callbacks, "time", clock)
@@ -288,7 +288,7 @@ def test_other_things_that_do_not_fit(tiny_model, tiny_data):
     with pytest.raises(InputError, match="seed"):
         quietly(tiny_model(), tiny_data, seed=None)
     without = dataclasses.replace(tiny_data, validation=None)
-    with pytest.raises(InputError, match="holds out 5000"):
+    with pytest.raises(InputError, match="validation=5000 needs a validation"):
         quietly(tiny_model(), without, recipe="paper")
 
 
