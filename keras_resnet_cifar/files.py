@@ -26,12 +26,8 @@ def atomic_write(path: str | Path, keep: Path | None = None) -> Iterator[Path]:
 
     The temporary file is in the same folder and keeps the target's suffix, by
     which Keras and matplotlib choose the format. If the block raises, the
-    temporary file is removed and an older `path` stays as it was.
-
-    Example:
-
-        with atomic_write("runs/r20/best.keras") as temporary:
-            model.save(temporary)
+    temporary file is removed and an older `path` stays as it was. Afterwards
+    content and name have reached the disk: not even a power cut leaves half.
 
     Args:
         path: The file to write; its folder must exist.
@@ -45,7 +41,11 @@ def atomic_write(path: str | Path, keep: Path | None = None) -> Iterator[Path]:
     temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
-        move_into_place(temporary, path, keep)
+        _sync_file(temporary)
+        if keep is not None and path.exists():
+            os.replace(path, keep)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror or one_line(error)}; "
@@ -70,35 +70,13 @@ def is_temporary(path: Path) -> bool:
     return re.fullmatch(r"\.[0-9a-f]{8}-.+", path.name) is not None
 
 
-def move_into_place(
-    temporary: str | Path, path: Path, keep: Path | None = None
-) -> None:
-    """Renames a file so that not even a power cut leaves half of it.
-
-    Content and name have reached the disk when this returns.
-
-    Args:
-        temporary: A whole file in the folder of `path`.
-        path: Its new name; an older file of that name is replaced.
-        keep: Where the older file goes instead.
-
-    Raises:
-        OSError: The system refuses.
-    """
-    with open(temporary, "rb+") as file:
+def _sync_file(path):
+    with open(path, "rb+") as file:
         os.fsync(file.fileno())
-    if keep is not None and path.exists():
-        os.replace(path, keep)
-    os.replace(temporary, path)
-    sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
-    """Returns once the names in a folder have reached the disk.
-
-    Raises:
-        OSError: The system refuses.
-    """
+    """Returns once the names in a folder are on disk; `OSError` if refused."""
     if os.name == "nt":  # Windows cannot open a folder
         return
     folder = os.open(path, os.O_RDONLY)
@@ -113,14 +91,11 @@ def sync_folder(path: Path) -> None:
 
 
 def check_zip(path: str | Path) -> None:
-    """Reads a whole zip file against its checksums.
-
-    It is for readers that skip the checksums. A file that decompresses to far
-    more than its size is refused before it is read.
+    """Reads a whole zip file against its checksums, which some readers skip.
 
     Raises:
-        InputError: It is damaged, not a zip file, or a decompression bomb;
-            the caller names the file.
+        InputError: It is damaged, not a zip file, or decompresses to far more
+            than its size; the caller names the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -166,10 +141,7 @@ def staged_folder(parent: str | Path) -> Iterator[Path]:
     """Yields an empty, hidden folder in `parent`, to fill and `move_folder`.
 
     Unless it is moved it is removed again, and with it the folders that were
-    made for it.
-
-    Args:
-        parent: A folder, made if needed.
+    made for it, `parent` included.
 
     Raises:
         InputError: The system refuses.
@@ -193,11 +165,8 @@ def move_folder(staged: Path, place: Path) -> None:
         if os.path.lexists(place):  # `rename` replaces an empty folder
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         for path in (staged, *staged.rglob("*")):
-            if path.is_dir():
-                sync_folder(path)
-            else:
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
+            sync = sync_folder if path.is_dir() else _sync_file
+            sync(path)
         os.rename(staged, place)
         sync_folder(place.parent)
     except OSError as error:

@@ -46,40 +46,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Fine-tune a pretrained net: its new head, then all that is not frozen."""
-    settings, request = _resumed(args) if args.resume else _new(args)
-    new_model = partial(_new_model, args)
-    with runs.loaded(args, settings, request, new_model) as (model, data):
-        from keras_resnet_cifar.finetuning.finetune import finetune
-
-        finished = finetune(model, data, **settings)
-    runs.print_results(finished)
+    request = _resumed(args) if args.resume else _new(args)
+    runs.carry_out(args, request, _new_model)
 
 
-def _new(args: argparse.Namespace) -> tuple[dict, dict]:
+def _new(args: argparse.Namespace) -> runs.Request:
     if args.backbone is None:
         raise InputError(f"give a --backbone: {_NAMES}")
     if args.backbone not in BACKBONES and not args.backbone.endswith(".keras"):
         raise unknown("backbone", args.backbone, [*BACKBONES, "a .keras file"])
     changes = runs.recipe_changes(args) | {"dataset": args.dataset}
     recipe = get_recipe(args.recipe or FINETUNING, **changes)
-    settings, request = runs.new_run(
-        args, recipe, Path(args.backbone).stem, PhasedDirectory
-    )
-    settings |= {
+    net = Path(args.backbone).stem
+    request = runs.new_run(args, recipe, net, PhasedDirectory)
+    request.settings |= {
         "freeze": args.freeze or "none",
         "head_epochs": 2 if args.head_epochs is None else args.head_epochs,
         "head_learning_rate": args.head_learning_rate,
-        "train_norm": _train_norm(args),
+        "train_norm": args.train_norm or args.weights == "none",
         "cache_features": args.cache_features,
     }
-    return settings, request
+    return request
 
 
-def _train_norm(args: argparse.Namespace) -> bool:
-    return args.train_norm or args.weights == "none"
-
-
-def _new_model(args: argparse.Namespace, data: Any) -> Any:
+def _new_model(args: Any, request: runs.Request, data: Any) -> Any:
     from keras_resnet_cifar.finetuning.finetune import build_finetuned
 
     return build_finetuned(
@@ -88,11 +78,11 @@ def _new_model(args: argparse.Namespace, data: Any) -> Any:
         weights=args.weights or "imagenet",
         image_size=args.image_size,
         input_shape=data.train.images.shape[1:],
-        train_norm=_train_norm(args),
+        train_norm=request.settings["train_norm"],
     )
 
 
-def _resumed(args: argparse.Namespace) -> tuple[dict, dict]:
+def _resumed(args: argparse.Namespace) -> runs.Request:
     directory = PhasedDirectory(args.resume)
     plan = directory.read_plan()
     recipe = plan.pop("recipe")
@@ -101,5 +91,6 @@ def _resumed(args: argparse.Namespace) -> tuple[dict, dict]:
     given = {name: getattr(args, name, None) for name in names}
     changes = {k: None if v is False else v for k, v in given.items()}
     config = directory.newest().read_config() | plan
-    settings, request = runs.resumed_run(args, config, recipe, changes)
-    return plan | settings, request
+    request = runs.resumed_run(args, config, recipe, changes)
+    request.settings = plan | request.settings
+    return request

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.add_parser(
             name, help=text, description=text, allow_abbrev=False
         )
-        command.set_defaults(run=module.run, parser=command)
+        command.set_defaults(run=module.run, parser=command, command=name)
         module.add_options(command)
     return run(parser, arguments)
 

@@ -1,10 +1,9 @@
 """What `train` and `finetune` share: the options of a run, and its output."""
 
 import argparse
-import contextlib
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,19 @@ from keras_resnet_cifar.training.run_directory import (
     RunDirectory,
     check_same,
 )
+
+
+@dataclass
+class Request:
+    """A run to start or to resume.
+
+    Attributes:
+        settings: Keyword arguments of `krc.train` or `krc.finetune`.
+        data: Those of `krc.load_dataset`.
+    """
+
+    settings: dict[str, Any]
+    data: dict[str, Any]
 
 
 def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
@@ -68,8 +80,8 @@ def new_run(
     recipe: recipes.Recipe,
     net: str,
     directory: type = RunDirectory,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the arguments of `train` and of `load_dataset` for a new run.
+) -> Request:
+    """Returns the request for a new run.
 
     `net` is how the default folder's name begins, `directory` what it becomes.
     """
@@ -79,9 +91,9 @@ def new_run(
     directory(path).check_unused()
     seed = recipes.checked_seed(args.seed or 0)
     settings = {"recipe": recipe, "output_dir": path, "seed": seed}
-    request = {"validation": recipe.validation, "seed": seed}
-    request |= {"name": recipe.dataset} | options.data_options(args)
-    return _settings(args) | settings, request
+    data = {"validation": recipe.validation, "seed": seed}
+    data |= {"name": recipe.dataset} | options.data_options(args)
+    return Request(_settings(args) | settings, data)
 
 
 def resumed_run(
@@ -89,21 +101,20 @@ def resumed_run(
     config: Mapping[str, Any],
     recipe: recipes.Recipe,
     changes: Mapping[str, Any],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the arguments of `train` and of `load_dataset` to resume a run.
+) -> Request:
+    """Returns the request to resume a run.
 
     `config` and `recipe` are the run's; `changes` are the options that only
     this command has, as entries of a config.
     """
-    request = config["request"]
-    if "name" not in request:
-        command = args.parser.prog.split()[-1]
+    data = config["request"]
+    if "name" not in data:
         raise InputError(
             f"{args.resume} was trained on data given in Python: resume it "
-            f"with krc.{command}(..., resume=True)"
+            f"with krc.{args.command}(..., resume=True)"
         )
     # The config counts the validation images; the options may ask for a share.
-    asked = {"validation": request.get("validation")}
+    asked = {"validation": data.get("validation")}
     run = {"output_dir": str(args.resume), "recipe": asdict(recipe) | asked}
     shared = {
         "output_dir": args.output_dir and str(args.output_dir),
@@ -113,14 +124,13 @@ def resumed_run(
     }
     check_same({**config, **run}, {**changes, **shared})
     options.checkpoints(args.resume)
-    deterministic = args.deterministic or config.get("deterministic", False)
-    settings = {
+    settings = _settings(args) | {
         "recipe": recipes.get_recipe(recipe, epochs=args.epochs),
         "output_dir": args.resume,
         "seed": config["seed"],
-        "deterministic": deterministic,
     }
-    return _settings(args) | settings, request | options.data_options(args)
+    settings["deterministic"] |= config.get("deterministic", False)
+    return Request(settings, data | options.data_options(args))
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -142,30 +152,29 @@ def _unused_directory(stem: str) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def loaded(
+def carry_out(
     args: argparse.Namespace,
-    settings: dict[str, Any],
-    request: dict[str, Any],
-    new_model: Callable[[Any], Any],
-) -> Iterator[tuple[Any, Any]]:
-    """Starts Keras; loads the model and the data, and prints what they are.
+    request: Request,
+    new_model: Callable[[argparse.Namespace, Request, Any], Any],
+) -> None:
+    """Starts Keras, runs the command's function, and prints what it does.
 
     An interruption is given a note on how to resume, once there is a run.
     """
+    settings = request.settings
+    recipe, path = settings["recipe"], settings["output_dir"]
     import_keras(settings["deterministic"])
     import keras
 
-    from keras_resnet_cifar.data.load import load_dataset
+    import keras_resnet_cifar as krc
     from keras_resnet_cifar.models.saving import load_model
 
-    recipe, path = settings["recipe"], settings["output_dir"]
-    data: Any = load_dataset(**request)
+    data: Any = krc.load_dataset(**request.data)
     if args.resume:
         model = load_model(*options.checkpoints(args.resume))
     else:
         keras.utils.set_random_seed(settings["seed"])
-        model = new_model(data)
+        model = new_model(args, request, data)
     head = f"{settings['head_epochs']} + " if "head_epochs" in settings else ""
     print(
         f"{model.name} on {data.name} ({len(data.train):,} train, "
@@ -175,16 +184,12 @@ def loaded(
         f"run directory {path}"
     )
     try:
-        yield model, data
+        run = getattr(krc, args.command)(model, data, **settings)
     except KeyboardInterrupt as interrupt:
         if newest_run(path).config.is_file():
             command = f"{args.parser.prog} --resume {shlex.quote(str(path))}"
             interrupt.add_note(f"to resume: {command}")
         raise
-
-
-def print_results(run: Any) -> None:
-    """Prints the metrics of a finished run, and the files it wrote."""
     for name, result in run.metrics.items():
         test = options.scores(result["test"])
         print(f"{name} (epoch {result['epoch']}): {test}")

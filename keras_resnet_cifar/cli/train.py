@@ -1,7 +1,6 @@
 """The command `train`."""
 
 import argparse
-from functools import partial
 from typing import Any
 
 from keras_resnet_cifar.cli import options, runs
@@ -27,16 +26,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train a net by a recipe and evaluate it on the test split."""
-    settings, request = _resumed(args) if args.resume else _new(args)
-    new_model = partial(_new_model, settings["recipe"])
-    with runs.loaded(args, settings, request, new_model) as (model, data):
-        from keras_resnet_cifar.training.train import train
-
-        finished = train(model, data, **settings, tensorboard=args.tensorboard)
-    runs.print_results(finished)
+    request = _resumed(args) if args.resume else _new(args)
+    request.settings["tensorboard"] = args.tensorboard
+    runs.carry_out(args, request, _new_model)
 
 
-def _new(args: argparse.Namespace) -> tuple[dict, dict]:
+def _new(args: argparse.Namespace) -> runs.Request:
     recipe = get_recipe(
         args.recipe or DEFAULT,
         arch=args.arch,
@@ -47,9 +42,10 @@ def _new(args: argparse.Namespace) -> tuple[dict, dict]:
     return runs.new_run(args, recipe, architectures.parse(recipe.arch).name)
 
 
-def _new_model(recipe: Recipe, data: Any) -> Any:
+def _new_model(args: Any, request: runs.Request, data: Any) -> Any:
     from keras_resnet_cifar.models.resnet import build_resnet
 
+    recipe = request.settings["recipe"]
     # Images of one's own are normalized like ImageNet's.
     statistics = data.name if data.name in DATASETS else "imagenet"
     return build_resnet(
@@ -60,7 +56,7 @@ def _new_model(recipe: Recipe, data: Any) -> Any:
     )
 
 
-def _resumed(args: argparse.Namespace) -> tuple[dict, dict]:
+def _resumed(args: argparse.Namespace) -> runs.Request:
     config = RunDirectory(args.resume).read_config()
     try:
         recipe = get_recipe(Recipe(**config["recipe"]))
