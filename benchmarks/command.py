@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import table
+from benchmarks import curve, table
 from benchmarks.contenders import CONTENDERS
 from keras_resnet_cifar.cli.main import Parser
 from keras_resnet_cifar.cli.main import run as run_command
@@ -34,7 +34,14 @@ _TRAINING = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    parser = Parser(description=run.__doc__, allow_abbrev=False)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["curve"]:
+        return curve.main(arguments[1:])
+    parser = Parser(
+        description=run.__doc__,
+        epilog="`benchmark.py curve --help`: accuracy over epochs and seconds",
+        allow_abbrev=False,
+    )
     parser.set_defaults(run=run, parser=parser)
     _add_options(parser)
     return run_command(parser, arguments)

@@ -168,6 +168,18 @@ _ONECYCLE = Recipe(
     label_smoothing=0.1,
     precision="auto",
 )
+_FAST = replace(
+    _ONECYCLE,
+    name="fast",
+    source="Muon for convolutions as in KellerJordan/cifar10-airbench, its "
+    "settings searched on validation images: docs/recipe_search.md",
+    expected="CIFAR-10 in 12 epochs: resnet20 not measured yet",
+    optimizer="muon",
+    learning_rate=0.08,
+    momentum=0.6,
+    schedule=("one_cycle", {"warmup": 0.05}),
+    padding=2,
+)
 _STRONG = replace(
     _COSINE,
     name="strong",
@@ -195,6 +207,19 @@ _COURSEWORK = replace(
 RECIPES = {
     recipe.name: recipe
     for recipe in (
+        _FAST,
+        replace(
+            _FAST,
+            name="fast-40",
+            expected="CIFAR-10 in 40 epochs: resnet20 not measured yet",
+            epochs=40,
+        ),
+        replace(
+            _FAST,
+            name="fast-100",
+            expected="CIFAR-10 in 100 epochs: resnet20 not measured yet",
+            epochs=100,
+        ),
         _ONECYCLE,
         _PAPER,
         replace(
@@ -268,7 +293,7 @@ RECIPES = {
         ),
     )
 }
-DEFAULT = "onecycle"
+DEFAULT = "fast"  # of `train`
 FINETUNING = "coursework-finetune"  # the default of `finetune`
 
 # Fields with an option on the command line, and what they may be.

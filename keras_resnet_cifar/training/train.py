@@ -36,6 +36,7 @@ from keras_resnet_cifar.training.compilation import compile_for_training
 from keras_resnet_cifar.training.fitting import fit
 from keras_resnet_cifar.training.model_card import model_card
 from keras_resnet_cifar.training.recipes import (
+    DEFAULT,
     Recipe,
     checked_seed,
     get_recipe,
@@ -69,7 +70,7 @@ class Run:
 def train(
     model: keras.Model,
     data: inputs.Data,
-    recipe: str | Recipe = "onecycle",
+    recipe: str | Recipe = DEFAULT,
     output_dir: str | Path | None = None,
     *,
     validation_data: tuple | None = None,
@@ -133,7 +134,7 @@ def train(
         Stopped: A signal came; the run is saved.
 
     Example:
-        >>> run = train(model, data, "onecycle", "runs/r20", epochs=12)
+        >>> run = train(model, data, "fast", "runs/r20")
         >>> run.metrics["last"]["test"]["top1"]
     """
     # Set up.

@@ -1,0 +1,174 @@
+"""`scripts/benchmark.py curve`: accuracy over epochs and seconds."""
+
+import argparse
+import shlex
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import reproduce, results, runs
+from benchmarks.manifest import FAMILIES, Row, recipe_for
+from keras_resnet_cifar.cli.main import Parser
+from keras_resnet_cifar.cli.main import run as run_command
+from keras_resnet_cifar.data.datasets import check_known
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.files import atomic_write, make_folder, write_json
+from keras_resnet_cifar.models.architectures import parse
+from keras_resnet_cifar.training.recipes import RECIPES
+
+_HEAD = ("recipe", "net", "epochs", "top-1, last epoch", "seeds", "seconds")
+_RECIPES = [name for name in ("onecycle", *FAMILIES) if name in RECIPES]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; returns the exit code."""
+    parser = Parser(
+        "benchmark.py curve", description=run.__doc__, allow_abbrev=False
+    )
+    go_on = ["python", "scripts/benchmark.py", "curve", *arguments]
+    parser.set_defaults(run=run, parser=parser, go_on=shlex.join(go_on))
+    option = parser.add_argument
+    option(
+        "--recipes",
+        type=reproduce.split,
+        default=_RECIPES,
+        metavar="A,B,...",
+        help="recipes; fast is the one of its family for the number of epochs "
+        f"(default: {','.join(_RECIPES)})",
+    )
+    epochs = "4,8,12,16,24,40"
+    option("--epochs", default=epochs, help=f"(default: {epochs})")
+    option(
+        "--archs",
+        type=reproduce.split,
+        default=["resnet20"],
+        metavar="A,B,...",
+        help="nets (default: resnet20)",
+    )
+    option("--dataset", default="cifar10", help="(default: cifar10)")
+    reproduce.add_run_options(parser, "runs/curve")
+    option(
+        "--show",
+        action="store_true",
+        help="train nothing, show the trainings that are done",
+    )
+    option("--markdown", action="store_true", help="print a Markdown table")
+    option(
+        "--picture",
+        type=Path,
+        metavar="PNG",
+        help="draw them, and write the numbers beside it as JSON",
+    )
+    return run_command(parser, arguments)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train by recipe, net and length, for accuracy over epochs and seconds."""
+    if args.picture is not None and args.picture.suffix != ".png":
+        raise InputError(f"picture={args.picture}: name a .png file")
+    rows = _rows(args)
+    jobs = {key: runs.jobs([r], args.seeds, args.output) for key, r in rows}
+    if not args.show:
+        reproduce.train(args, [job for entry in jobs.values() for job in entry])
+    points = _points(jobs)
+    to_do = sum(map(len, jobs.values())) - sum(len(p["seeds"]) for p in points)
+    if not points:
+        raise InputError(f"{args.output}: none of these trainings is finished")
+    table = [_HEAD, *map(_cells, points)]
+    print((results.markdown if args.markdown else results.aligned)(table))
+    if to_do:
+        print(f"\ntrainings not finished: {to_do}")
+    make_folder(args.output)
+    write_json(args.output / "curve.json", points)
+    if args.picture is not None:
+        make_folder(args.picture.parent)
+        write_json(args.picture.with_suffix(".json"), points)
+        draw(points, args.picture)
+
+
+def _rows(args) -> list[tuple[tuple[str, str, int], Row]]:
+    """Returns `((family, net, epochs), row)`, the short trainings first."""
+    check_known(args.dataset)
+    try:
+        lengths = sorted({int(text) for text in reproduce.split(args.epochs)})
+    except ValueError:
+        lengths = []
+    if not lengths or not args.recipes or not args.archs:
+        raise InputError(
+            f"epochs={args.epochs}: give whole numbers, such as 4,8,12, and at "
+            "least one recipe and net"
+        )
+    rows = []
+    for epochs in lengths:
+        for family in args.recipes:
+            for arch in args.archs:
+                recipe = recipe_for(family, epochs)
+                data = args.dataset
+                name = f"{recipe}-{parse(arch).name}-{Path(data).name}-{epochs}"
+                row = Row(name, recipe, arch, data, epochs, seeds=1)
+                row.applied()  # raises where it is out of range
+                rows.append(((family, arch, epochs), row))
+    return rows
+
+
+def _points(jobs) -> list[dict[str, Any]]:
+    """Returns the finished points, of each recipe and net in order."""
+    points = []
+    for (family, arch, epochs), entry in jobs.items():
+        records = [results.record(job) for job in entry]
+        done = [r for r in records if r and r["accuracy"] is not None]
+        if done:
+            point = {"recipe": family, "arch": arch, "epochs": epochs}
+            points.append(point | {"seeds": done})
+    return sorted(points, key=lambda p: (p["recipe"], p["arch"], p["epochs"]))
+
+
+def _cells(point):
+    seeds = point["seeds"]
+    recipe = seeds[0]["recipe"]["name"]
+    seconds = f"{results.mean_of(seeds, 'seconds'):,.0f}"
+    numbers = (results.accuracy(seeds), str(len(seeds)), seconds)
+    return (recipe, point["arch"], str(point["epochs"]), *numbers)
+
+
+def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws accuracy against epochs and seconds, one line per recipe and net.
+
+    Args:
+        points: As the JSON file has them; bars show the standard deviation.
+        path: PNG file to write.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), dpi=110, layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    lines: dict[str, list[tuple]] = {}
+    for point in points:
+        values = [100 * seed["accuracy"] for seed in point["seeds"]]
+        mean = statistics.mean(values)
+        spread = statistics.stdev(values) if len(values) > 1 else 0
+        seconds = results.mean_of(point["seeds"], "seconds")
+        name = f"{point['recipe']}, {point['arch']}"
+        entry = (point["epochs"], seconds, mean, spread)
+        lines.setdefault(name, []).append(entry)
+    for name, entries in lines.items():
+        epochs, seconds, means, spreads = zip(*entries, strict=True)
+        for axis, values in zip(axes, (epochs, seconds), strict=True):
+            axis.errorbar(
+                values, means, spreads, fmt="o-", capsize=3, label=name
+            )
+    for axis, label in zip(axes, ("epochs", "seconds"), strict=True):
+        axis.set(xscale="log", xlabel=f"{label} of training")
+        axis.grid(alpha=0.3, which="both")
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+    lengths = sorted({point["epochs"] for point in points})
+    axes[0].set_xticks(lengths, [str(length) for length in lengths])
+    axes[0].minorticks_off()
+    axes[0].set(ylabel="test accuracy at the last epoch, %")
+    axes[0].legend(loc="lower right")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,170 @@
+"""The rows of the results table, and the recipes of the accuracy curve."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from keras_resnet_cifar.training.recipes import DEFAULT, Recipe, get_recipe
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a training that is repeated with several seeds.
+
+    Attributes:
+        name: Begins the names of its run directories, and of its JSON file.
+        recipe: A name of `RECIPES`.
+        arch: Name of the net.
+        dataset: Name of the dataset.
+        epochs: Or `None` for the recipe's.
+        options: Other fields of the recipe to replace; each is an option of
+            `train`.
+        seeds: How many; they are 0, 1, ...
+        expected: Accuracy of the source, 0 to 1, or `None`.
+        source: Where that number comes from.
+    """
+
+    name: str
+    recipe: str
+    arch: str
+    dataset: str
+    epochs: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 3
+    expected: float | None = None
+    source: str = ""
+
+    def applied(self) -> Recipe:
+        """Returns the recipe with the changes of this row."""
+        changes = {"arch": self.arch, "dataset": self.dataset}
+        return get_recipe(
+            self.recipe, epochs=self.epochs, **changes, **self.options
+        )
+
+
+# A family of recipes: the most epochs that each is meant for.
+FAMILIES = {
+    "fast": ((16, "fast"), (40, "fast-40"), (math.inf, "fast-100")),
+}
+
+
+def recipe_for(name: str, epochs: int) -> str:
+    """Returns the recipe that a family has for a number of epochs.
+
+    Args:
+        name: A name of `FAMILIES`, or a recipe, which is its own family.
+        epochs: How long the training is.
+    """
+    members = FAMILIES.get(name, ((math.inf, name),))
+    return next(recipe for most, recipe in members if epochs <= most)
+
+
+_HE = "He et al. 2015, 64k steps"
+_CHENYAOFO = "chenyaofo/pytorch-cifar-models, 200 epochs, projection shortcuts"
+_PARK = "J. Park's course report"
+
+ROWS = (
+    Row(
+        name="cifar10-resnet20-12",
+        recipe=recipe_for(DEFAULT, 12),
+        arch="resnet20",
+        dataset="cifar10",
+        epochs=12,
+        expected=0.9125,
+        source=_HE,
+    ),
+    Row(
+        name="shapes-resnet8-12",
+        recipe=recipe_for(DEFAULT, 12),
+        arch="resnet8",
+        dataset="shapes",
+        epochs=12,
+    ),
+    Row(
+        name="standard-30",
+        recipe="coursework-standard",
+        arch="resnet32-projection",
+        dataset="cifar10",
+        epochs=30,
+        seeds=1,
+        expected=0.7436,
+        source=_PARK,
+    ),
+    Row(
+        name="bottleneck-25",
+        recipe="coursework-bottleneck",
+        arch="resnet47-bottleneck-preact",
+        dataset="cifar10",
+        epochs=25,
+        seeds=1,
+        expected=0.7126,
+        source=_PARK,
+    ),
+    Row(
+        name="cifar10-resnet20-40",
+        recipe=recipe_for(DEFAULT, 40),
+        arch="resnet20",
+        dataset="cifar10",
+        epochs=40,
+        expected=0.9125,
+        source=_HE,
+    ),
+    Row(
+        name="coursework-resnet20-200",
+        recipe="coursework-resnet20",
+        arch="resnet20-projection",
+        dataset="cifar10",
+        epochs=200,
+        seeds=1,
+        expected=0.9207,
+        source="S. Kim's course report",
+    ),
+    Row(
+        name="cifar100-resnet20-12",
+        recipe=recipe_for(DEFAULT, 12),
+        arch="resnet20",
+        dataset="cifar100",
+        epochs=12,
+        expected=0.6883,
+        source=_CHENYAOFO,
+    ),
+    Row(
+        name="cifar100-resnet20-40",
+        recipe=recipe_for(DEFAULT, 40),
+        arch="resnet20",
+        dataset="cifar100",
+        epochs=40,
+        expected=0.6883,
+        source=_CHENYAOFO,
+    ),
+    Row(
+        name="coursework-cifar100-100",
+        recipe="coursework-cifar100",
+        arch="resnet26-ie534",
+        dataset="cifar100",
+        epochs=100,
+        seeds=1,
+        expected=0.6331,
+        source="Z. Na's course report",
+    ),
+    Row(
+        name="standard-90",
+        recipe="coursework-standard",
+        arch="resnet32-projection",
+        dataset="cifar10",
+        epochs=90,
+        seeds=1,
+        expected=0.7905,
+        source=_PARK,
+    ),
+    Row(
+        name="bottleneck-90",
+        recipe="coursework-bottleneck",
+        arch="resnet47-bottleneck-preact",
+        dataset="cifar10",
+        epochs=90,
+        seeds=1,
+        expected=0.8065,
+        source=_PARK,
+    ),
+)

@@ -1,0 +1,100 @@
+"""The command line of `scripts/reproduce.py`."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import results, runs
+from benchmarks.manifest import ROWS
+from keras_resnet_cifar.cli.main import Parser
+from keras_resnet_cifar.cli.main import run as run_command
+from keras_resnet_cifar.errors import InputError, unknown
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = Parser(description=run.__doc__, allow_abbrev=False)
+    go_on = shlex.join(["python", "scripts/reproduce.py", *arguments])
+    parser.set_defaults(run=run, parser=parser, go_on=go_on)
+    names = ", ".join(row.name for row in ROWS)
+    parser.add_argument(
+        "--only",
+        type=split,
+        metavar="ROW,...",
+        help=f"of {names} (default: all, in this order)",
+    )
+    add_run_options(parser, "runs/reproduce")
+    parser.add_argument(
+        "--status", action="store_true", help="train nothing, show what is done"
+    )
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="train nothing; write docs/results/, docs/results.md and the "
+        "table in README.md from the runs",
+    )
+    return run_command(parser, arguments)
+
+
+def add_run_options(parser: Any, output: str) -> None:
+    """Adds the options of everything that trains rows."""
+    option = parser.add_argument
+    option(
+        "--seeds", type=int, metavar="N", help="per row (default: the row's)"
+    )
+    option(
+        "--budget",
+        metavar="TIME",
+        help="stop, and save, after a time such as 30s, 10min or 2h",
+    )
+    option("--data-dir", type=Path, help="as in train")
+    option(
+        "--output",
+        type=Path,
+        default=Path(output),
+        metavar="DIR",
+        help=f"where the run directories are (default: {output})",
+    )
+
+
+def split(text: str) -> list[str]:
+    """Returns the names of a comma-separated list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def train(args: argparse.Namespace, jobs: Sequence[runs.Job]) -> None:
+    """Trains jobs by the options of the command line."""
+    failed = runs.train_all(
+        jobs,
+        args.go_on,
+        args.data_dir,
+        runs.budget(args.budget),
+        report=lambda line: print(line, flush=True),
+    )
+    if failed:
+        sys.exit(1)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train the rows of the results table, or resume where it was stopped."""
+    if args.status and args.write:
+        raise InputError("status= does not go with write=: leave one out")
+    rows = {row.name: row for row in ROWS}
+    for name in args.only or ():
+        if name not in rows:
+            raise unknown("row", name, rows)
+    chosen = [rows[name] for name in rows if name in (args.only or rows)]
+    jobs = runs.jobs(chosen, args.seeds, args.output)
+    if args.write:
+        for path in results.write(jobs, ROWS, ROOT):
+            print(f"wrote {path}")
+        return
+    if not args.status:
+        train(args, jobs)
+    print(results.status(jobs))

@@ -1,0 +1,224 @@
+"""The results of finished trainings: JSON files, and the tables from them."""
+
+import json
+import shlex
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.manifest import Row
+from benchmarks.runs import Job, evaluation, seconds_left
+from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.files import make_folder, write_json, write_text
+
+# What stands between these lines of the README is replaced.
+BEGIN = "<!-- results: written by scripts/reproduce.py --write -->"
+END = "<!-- end of results -->"
+_HEAD = (
+    *("row", "net", "data", "epochs", "top-1, last epoch", "seeds"),
+    *("seconds", "source", "difference"),
+)
+_HOW = (
+    "Test accuracy at the last epoch, mean ± standard deviation over seeds; "
+    "seconds of training, mean. A row is repeated by `python "
+    "scripts/reproduce.py --only ROW`"
+)
+
+
+def record(job: Job) -> dict[str, Any] | None:
+    """Returns what a run gave, as JSON, or `None` before its first epoch."""
+    progress = job.progress()
+    if progress.state == "unusable" or not progress.epoch:
+        return None
+    config = job.run.read_config()
+    recipe = dict(config["recipe"])
+    checkpoints = {
+        str(int(path.stem.rpartition("-")[2])): _json(evaluation(path))["top1"]
+        for path in job.run.checkpoints()
+        if evaluation(path).exists()
+    }
+    return {
+        "seed": job.seed,
+        "epochs_done": progress.epoch,
+        "epochs": progress.epochs,
+        "accuracy": progress.accuracy,
+        "seconds": round(progress.seconds, 1),
+        "checkpoints": checkpoints,
+        "command": f"python scripts/train.py {shlex.join(job.options())}",
+        "arch": config["arch"],
+        "parameters": config["parameters"],
+        "dataset": config["dataset"]["name"],
+        "images": [config["dataset"][s] for s in ("train", "test")],
+        "recipe": recipe,
+        "precision": config["precision"],
+        "backend": config["backend"],
+        "machine": _json(job.machine) if job.machine.exists() else None,
+        "versions": config["versions"],
+    }
+
+
+def write(jobs: Sequence[Job], rows: Sequence[Row], root: Path) -> list[Path]:
+    """Writes docs/results/ from the runs, then the tables from docs/results/.
+
+    Args:
+        jobs: Whose runs are looked at.
+        rows: The order of the tables.
+        root: The folder with README.md and docs/.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: There is no result, or no place for it in the README.
+    """
+    folder, written = root / "docs" / "results", []
+    readme = root / "README.md"
+    before, after = _around_the_table(readme)
+    for row in rows:
+        records = [record(job) for job in jobs if job.row is row]
+        if seeds := [entry for entry in records if entry is not None]:
+            make_folder(folder)
+            value: dict[str, Any] = {"row": row.name, "seeds": seeds}
+            value |= {"expected": row.expected, "source": row.source}
+            written.append(folder / f"{row.name}.json")
+            write_json(written[-1], value)
+    paths = [folder / f"{row.name}.json" for row in rows]
+    results = [_json(path) for path in paths if path.exists()]
+    if not results:
+        raise InputError(
+            "no training has finished an epoch: there is nothing to write"
+        )
+    table = markdown([_HEAD, *map(_cells, results)])
+    sections = "\n\n".join(map(_section, results))
+    page = f"# Results\n\n{_HOW}.\n\n{table}\n\n{sections}\n"
+    write_text(root / "docs" / "results.md", page)
+    line = f"{_HOW}; [docs/results.md](docs/results.md) has each seed, the "
+    line += "machine and the versions."
+    write_text(readme, f"{before}{BEGIN}\n\n{line}\n\n{table}\n\n{END}{after}")
+    return [*written, root / "docs" / "results.md", readme]
+
+
+def _around_the_table(readme):
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(
+            f"{readme} lacks the lines {BEGIN} and {END}: add them"
+        )
+    return before, after
+
+
+def _json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read {path} ({one_line(error)}): restore or remove it"
+        ) from error
+
+
+def accuracy(records: Iterable[dict[str, Any]]) -> str:
+    """Returns mean ± standard deviation of the finished ones, in percent."""
+    values = [100 * r["accuracy"] for r in records if r["accuracy"] is not None]
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread} %"
+
+
+def mean_of(records: Iterable[dict[str, Any]], key: str) -> float | None:
+    """Returns the mean of an entry of the finished ones, if there are any."""
+    values = [r[key] for r in records if r["accuracy"] is not None]
+    return statistics.mean(values) if values else None
+
+
+def _cells(result):
+    """Returns a row of the table."""
+    seeds, expected = result["seeds"], result["expected"]
+    first, mean = seeds[0], mean_of(seeds, "accuracy")
+    seconds = mean_of(seeds, "seconds")
+    unfinished = [
+        f"seed {s['seed']}: {s['epochs_done']} of {s['epochs']} epochs done"
+        for s in seeds
+        if s["accuracy"] is None
+    ]
+    source = f"{100 * expected:.2f} %, {result['source']}" if expected else ""
+    return (
+        result["row"],
+        first["arch"],
+        first["dataset"],
+        str(first["epochs"]),
+        "; ".join(filter(None, [accuracy(seeds), *unfinished])),
+        str(len(seeds) - len(unfinished)),
+        "" if seconds is None else f"{seconds:,.0f}",
+        source,
+        f"{100 * (mean - expected):+.2f}" if mean and expected else "",
+    )
+
+
+def _section(result):
+    """Returns what a row consists of, in Markdown."""
+    lines = [f"## {result['row']}"]
+    for seed in result["seeds"]:
+        outcome = accuracy([seed]) or f"not finished, of {seed['epochs']}"
+        host = seed["machine"]
+        place = "an unknown machine"
+        if host:
+            place = f"{host['processor']}, {host['cores']} cores"
+        versions = ", ".join(f"{k} {v}" for k, v in seed["versions"].items())
+        block = [
+            f"    {seed['command']}\n",
+            f"- seed {seed['seed']}: {outcome}, epochs: {seed['epochs_done']}, "
+            f"seconds: {seed['seconds']:,.0f}",
+            f"- {seed['precision']} on {seed['backend']}, {place} ({versions})",
+        ]
+        if seed["checkpoints"]:
+            each = [f"{k}: {v:.2%}" for k, v in seed["checkpoints"].items()]
+            block.append(f"- after epoch {', '.join(each)}")
+        lines.append("\n".join(block))
+    return "\n\n".join(lines)
+
+
+def status(jobs: Sequence[Job]) -> str:
+    """Returns a table of rows, their state and the time left."""
+    table = [("row", "seeds done", "state", "time left")]
+    faults = []
+    for row in dict.fromkeys(job.row.name for job in jobs):
+        seeds = {j.seed: j.progress() for j in jobs if j.row.name == row}
+        faults += [p.fault for p in seeds.values() if p.fault]
+        done = sum(p.state == "done" for p in seeds.values())
+        begun = [
+            f"seed {seed} {progress}"
+            for seed, progress in seeds.items()
+            if progress.state not in ("done", "to do")
+        ]
+        state = "done" if done == len(seeds) else ", ".join(begun) or "to do"
+        left = seconds_left(list(seeds.values()))
+        table.append((row, f"{done} of {len(seeds)}", state, _duration(left)))
+    return "\n".join([aligned(table), *faults])
+
+
+def _duration(seconds):
+    if seconds is None:
+        return "unknown"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min" if seconds else ""
+    return f"{seconds / 3600:.1f} h"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows of cells as text with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows of cells as a Markdown table; the first is the head."""
+    head, *rest = rows
+    lines = [head, ["---"] * len(head), *rest]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,332 @@
+"""The results table: trainings are resumed or skipped, and written down."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import supervisor
+from helpers import refusal
+
+from benchmarks import curve, manifest, reproduce, results, runs
+from benchmarks.manifest import ROWS, Row
+from keras_resnet_cifar.files import with_checksum, write_json
+from keras_resnet_cifar.models.architectures import parse
+from keras_resnet_cifar.training.run_directory import RunDirectory
+
+ROOT = Path(__file__).parents[2]
+ROW = Row(
+    name="tiny",
+    recipe="onecycle",
+    arch="resnet8",
+    dataset="shapes",
+    epochs=2,
+    options={"validation": 9000, "flip": False},
+    seeds=2,
+    expected=0.5,
+    source="a paper",
+)
+
+
+def fake_run(row, seed, folder, accuracy=None, epochs=None, seconds=(10, 10)):
+    """Writes the files of a run, finished where an accuracy is given."""
+    run = RunDirectory(folder / f"{row.name}-seed{seed}")
+    run.path.mkdir(parents=True)
+    recipe = asdict(row.applied()) | {"epochs": epochs or row.applied().epochs}
+    config = {
+        "arch": row.arch,
+        "parameters": 77,
+        "dataset": {"name": row.dataset, "train": 1000, "test": 2000},
+        "recipe": recipe,
+        "seed": seed,
+        "precision": "float32",
+        "request": {},
+        "backend": "tensorflow",
+        "versions": {"keras": "3.15.1"},
+    }
+    write_json(run.config, with_checksum(config))
+    with run.timing.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", "images_per_second", "seconds"])
+        for epoch, value in enumerate(seconds, 1):
+            writer.writerow([epoch, 89.6, value])
+    if accuracy is not None:
+        write_json(run.metrics, {"last": {"test": {"top1": accuracy}}})
+    return run
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder with a README that has a place for the table."""
+    text = f"before\n\n{results.BEGIN}\nold\n{results.END}\n\nafter\n"
+    (tmp_path / "README.md").write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_each_row_can_be_trained(row, tmp_path):
+    recipe = row.applied()
+    assert parse(row.arch).name == row.arch
+    assert row.expected is None or (0 < row.expected < 1 and row.source)
+    command = runs.Job(row, 0, tmp_path).command(tmp_path)
+    assert command[command.index("--epochs") + 1] == str(recipe.epochs)
+    assert ("--data-dir" in command) == (row.dataset != "shapes")
+
+
+def test_row_names_are_unique():
+    assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "recipe"),
+    [
+        (4, "fast"),
+        (16, "fast"),
+        (17, "fast-40"),
+        (40, "fast-40"),
+        (41, "fast-100"),
+    ],
+)
+def test_a_family_has_a_recipe_for_each_length(epochs, recipe):
+    assert manifest.recipe_for("fast", epochs) == recipe
+    assert manifest.recipe_for("paper-110", epochs) == "paper-110"
+
+
+def test_a_row_becomes_a_command_of_train(tmp_path):
+    job = runs.Job(ROW, 1, tmp_path)
+    text = " ".join(job.command())
+    assert text.endswith(
+        "-m keras_resnet_cifar train --recipe onecycle --arch resnet8 "
+        "--dataset shapes --epochs 2 --validation 9000 --no-flip --seed 1 "
+        f"--output-dir {tmp_path}/tiny-seed1"
+    )
+    fake_run(ROW, 1, tmp_path)
+    assert job.command()[-2:] == ["--resume", f"{tmp_path}/tiny-seed1"]
+
+
+def test_the_status_shows_state_and_time_left(tmp_path):
+    fake_run(ROW, 0, tmp_path, 0.6)
+    fake_run(ROW, 1, tmp_path, seconds=[600])
+    jobs = runs.jobs([ROW, replace(ROW, name="other")], 3, tmp_path)
+    head, tiny, other = results.status(jobs).splitlines()
+    assert head.split("  ")[0] == "row"
+    assert "1 of 3" in tiny
+    assert "seed 1 stopped at epoch 1 of 2" in tiny
+    # 10 minutes of seed 1, and twice the median of 10 s and 600 s of seed 2.
+    assert tiny.endswith("20 min")
+    assert other.split() == ["other", "0", "of", "3", "to", "do", "unknown"]
+    with RunDirectory(tmp_path / "tiny-seed1").locked():
+        assert "seed 1 running at epoch 1 of 2" in results.status(jobs)
+
+
+def test_an_epoch_resumed_in_the_middle_counts_whole(tmp_path):
+    fake_run(ROW, 0, tmp_path, seconds=[10.5, 2])
+    # 7 steps of 128 images at 89.6 a second.
+    assert runs.Job(ROW, 0, tmp_path).progress().seconds == 20.5
+
+
+@pytest.mark.parametrize("damage", ["length", "rate", "config", "metrics"])
+def test_an_unusable_run_is_neither_resumed_nor_reported(damage, tmp_path):
+    row = ROW
+    run = fake_run(row, 0, tmp_path, 0.6, epochs=9 if damage == "length" else 2)
+    if damage == "rate":
+        row = replace(row, options=ROW.options | {"learning_rate": 0.7})
+    elif damage != "length":
+        getattr(run, damage).write_text("{")
+    job, lines = runs.Job(row, 0, tmp_path), []
+    assert job.progress().state == "unusable"
+    assert runs.train_all([job], "again", report=lines.append) == []
+    assert len(lines) == 1 and str(run.path) in lines[0]
+    assert results.record(job) is None
+    assert lines[0] in results.status([job])
+
+
+def test_the_results_are_written(root):
+    folder = root / "runs"
+    fake_run(ROW, 0, folder, 0.60, seconds=[10, 20])
+    run = fake_run(ROW, 1, folder, 0.62, seconds=[20, 30])
+    write_json(run.path / "machine.json", {"processor": "a CPU", "cores": 2})
+    checkpoint = run.path / "checkpoints" / "epoch-0001.keras"
+    runs.evaluation(checkpoint).parent.mkdir(parents=True)
+    checkpoint.touch()
+    write_json(runs.evaluation(checkpoint), {"top1": 0.3})
+    long = replace(ROW, name="long", expected=None, seeds=1)
+    fake_run(long, 0, folder, seconds=[10])
+    unborn = replace(ROW, name="unborn")
+    rows = (unborn, ROW, long)
+    results.write(runs.jobs(rows, None, folder), rows, root)
+
+    saved = json.loads((root / "docs/results/tiny.json").read_text())
+    assert [s["accuracy"] for s in saved["seeds"]] == [0.6, 0.62]
+    assert [s["seconds"] for s in saved["seeds"]] == [30, 50]
+    assert saved["seeds"][1]["checkpoints"] == {"1": 0.3}
+    assert saved["seeds"][1]["machine"]["processor"] == "a CPU"
+    assert not (root / "docs/results/unborn.json").exists()
+    readme = (root / "README.md").read_text()
+    assert readme.startswith("before\n") and readme.endswith("\nafter\n")
+    assert "old" not in readme
+    assert (
+        "| tiny | resnet8 | shapes | 2 | 61.00 ± 1.41 % | 2 | 40 | "
+        "50.00 %, a paper | +11.00 |" in readme
+    )
+    assert "| seed 0: 1 of 2 epochs done | 0 |  |  |  |" in readme
+    page = (root / "docs/results.md").read_text()
+    assert "python scripts/train.py --recipe onecycle" in page
+    assert "a CPU, 2 cores (keras 3.15.1)" in page
+    assert "after epoch 1: 30.00%" in page
+
+    # The table comes from the JSON files, and is the same the second time.
+    results.write([], rows, root)
+    assert (root / "README.md").read_text() == readme
+
+
+def test_nothing_is_written_without_results_or_markers(root):
+    assert "nothing to write" in refusal(results.write, [], ROWS, root)
+    (root / "README.md").write_text("no place")
+    assert results.END in refusal(results.write, [], ROWS, root)
+    assert (root / "README.md").read_text() == "no place"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--only", "cifar10-resnet20-2"], "did you mean"),
+        (["--budget", "5"], "--budget 5: give a time such as"),
+        (["--seeds", "0"], "--seeds 0"),
+        (["--status", "--write"], "does not go with"),
+        (["--rows", "1"], "--help"),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(arguments, text, tmp_path, capsys):
+    arguments += ["--output", str(tmp_path)]
+    assert reproduce.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--epochs", "4,x"], "--epochs 4,x: give whole numbers"),
+        (["--recipes", "none"], "unknown recipe"),
+        (["--archs", "resnet21"], "resnet21"),
+        (["--picture", "curve.jpg"], "--picture curve.jpg"),
+        (["--show"], "none of these trainings is finished"),
+    ],
+)
+def test_a_curve_of_bad_input_is_refused(arguments, text, tmp_path, capsys):
+    assert curve.main([*arguments, "--output", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1
+
+
+def test_finished_trainings_become_a_curve(tmp_path, capsys):
+    for epochs, accuracies in ((4, (0.5, 0.6)), (8, (0.7,))):
+        name = f"onecycle-resnet8-shapes-{epochs}"
+        row = Row(name, "onecycle", "resnet8", "shapes", epochs)
+        for seed, accuracy in enumerate(accuracies):
+            fake_run(row, seed, tmp_path / "runs", accuracy)
+    arguments = ["--recipes", "onecycle", "--archs", "resnet8", "--seeds", "2"]
+    arguments += ["--dataset", "shapes", "--epochs", "8,4", "--show"]
+    arguments += ["--output", str(tmp_path / "runs")]
+    picture = tmp_path / "docs" / "curve.png"
+    assert curve.main([*arguments, "--picture", str(picture)]) == 0
+    _, four, eight, _, rest = capsys.readouterr().out.splitlines()
+    assert "55.00 ± 7.07 %  2      20" in four
+    assert "70.00 %         1      20" in eight
+    assert rest == "trainings not finished: 1"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    points = json.loads(picture.with_suffix(".json").read_text())
+    assert [point["epochs"] for point in points] == [4, 8]
+
+
+# What the script does, on one row of 1,000 images.
+PROGRAM = """
+import sys
+from benchmarks import reproduce
+from benchmarks.manifest import Row
+options = {"validation": 9000, "precision": "float32"}
+reproduce.ROWS = (
+    Row("tiny", "onecycle", "resnet8", "shapes", 6, options, seeds=1),
+)
+sys.exit(reproduce.main())
+"""
+
+
+def start(folder, *arguments):
+    command = [sys.executable, "-c", PROGRAM, "--output", str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*command, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def child_of(process):
+    path = f"/proc/{process.pid}/task/{process.pid}/children"
+    return int(Path(path).read_text().split()[0])
+
+
+def await_epoch(run, epoch, process):
+    """Waits until an epoch is in the history."""
+    while process.poll() is None:
+        if run.history.exists():
+            with run.history.open() as file:
+                if len(list(csv.DictReader(file))) >= epoch:
+                    return
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the child in /proc")
+def test_kills_and_stops_leave_the_same_bits(tmp_path):
+    undisturbed = start(tmp_path / "one")
+    output, errors = undisturbed.communicate()
+    assert undisturbed.returncode == 0, errors
+    assert "1 of 1" in output
+
+    folder = tmp_path / "other"
+    run = RunDirectory(folder / "tiny-seed0")
+    killed = start(folder)
+    await_epoch(run, 1, killed)
+    child = child_of(killed)
+    os.kill(child, signal.SIGKILL)
+    assert "it ended with exit code -9" in killed.communicate()[0]
+    assert killed.returncode == 1
+
+    stopped = start(folder)
+    await_epoch(run, 3, stopped)
+    stopped.send_signal(signal.SIGTERM)
+    output, errors = stopped.communicate()
+    assert stopped.returncode == 143
+    assert "to go on: python scripts/reproduce.py --output" in errors
+    assert not run.metrics.exists()
+    assert "stopped at epoch" in start(folder, "--status").communicate()[0]
+
+    last = start(folder)
+    assert last.communicate()[0].count("tiny-seed0: stopped at epoch") == 1
+    assert last.returncode == 0
+    before = run.metrics.stat().st_mtime_ns
+    again = start(folder)
+    again.communicate()
+    assert again.returncode == 0
+    assert run.metrics.stat().st_mtime_ns == before
+    one = tmp_path / "one" / "tiny-seed0"
+    assert supervisor.differences(one, run.path) == []
+
+
+@pytest.mark.slow
+def test_the_budget_stops_a_training(tmp_path):
+    process = start(tmp_path, "--budget", "1s")
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    assert "the budget is spent; to go on: python scripts/rep" in output
