@@ -62,7 +62,8 @@ def write(jobs: Sequence[Job], rows: Sequence[Row], root: Path) -> list[Path]:
     """Writes docs/results/ from the runs, then the tables from docs/results/.
 
     Args:
-        jobs: Whose runs are looked at.
+        jobs: Whose runs are looked at. Finished seeds that only docs/results/
+            has are kept, if their recipe is the same.
         rows: The order of the tables.
         root: The folder with README.md and docs/.
 
@@ -79,10 +80,12 @@ def write(jobs: Sequence[Job], rows: Sequence[Row], root: Path) -> list[Path]:
         records = [record(job) for job in jobs if job.row is row]
         if seeds := [entry for entry in records if entry is not None]:
             make_folder(folder)
-            value: dict[str, Any] = {"row": row.name, "seeds": seeds}
+            path = folder / f"{row.name}.json"
+            value: dict[str, Any] = {"row": row.name}
+            value["seeds"] = _with_earlier(seeds, path)
             value |= {"expected": row.expected, "source": row.source}
-            written.append(folder / f"{row.name}.json")
-            write_json(written[-1], value)
+            write_json(path, value)
+            written.append(path)
     paths = [folder / f"{row.name}.json" for row in rows]
     results = [_json(path) for path in paths if path.exists()]
     if not results:
@@ -97,6 +100,17 @@ def write(jobs: Sequence[Job], rows: Sequence[Row], root: Path) -> list[Path]:
     line += "machine and the versions."
     write_text(readme, f"{before}{BEGIN}\n\n{line}\n\n{table}\n\n{END}{after}")
     return [*written, root / "docs" / "results.md", readme]
+
+
+def _with_earlier(seeds, path):
+    """Adds the seeds that were trained elsewhere by the same recipe."""
+    found = {seed["seed"]: seed for seed in seeds}
+    if path.exists():
+        recipe = seeds[0]["recipe"]
+        for seed in _json(path)["seeds"]:
+            if seed["recipe"] == recipe and seed["accuracy"] is not None:
+                found.setdefault(seed["seed"], seed)
+    return [found[seed] for seed in sorted(found)]
 
 
 def _around_the_table(readme):

@@ -18,6 +18,22 @@ def test_optimizers_find_the_index_of_a_variable():
     assert indices == [0, 1, 2]
 
 
+def test_an_optimizer_updates_all_variables_in_one_call():
+    """`Muon` takes the gradients of kernels of one shape together there."""
+    seen = []
+
+    class Optimizer(keras.optimizers.SGD):
+        def _backend_update_step(self, grads, trainable_variables, rate):
+            seen.append((len(grads), [v.path for v in trainable_variables]))
+            super()._backend_update_step(grads, trainable_variables, rate)
+
+    variables = [keras.Variable(np.zeros(2)) for _ in range(3)]
+    ones = [keras.ops.ones(2) for _ in variables]
+    Optimizer(1.0).apply(ones, variables)
+    assert seen == [(3, [v.path for v in variables])]
+    np.testing.assert_array_equal(variables[2], [-1, -1])
+
+
 def test_callbacks_hold_their_model():
     """`StopOnDivergence` stops it without waiting for the step in flight."""
     callback = keras.callbacks.Callback()

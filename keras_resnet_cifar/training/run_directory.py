@@ -50,7 +50,8 @@ _RESUME_KEYS = (
     "backend",
     "class_weight",
 )
-_MAY_CHANGE = "recipe.epochs"
+# The number of epochs, and words that change nothing.
+_MAY_CHANGE = ("recipe.epochs", "recipe.source", "recipe.expected")
 _TIMING = ("images_per_second", "seconds")  # columns that never repeat
 
 
@@ -240,7 +241,9 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
         f"{arguments.get(key, key.removeprefix('recipe.'))}={value!r}, which "
         f"was {old.get(key)!r}"
         for key, value in new.items()
-        if value is not None and key != _MAY_CHANGE and value != old.get(key)
+        if value is not None
+        and key not in _MAY_CHANGE
+        and value != old.get(key)
     ]
     if different:
         raise InputError(
@@ -252,7 +255,8 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
 def identity(config: Mapping[str, Any]) -> str:
     """Returns a hash of all that a run and its continuation must share."""
     shared = _flat(resume_keys(config))
-    shared.pop(_MAY_CHANGE)
+    for key in _MAY_CHANGE:
+        shared.pop(key, None)
     text = json.dumps(shared, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

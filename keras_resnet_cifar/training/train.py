@@ -245,6 +245,11 @@ def _recipe_for(model, data, recipe, changes) -> Recipe:
         if split is not None and not isinstance(split, StreamedSplit):
             saving.check_classifier(model, image_shape=split.images.shape[1:])
     check_crop(recipe, model)
+    if recipe.alternating_flip and isinstance(data.train, StreamedSplit):
+        raise InputError(
+            "alternating_flip=True needs the images as arrays, since a stream "
+            "has no numbers of images: train with alternating_flip=False"
+        )
     for name in ("validation", "patience"):
         if getattr(recipe, name) and data.validation is None:
             raise InputError(

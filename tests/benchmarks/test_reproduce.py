@@ -185,6 +185,21 @@ def test_the_results_are_written(root):
     results.write([], rows, root)
     assert (root / "README.md").read_text() == readme
 
+    # Seeds trained elsewhere stay, unless the recipe has changed.
+    elsewhere = root / "elsewhere"
+    fake_run(ROW, 2, elsewhere, 0.64)
+    results.write([runs.Job(ROW, 2, elsewhere)], rows, root)
+    assert accuracies(root) == {0: 0.6, 1: 0.62, 2: 0.64}
+    changed = replace(ROW, options=ROW.options | {"learning_rate": 0.7})
+    fake_run(changed, 3, elsewhere, 0.66)
+    results.write([runs.Job(changed, 3, elsewhere)], [changed], root)
+    assert accuracies(root) == {3: 0.66}
+
+
+def accuracies(root):
+    saved = json.loads((root / "docs/results/tiny.json").read_text())
+    return {seed["seed"]: seed["accuracy"] for seed in saved["seeds"]}
+
 
 def test_nothing_is_written_without_results_or_markers(root):
     assert "nothing to write" in refusal(results.write, [], ROWS, root)
@@ -215,7 +230,7 @@ def test_bad_input_is_refused_in_a_line(arguments, text, tmp_path, capsys):
     [
         (["--epochs", "4,x"], "--epochs 4,x: give whole numbers"),
         (["--recipes", "none"], "unknown recipe"),
-        (["--archs", "resnet21"], "resnet21"),
+        (["--archs", "resnet21"], "depth 21"),
         (["--picture", "curve.jpg"], "--picture curve.jpg"),
         (["--show"], "none of these trainings is finished"),
     ],
@@ -238,8 +253,8 @@ def test_finished_trainings_become_a_curve(tmp_path, capsys):
     picture = tmp_path / "docs" / "curve.png"
     assert curve.main([*arguments, "--picture", str(picture)]) == 0
     _, four, eight, _, rest = capsys.readouterr().out.splitlines()
-    assert "55.00 ± 7.07 %  2      20" in four
-    assert "70.00 %         1      20" in eight
+    assert "55.00 ± 7.07 %" in four and four.split()[-2:] == ["2", "20"]
+    assert "70.00 %" in eight and eight.split()[-2:] == ["1", "20"]
     assert rest == "trainings not finished: 1"
     assert picture.read_bytes().startswith(b"\x89PNG")
     points = json.loads(picture.with_suffix(".json").read_text())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_resnet_cifar.training.recipes import RECIPES
+from keras_resnet_cifar.training.recipes import DEFAULT, RECIPES
 
 # --- The whole path, each command on what the one before it left
 
@@ -25,7 +25,7 @@ def test_train_prints_what_it_does(trained):
 def test_the_source_of_data_is_not_the_source_of_the_recipe(trained):
     config = json.loads((trained[0] / "config.json").read_text())
     assert config["request"]["source"] == "disk"
-    assert config["recipe"]["source"] == RECIPES["onecycle"].source
+    assert config["recipe"]["source"] == RECIPES[DEFAULT].source
     assert config["recipe"]["arch"] == "resnet8"
 
 

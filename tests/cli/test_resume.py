@@ -20,7 +20,7 @@ from keras_resnet_cifar.cli.options import (
     newest_run,
 )
 from keras_resnet_cifar.finetuning.phases import PhasedDirectory
-from keras_resnet_cifar.training.recipes import RECIPES, get_recipe
+from keras_resnet_cifar.training.recipes import DEFAULT, RECIPES, get_recipe
 from keras_resnet_cifar.training.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
@@ -235,7 +235,7 @@ CONFIG = {
     "arch": "resnet8",
     "parameters": 1,
     "dataset": {"name": "shapes"},
-    "recipe": dataclasses.asdict(RECIPES["onecycle"]),
+    "recipe": dataclasses.asdict(RECIPES[DEFAULT]),
     "seed": 0,
     "precision": "float32",
     "request": {"name": "shapes"},

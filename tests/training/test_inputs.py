@@ -82,6 +82,13 @@ def test_a_stream_trains_and_resumes_at_its_epochs(
     assert np.isfinite(run.history[-1]["loss"])
 
 
+def test_a_stream_has_no_images_to_mirror_in_turn(tiny_model, tiny_data):
+    data = Batches(tiny_data.train.images, tiny_data.train.labels)
+    options = SHORT | {"alternating_flip": True}
+    message = refusal(train, tiny_model(), data, verbose=False, **options)
+    assert "alternating_flip=False" in message
+
+
 def test_balanced_weights_even_out_the_classes(tiny_data):
     labels = np.repeat([0, 1, 2], [60, 30, 10])
     images = np.zeros((100, 8, 8, 3), "uint8")

@@ -216,10 +216,10 @@ def test_resuming_a_finished_run_only_evaluates(
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"learning_rate": 0.01}, "learning_rate=0.01, which was 0.4"),
+        ({"learning_rate": 0.01}, "learning_rate=0.01, which was 0.08"),
         ({"seed": 3}, "seed=3, which was 0"),
         ({"epochs": 9}, "rates of the one_cycle schedule depend on it"),
-        ({"recipe": "cosine"}, "recipe='cosine', which was 'onecycle'"),
+        ({"recipe": "cosine"}, "recipe='cosine', which was 'fast'"),
     ],
 )
 def test_resuming_with_another_config(
