@@ -8,6 +8,7 @@ from pathlib import Path
 from keras_resnet_cifar.cli import options
 from keras_resnet_cifar.cli.start import import_keras
 from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.evaluation.metrics import TEST_TIME_AUGMENTATIONS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", which, "which one of a run", "last")
     add("--split", splits, "which split to evaluate", "test")
     add("--output-dir", Path, folder)
+    tta = "test-time augmentation: flip averages the logits with the mirror's"
+    add("--tta", TEST_TIME_AUGMENTATIONS, tta, "none")
     add("--mistakes", int, "how many confident mistakes to draw", 25)
     options.add_data_options(parser, "the run's")
 
@@ -56,18 +59,24 @@ def run(args: argparse.Namespace) -> None:
             )
         model = load_model(path)
         start = time.perf_counter()
-        result = report(model, split, data.class_names, folder, args.mistakes)
+        result = report(
+            model, split, data.class_names, folder, args.mistakes, args.tta
+        )
         seconds = time.perf_counter() - start
+        scores = options.scores(result.to_json())
+        if args.tta != "none":
+            scores = f"with --tta {args.tta} {scores}"
         print(
-            f"{path}: {args.split} {options.scores(result.to_json())} "
+            f"{path}: {args.split} {scores} "
             f"({len(split):,} images, {seconds:.1f} s; {folder})"
         )
 
 
 def _folder(path: Path, args: argparse.Namespace, same: bool) -> Path:
-    """Returns where a report goes; it names a dataset that is not the run's."""
+    """Returns where a report goes; its name says what is not as in the run."""
     dataset = [] if same else [Path(args.dataset).name]
-    name = "-".join([path.stem, *dataset, args.split])
+    tta = [] if args.tta == "none" else [args.tta]
+    name = "-".join([path.stem, *dataset, args.split, *tta])
     if args.output_dir:
         return args.output_dir / f"{path.parent.name}-{name}"
     return path.parent / "evaluation" / name

@@ -10,8 +10,9 @@ import numpy as np
 from keras_resnet_cifar.data.batches import RESIDENT_BYTES, even_batch_size
 from keras_resnet_cifar.data.load import Split
 from keras_resnet_cifar.device import has_accelerator, jit_compile
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, unknown
 from keras_resnet_cifar.evaluation.metrics import (
+    TEST_TIME_AUGMENTATIONS,
     Evaluation,
     most_confident_mistakes,
     score,
@@ -124,12 +125,24 @@ def _in_batches(images, batch_size):
     return images.reshape(-1, batch_size, *images.shape[1:])
 
 
+def _logits(model, split, class_names, tta, *options):
+    if tta not in TEST_TIME_AUGMENTATIONS:
+        raise unknown("tta", tta, TEST_TIME_AUGMENTATIONS)
+    check_classifier(model, len(class_names), split.images.shape[1:])
+    logits = logits_of(model, split.images, *options)
+    if tta == "flip":
+        logits += logits_of(model, split.images[:, :, ::-1], *options)
+        logits /= 2
+    return logits
+
+
 def evaluate(
     model: keras.Model,
     split: Split,
     class_names: Sequence[str],
     batch_size: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    tta: str = "none",
 ) -> Evaluation:
     """Evaluates a model on a split; the model stays as it is.
 
@@ -137,13 +150,15 @@ def evaluate(
         model, batch_size, callbacks: See `logits_of`.
         split: A `Split`.
         class_names: One name per class.
+        tta: Test-time augmentation: `"flip"` takes the mean of the logits of
+            each image and of its mirror image. Such an accuracy is not to be
+            compared with a plain one.
 
     Raises:
-        InputError: The model does not fit the classes or the images, or its
-            logits are not finite.
+        InputError: The model does not fit the classes or the images, its
+            logits are not finite, or an unknown `tta`.
     """
-    check_classifier(model, len(class_names), split.images.shape[1:])
-    logits = logits_of(model, split.images, batch_size, callbacks)
+    logits = _logits(model, split, class_names, tta, batch_size, callbacks)
     return score(logits, split.labels, class_names)
 
 
@@ -153,11 +168,12 @@ def report(
     class_names: Sequence[str],
     folder: Path,
     mistakes: int = 25,
+    tta: str = "none",
 ) -> Evaluation:
     """Evaluates a model; writes metrics.json, confusion.png and mistakes.png.
 
     Args:
-        model, split, class_names: See `evaluate`.
+        model, split, class_names, tta: See `evaluate`.
         folder: Where the files go; it is made if need be.
         mistakes: How many of the most confident mistakes to draw.
 
@@ -166,7 +182,7 @@ def report(
     """
     check_classifier(model, len(class_names), split.images.shape[1:])
     make_folder(folder)
-    logits = logits_of(model, split.images)
+    logits = _logits(model, split, class_names, tta)
     result = score(logits, split.labels, class_names)
     wrong = most_confident_mistakes(logits, split.labels, mistakes)
     write_json(folder / "metrics.json", result.to_json())

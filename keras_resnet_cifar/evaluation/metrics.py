@@ -9,6 +9,7 @@ import numpy as np
 from keras_resnet_cifar.errors import InputError
 
 ECE_BINS = 15
+TEST_TIME_AUGMENTATIONS = ("none", "flip")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

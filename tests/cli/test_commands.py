@@ -59,6 +59,13 @@ def test_reports_of_several_models_lie_apart(trained, run, tmp_path, capsys):
     }
 
 
+def test_flips_at_test_time_are_reported_apart(trained, run, tmp_path, capsys):
+    options = ["--mistakes", 1, "--output-dir", tmp_path, "--tta", "flip"]
+    assert run("evaluate", trained[0], *options) == 0
+    assert ": test with --tta flip top-1" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["run-last-test-flip"]
+
+
 def test_predict(trained, run, tmp_path, capsys):
     image = tmp_path / "a picture.png"
     Image.new("RGB", (40, 50), "red").save(image)

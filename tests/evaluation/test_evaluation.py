@@ -1,5 +1,6 @@
 """Evaluation and prediction, of models and of image files."""
 
+import dataclasses
 import gc
 import json
 import weakref
@@ -27,6 +28,20 @@ def test_evaluation_is_of_the_models_own_logits(tiny_model, tiny_data):
     np.testing.assert_allclose(
         logits, logits_of(model, tiny_data.test.images, 10), atol=1e-4
     )
+
+
+def test_flips_at_test_time_do_not_see_a_mirrored_split(tiny_model, tiny_data):
+    model, names = tiny_model(), tiny_data.class_names
+    split = tiny_data.test
+    mirrored = dataclasses.replace(split, images=split.images[:, :, ::-1])
+    plain, other = (evaluate(model, s, names) for s in (split, mirrored))
+    result = evaluate(model, split, names, tta="flip")
+    again = evaluate(model, mirrored, names, tta="flip")
+    assert plain.loss != pytest.approx(other.loss, abs=1e-4)
+    assert result.loss == pytest.approx(again.loss, abs=1e-5)
+    # The mean of two logits is less surprised than the two by themselves.
+    assert result.loss < (plain.loss + other.loss) / 2
+    assert "flip" in refusal(lambda: evaluate(model, split, names, tta="crop"))
 
 
 def test_a_report_is_json_and_two_pictures(tiny_model, tiny_data, tmp_path):
