@@ -10,6 +10,7 @@ from .errors import InputError as InputError
 from .errors import Stopped as Stopped
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.evaluate import logits_of as logits_of
+from .evaluation.grad_cam import grad_cam as grad_cam
 from .evaluation.metrics import Evaluation as Evaluation
 from .export.export import Export as Export
 from .export.export import export_model as export_model

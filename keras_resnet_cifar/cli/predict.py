@@ -19,6 +19,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     classes = "whose classes to name (default: the run's)"
     options.add(parser, "--dataset", str, classes)
     options.add(parser, "--top", int, "how many classes to show", 3)
+    picture = "PNG file: where the net sees each image's class (Grad-CAM)"
+    options.add(parser, "--explain", Path, picture)
     options.add(parser, "--json", bool, "print JSON")
 
 
@@ -30,7 +32,8 @@ def run(args: argparse.Namespace) -> None:
     from keras_resnet_cifar.evaluation.predict import predict_files
     from keras_resnet_cifar.models.saving import load_model
 
-    rows = predict_files(load_model(path), args.images, names, args.top)
+    model = load_model(path)
+    rows = predict_files(model, args.images, names, args.top, args.explain)
     if args.json:
         print(json.dumps(rows, indent=2))
         return

@@ -107,6 +107,33 @@ def plot_mistakes(
     _save(figure, path)
 
 
+def plot_grad_cam(
+    images: np.ndarray, heat: np.ndarray, titles: Sequence[str], path: Path
+) -> None:
+    """Draws images, and below each where a net sees its class.
+
+    Args:
+        images: uint8 `[N, H, W, 3]`.
+        heat: Float `[N, H, W]`, 0 to 1, as from `grad_cam`.
+        titles: N lines.
+        path: PNG file to write; `InputError` if that fails.
+    """
+    columns = min(len(images), 6)
+    rows = math.ceil(len(images) / columns)
+    figure = _figure(2.2 * columns, 4.4 * rows)
+    grid = figure.subplots(2 * rows, columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for number, (image, title) in enumerate(zip(images, titles, strict=True)):
+        row, column = divmod(number, columns)
+        above, below = grid[2 * row : 2 * row + 2, column]
+        above.imshow(image, interpolation="nearest")
+        above.set_title(title, fontsize=9)
+        below.imshow(image, interpolation="nearest")
+        below.imshow(heat[number], cmap="inferno", alpha=0.6, vmin=0, vmax=1)
+    _save(figure, path)
+
+
 def _figure(width, height):
     from matplotlib.figure import Figure
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -10,7 +11,9 @@ import numpy as np
 from keras_resnet_cifar.data.images import open_image
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.evaluate import logits_of
+from keras_resnet_cifar.evaluation.grad_cam import grad_cam
 from keras_resnet_cifar.evaluation.metrics import softmax
+from keras_resnet_cifar.evaluation.plots import plot_grad_cam
 from keras_resnet_cifar.models.saving import check_classifier
 
 
@@ -32,6 +35,7 @@ def predict_files(
     paths: Sequence[str | os.PathLike],
     class_names: Sequence[str] | None = None,
     top: int = 3,
+    explain: str | os.PathLike | None = None,
 ) -> list[dict[str, Any]]:
     """Returns the most probable classes of image files.
 
@@ -40,13 +44,16 @@ def predict_files(
         paths: Image files; each is resized to the model's input.
         class_names: One name per class, or `None` for numbers.
         top: How many classes to return per image, at least 1.
+        explain: PNG file for a picture of where the model sees the most
+            probable class of each image: see `grad_cam`.
 
     Returns:
         A list of dicts `{"image": path, "classes": [{"class": name,
         "probability": 0 to 1}, ...]}`, the most probable class first.
 
     Raises:
-        InputError: A file is not an image, or the names do not fit the model.
+        InputError: A file is not an image, the names do not fit the model, or
+            it cannot be explained, as `grad_cam` says.
     """
     check_classifier(model, len(class_names) if class_names else None)
     names = class_names or list(map(str, range(model.output_shape[1])))
@@ -56,6 +63,13 @@ def predict_files(
     images = np.stack([read_image(path, (height, width)) for path in paths])
     probabilities = softmax(logits_of(model, images))
     ranked = np.argsort(-probabilities, axis=1)[:, :top]
+    if explain is not None:
+        heat = grad_cam(model, images, ranked[:, 0])
+        titles = [
+            f"{names[order[0]]} {row[order[0]]:.0%}"
+            for row, order in zip(probabilities, ranked, strict=True)
+        ]
+        plot_grad_cam(images, heat, titles, Path(explain))
     return [
         {
             "image": str(path),

@@ -99,7 +99,8 @@ def train(
             `keras.utils.PyDataset` of such batches. The test split of a
             `Dataset` is evaluated once, at the end. A stream is not kept on
             the device, and is resumed from its last whole epoch.
-        recipe: A name of `RECIPES` or a `Recipe`.
+        recipe: A name of `RECIPES` or a `Recipe`. The default is for nets
+            whose convolutions are followed by a normalization: see `krc.Muon`.
         output_dir: Folder for config.json, history.csv, metrics.json,
             best.keras, last.keras, curves.png and README.md; `None` writes
             no files.

@@ -69,8 +69,11 @@ def test_flips_at_test_time_are_reported_apart(trained, run, tmp_path, capsys):
 def test_predict(trained, run, tmp_path, capsys):
     image = tmp_path / "a picture.png"
     Image.new("RGB", (40, 50), "red").save(image)
-    assert run("predict", trained[0], image, "--json") == 0
+    picture = tmp_path / "why.png"
+    options = ["--json", "--explain", picture]
+    assert run("predict", trained[0], image, *options) == 0
     (row,) = json.loads(capsys.readouterr().out)
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert row["image"] == str(image)
     assert len(row["classes"]) == 3
     model = trained[0] / "best.keras"

@@ -1,0 +1,70 @@
+"""Grad-CAM: where in an image a net sees a class."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.evaluation.evaluate import logits_of
+
+
+def grad_cam(
+    model: keras.Model,
+    images: np.ndarray,
+    class_ids: np.ndarray | Sequence[int] | int | None = None,
+) -> np.ndarray:
+    """Returns where in its image a net sees a class, by Grad-CAM.
+
+    Grad-CAM weighs the last feature maps with the mean gradient of a logit
+    (Selvaraju et al. 2017, arXiv:1610.02391). Behind global average pooling and
+    one dense layer, that gradient is the layer's kernel over the number of
+    positions, whatever the image: nothing has to be differentiated.
+
+    Args:
+        model: Ends in `GlobalAveragePooling2D` and `Dense`, as the models of
+            `build_resnet` and `build_finetuned` do. It stays as it is.
+        images: uint8 or float `[N, H, W, 3]`, 0 to 255.
+        class_ids: One class for all images, or one for each; `None` takes the
+            most probable.
+
+    Returns:
+        float32 `[N, H, W]`: 1 where the class is seen best in an image, 0 where
+        nothing speaks for it.
+
+    Raises:
+        InputError: The model ends in other layers, there are no images, or the
+            classes do not fit.
+    """
+    pooling, dense = [None, None, *model.layers][-2:]
+    if not isinstance(pooling, layers.GlobalAveragePooling2D) or not isinstance(
+        dense, layers.Dense
+    ):
+        raise InputError(
+            f"{model.name} does not end in GlobalAveragePooling2D and Dense: "
+            "give a model of build_resnet or build_finetuned"
+        )
+    kernel, bias = map(ops.convert_to_numpy, dense.get_weights())
+    maps = logits_of(keras.Model(model.inputs, pooling.input), images)
+    if class_ids is None:
+        chosen = (maps.mean(axis=(1, 2)) @ kernel + bias).argmax(axis=1)
+    else:
+        chosen = _checked(class_ids, len(images), len(bias))
+    heat = np.einsum("nhwc,nc->nhw", maps, kernel.T[chosen])
+    heat = np.maximum(heat, 0)
+    resized = ops.image.resize(heat[..., None], images.shape[1:3])
+    heat = ops.convert_to_numpy(resized)[..., 0]
+    most = heat.max(axis=(1, 2), keepdims=True)
+    return heat / np.where(most > 0, most, 1)
+
+
+def _checked(class_ids, count, classes):
+    chosen = np.asarray(class_ids)
+    fits = chosen.shape in ((), (count,)) and chosen.dtype.kind in "iu"
+    if not fits or chosen.min() < 0 or chosen.max() >= classes:
+        raise InputError(
+            f"class_ids={class_ids!r}: give one class from 0 to {classes - 1}, "
+            f"or {count}, one for each image"
+        )
+    return np.broadcast_to(chosen, count)
