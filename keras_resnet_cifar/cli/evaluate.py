@@ -23,6 +23,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--output-dir", Path, folder)
     tta = "test-time augmentation: flip averages the logits with the mirror's"
     add("--tta", TEST_TIME_AUGMENTATIONS, tta, "none")
+    calibrate = "fit a temperature on the validation split and apply it"
+    add("--calibrate", bool, calibrate)
     add("--mistakes", int, "how many confident mistakes to draw", 25)
     options.add_data_options(parser, "the run's")
 
@@ -31,6 +33,10 @@ def run(args: argparse.Namespace) -> None:
     """Evaluate checkpoints: accuracy, calibration, confusion, mistakes."""
     if not 1 <= args.mistakes <= 100:
         raise InputError(f"mistakes={args.mistakes}: give 1 to 100")
+    if args.calibrate and args.tta != "none":
+        raise InputError(
+            "calibrate= is of plain logits: leave out tta= or evaluate twice"
+        )
     jobs: dict[Path, tuple[Path, dict]] = {}
     for model_or_run in args.models:
         for path in options.checkpoints(model_or_run, args.checkpoint):
@@ -44,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
             jobs[folder] = path, request
     import_keras()
     from keras_resnet_cifar.data.load import load_dataset
-    from keras_resnet_cifar.evaluation.evaluate import report
+    from keras_resnet_cifar.evaluation.evaluate import calibrate, report
     from keras_resnet_cifar.models.saving import load_model
 
     loaded = None
@@ -70,6 +76,12 @@ def run(args: argparse.Namespace) -> None:
             f"{path}: {args.split} {scores} "
             f"({len(split):,} images, {seconds:.1f} s; {folder})"
         )
+        if args.calibrate:
+            values = calibrate(model, data.validation, split, folder)
+            print(
+                f"{path}: temperature {values['temperature']:.3f}, calibration "
+                f"error {values['ece_before']:.4f} -> {values['ece_after']:.4f}"
+            )
 
 
 def _folder(path: Path, args: argparse.Namespace, same: bool) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 from keras_resnet_cifar.data.datasets import DATASETS, SOURCES, check_known
 from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.evaluation.metrics import top1_interval
 from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.training.run_directory import find_run
 
@@ -119,7 +120,9 @@ def checkpoints(path: Path, which: str = "last") -> list[Path]:
 
 def scores(test: dict[str, Any]) -> str:
     """Returns an `Evaluation`, given as JSON, as one line."""
+    low, high = top1_interval(test["top1"], test["n"])
     return (
-        f"top-1 {test['top1']:.2%}, top-5 {test['top5']:.2%}, "
-        f"loss {test['loss']:.4f}, calibration error {test['ece']:.4f}"
+        f"top-1 {test['top1']:.2%} ({low:.2%} to {high:.2%}), "
+        f"top-5 {test['top5']:.2%}, loss {test['loss']:.4f}, "
+        f"calibration error {test['ece']:.4f}"
     )

@@ -11,13 +11,19 @@ from keras_resnet_cifar.data.batches import RESIDENT_BYTES, even_batch_size
 from keras_resnet_cifar.data.load import Split
 from keras_resnet_cifar.device import has_accelerator, jit_compile
 from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.evaluation.calibration import fit_temperature
 from keras_resnet_cifar.evaluation.metrics import (
     TEST_TIME_AUGMENTATIONS,
     Evaluation,
     most_confident_mistakes,
+    reliability,
     score,
 )
-from keras_resnet_cifar.evaluation.plots import plot_confusion, plot_mistakes
+from keras_resnet_cifar.evaluation.plots import (
+    plot_confusion,
+    plot_mistakes,
+    plot_reliability,
+)
 from keras_resnet_cifar.files import make_folder, write_json
 from keras_resnet_cifar.models.saving import check_classifier
 
@@ -189,3 +195,46 @@ def report(
     plot_confusion(result.confusion, class_names, folder / "confusion.png")
     plot_mistakes(split, wrong, class_names, folder / "mistakes.png")
     return result
+
+
+def calibrate(
+    model: keras.Model, validation: Split | None, split: Split, folder: Path
+) -> dict[str, float]:
+    """Fits a temperature; writes calibration.json and reliability.png.
+
+    Args:
+        model: From raw images to logits; it stays as it is.
+        validation: The split that the temperature is fitted on: not one that
+            the model was trained on.
+        split: The split whose calibration is measured.
+        folder: Where the files go; it is made if need be.
+
+    Returns:
+        What is in calibration.json: `temperature` (see `fit_temperature`), and
+        of `split` `loss_before`, `ece_before`, `loss_after` and `ece_after`.
+
+    Raises:
+        InputError: As `evaluate`, there is no validation split, or the folder
+            cannot be written.
+    """
+    if validation is None:
+        raise InputError(
+            "there is no validation split to fit a temperature on: train with "
+            "validation=5000"
+        )
+    temperature = fit_temperature(
+        logits_of(model, validation.images), validation.labels
+    )
+    logits, labels = logits_of(model, split.images), split.labels
+    scaled = {"before": logits, "after": logits / temperature}
+    names = list(map(str, range(logits.shape[1])))
+    values, bins = {"temperature": temperature}, {}
+    for when, each in scaled.items():
+        result = score(each, labels, names)
+        values |= {f"loss_{when}": result.loss, f"ece_{when}": result.ece}
+        label = f"{when}: calibration error {result.ece:.4f}"
+        bins[label] = reliability(each, labels)
+    make_folder(folder)
+    write_json(folder / "calibration.json", values)
+    plot_reliability(bins, folder / "reliability.png")
+    return values

@@ -68,7 +68,7 @@ def score(
         InputError: Shapes disagree, N is 0, a label is out of range, a name
             is missing or repeated, or a logit is not finite.
     """
-    logits, labels = _checked(logits, labels)
+    logits, labels = checked(logits, labels)
     n, classes = logits.shape
     different = len(set(class_names))
     if not len(class_names) == different == classes:
@@ -86,11 +86,9 @@ def score(
     np.add.at(confusion, (labels, predicted), 1)
     with np.errstate(invalid="ignore"):  # a class without images is 0 / 0
         per_class = confusion.diagonal() / confusion.sum(axis=1)
-    # The gap between accuracy and confidence, summed in bins (a, b].
     log_probability = _log_softmax(logits)
-    confidence = np.exp(log_probability).max(axis=1)
-    bins = np.ceil(confidence * ECE_BINS).astype("int64").clip(1, ECE_BINS)
-    gaps = np.bincount(bins, weights=(predicted == labels) - confidence)
+    bins = reliability(logits, labels)
+    gaps = bins.images * np.nan_to_num(bins.accuracy - bins.confidence)
     return Evaluation(
         class_names=tuple(class_names),
         n=n,
@@ -101,6 +99,51 @@ def score(
         per_class=per_class,
         confusion=confusion,
     )
+
+
+class Reliability(NamedTuple):
+    """Predictions by their probability, in 15 bins of equal width (a, b]."""
+
+    confidence: np.ndarray  # float64 `[15]`, mean probability; NaN if empty
+    accuracy: np.ndarray  # float64 `[15]`, share that is right; NaN if empty
+    images: np.ndarray  # int64 `[15]`, how many
+
+
+def reliability(logits: np.ndarray, labels: np.ndarray) -> Reliability:
+    """Returns how often predictions of each probability are right.
+
+    Args:
+        logits, labels: As for `score`.
+
+    Raises:
+        InputError: As `score`.
+    """
+    logits, labels = checked(logits, labels)
+    confidence = softmax(logits).max(axis=1)
+    right = logits.argmax(axis=1) == labels
+    bins = np.ceil(confidence * ECE_BINS).astype("int64").clip(1, ECE_BINS) - 1
+    count, confidences, rights = (
+        np.bincount(bins, weights, minlength=ECE_BINS)
+        for weights in (None, confidence, right)
+    )
+    with np.errstate(invalid="ignore"):  # an empty bin is 0 / 0
+        return Reliability(confidences / count, rights / count, count)
+
+
+def top1_interval(top1: float, n: int) -> tuple[float, float]:
+    """Returns the 95 % bootstrap interval of an accuracy, 0 to 1.
+
+    A resample of n images has a binomial number of right ones; the interval is
+    between the 2.5 % and 97.5 % quantiles of 100,000 of them (seed 0). It says
+    how far another test split of n images could be, not another training.
+
+    Args:
+        top1: Accuracy on n images, 0 to 1.
+        n: Number of images, 1 or more.
+    """
+    resamples = np.random.default_rng(0).binomial(n, top1, 100_000) / n
+    low, high = np.quantile(resamples, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def most_confident_mistakes(
@@ -117,7 +160,7 @@ def most_confident_mistakes(
     """
     if count < 0:
         raise InputError(f"count must be 0 or more. Received: count={count}")
-    logits, labels = _checked(logits, labels)
+    logits, labels = checked(logits, labels)
     predicted, confidence = logits.argmax(axis=1), softmax(logits).max(axis=1)
     order = np.argsort(-confidence, kind="stable")
     chosen = order[predicted[order] != labels[order]][:count]
@@ -134,8 +177,10 @@ def _log_softmax(logits):
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def _checked(logits, labels):
-    """Returns float64 logits and int64 labels that can be scored."""
+def checked(
+    logits: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns float64 logits and int64 labels; raises as `score`."""
     logits, labels = np.asarray(logits), np.asarray(labels)
     whole = logits.ndim == 2 and logits.size > 0
     if not whole or labels.shape != logits.shape[:1]:

@@ -5,13 +5,13 @@ Only drawing imports matplotlib, which takes a while.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_resnet_cifar.evaluation.metrics import Mistakes
+from keras_resnet_cifar.evaluation.metrics import Mistakes, Reliability
 from keras_resnet_cifar.files import atomic_write
 
 if TYPE_CHECKING:
@@ -104,6 +104,25 @@ def plot_mistakes(
         )
     if not count:
         grid[0].text(0.5, 0.5, "no mistakes", **_CENTRED)
+    _save(figure, path)
+
+
+def plot_reliability(bins: Mapping[str, Reliability], path: Path) -> None:
+    """Draws accuracy over confidence; the diagonal is perfect calibration.
+
+    Args:
+        bins: The legend of each line, and its values.
+        path: PNG file to write; `InputError` if that fails.
+    """
+    figure = _figure(6, 5)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
+    for label, (confidence, accuracy, _) in bins.items():
+        full = np.isfinite(accuracy)
+        axes.plot(confidence[full], accuracy[full], "o-", label=label)
+    axes.set(xlabel="probability of the predicted class", ylabel="accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
     _save(figure, path)
 
 

@@ -59,6 +59,14 @@ def test_reports_of_several_models_lie_apart(trained, run, tmp_path, capsys):
     }
 
 
+def test_calibration(trained, run, tmp_path, capsys):
+    options = ["--mistakes", 1, "--output-dir", tmp_path, "--calibrate"]
+    assert run("evaluate", trained[0], *options) == 0
+    assert ", calibration error 0." in capsys.readouterr().out
+    assert (tmp_path / "run-last-test" / "reliability.png").exists()
+    assert run("evaluate", trained[0], *options, "--tta", "flip") == 2
+
+
 def test_flips_at_test_time_are_reported_apart(trained, run, tmp_path, capsys):
     options = ["--mistakes", 1, "--output-dir", tmp_path, "--tta", "flip"]
     assert run("evaluate", trained[0], *options) == 0

@@ -192,3 +192,25 @@ def test_bad_input(logits, labels, class_names, message):
 def test_bad_count():
     with pytest.raises(InputError, match="count must be 0 or more"):
         metrics.most_confident_mistakes(GOOD, np.zeros(3, int), -1)
+
+
+def test_reliability_bins_add_up_to_the_error():
+    logits, labels = random_case(500, 4)
+    bins = metrics.reliability(logits, labels)
+    full = bins.images > 0
+    assert bins.images.sum() == 500
+    assert np.isnan(bins.accuracy[~full]).all() and not full.all()
+    gaps = (bins.images * abs(bins.accuracy - bins.confidence))[full]
+    assert score(logits, labels).ece == pytest.approx(gaps.sum() / 500)
+    edges = np.arange(16) / 15
+    assert (bins.confidence[full] > edges[:-1][full]).all()
+    assert (bins.confidence[full] <= edges[1:][full]).all()
+
+
+@pytest.mark.parametrize(("top1", "n"), [(0.9, 10_000), (0.5, 400)])
+def test_the_interval_is_that_of_a_binomial(top1, n):
+    low, high = metrics.top1_interval(top1, n)
+    width = 1.96 * math.sqrt(top1 * (1 - top1) / n)
+    assert low == pytest.approx(top1 - width, abs=0.1 * width)
+    assert high == pytest.approx(top1 + width, abs=0.1 * width)
+    assert metrics.top1_interval(1.0, n) == (1, 1)
