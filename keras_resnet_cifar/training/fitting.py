@@ -36,13 +36,14 @@ def fit(
     epoch, step = done
 
     def run(first, last):
+        shown = [_Progress(epochs)] if verbose else []
         model.fit(
             feed.source(),
             initial_epoch=first,
             epochs=last,
             shuffle=False,  # the feed shuffles
             verbose=bar_or_line if verbose else 0,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, *shown],
             **validation,
         )
 
@@ -57,6 +58,23 @@ def fit(
         epoch += 1
     if epoch < epochs and not model.stop_training:
         run(epoch, epochs)
+
+
+class _Progress(keras.callbacks.ProgbarLogger):
+    """Shows the epochs of the run, where `fit` knows of those up to its last.
+
+    Args:
+        epochs: Of the whole run.
+    """
+
+    async_safe = True  # Keras treats its own as such
+
+    def __init__(self, epochs: int):
+        super().__init__()
+        self._run_epochs = epochs
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        super().set_params(params | {"epochs": self._run_epochs})
 
 
 def _end_epoch(model, epoch, callbacks, validation):
