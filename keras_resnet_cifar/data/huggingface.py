@@ -4,26 +4,22 @@ A mirror for the days when the university's host is slow. Each file is
 downloaded once; `HF_ENDPOINT` names another host.
 """
 
-import contextlib
 import io
 import os
-import socket
-import sys
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from keras_resnet_cifar.data.checks import Splits, check_form, explained
+from keras_resnet_cifar.data.downloads import download
 from keras_resnet_cifar.data.images import opened
-from keras_resnet_cifar.files import atomic_write, make_folder
 
 # (repository, folder of its files, column of the labels) per dataset
 REPOSITORIES = {
     "cifar10": ("uoft-cs/cifar10", "plain_text", "label"),
     "cifar100": ("uoft-cs/cifar100", "cifar100", "fine_label"),
 }
-TIMEOUT = 60  # seconds without a byte
+_REMEDY = "check the network and HF_ENDPOINT, or point data_dir= at a copy"
 
 
 def read(family: str, cache: str | os.PathLike) -> Splits:
@@ -34,7 +30,7 @@ def read(family: str, cache: str | os.PathLike) -> Splits:
             is not installed.
     """
     with explained("source='huggingface' needs pyarrow", "pip install pyarrow"):
-        import pyarrow.parquet  # noqa: F401
+        import pyarrow.parquet
     repository, folder, label_column = REPOSITORIES[family]
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     splits = {}
@@ -43,33 +39,10 @@ def read(family: str, cache: str | os.PathLike) -> Splits:
         path = Path(cache).absolute() / repository / name
         if not path.exists():
             base = f"{endpoint.rstrip('/')}/datasets/{repository}"
-            _download(f"{base}/resolve/main/{name}", path)
+            url = f"{base}/resolve/main/{name}"
+            download(url, path, pyarrow.parquet.read_metadata, _REMEDY)
         splits[split] = read_parquet(path, family, label_column)
     return splits
-
-
-def _download(url, path):
-    """Downloads a parquet file; `path` appears whole or not at all."""
-    from pyarrow.parquet import read_metadata
-
-    make_folder(path.parent)
-    # Keras draws its progress bar on standard output, which is for results.
-    progress = sys.stderr if sys.stderr.isatty() else io.StringIO()
-    remedy = "check the network and HF_ENDPOINT, or point data_dir= at a copy"
-    default_timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # get_file sets none
-    try:
-        with (
-            atomic_write(path) as temporary,
-            explained(f"cannot download {url} to {path}", remedy),
-            contextlib.redirect_stdout(progress),
-        ):
-            keras.utils.get_file(
-                temporary.name, url, cache_subdir=temporary.parent
-            )
-            read_metadata(temporary)
-    finally:
-        socket.setdefaulttimeout(default_timeout)
 
 
 def read_parquet(

@@ -15,7 +15,7 @@ from keras_resnet_cifar.finetuning.backbones import FREEZE
 from keras_resnet_cifar.finetuning.features import train_head
 from keras_resnet_cifar.finetuning.phases import PhasedDirectory
 from keras_resnet_cifar.finetuning.pretrained import load_backbone
-from keras_resnet_cifar.models import resnet
+from keras_resnet_cifar.models import nets
 from keras_resnet_cifar.models.normalization import preprocess_input
 from keras_resnet_cifar.training import run_directory
 from keras_resnet_cifar.training.inputs import (
@@ -75,7 +75,7 @@ def build_finetuned(
     Example:
         >>> model = build_finetuned("resnet50", num_classes=100)
     """
-    resnet.check_head(num_classes)
+    nets.check_head(num_classes)
     if freeze not in FREEZE:
         raise unknown("freeze", freeze, FREEZE)
     base, preprocessing, side = load_backbone(backbone, weights, image_size)
@@ -87,7 +87,7 @@ def build_finetuned(
         x = preprocess_input(x, preprocessing)
     x = base(x) if train_norm else base(x, training=False)
     name = f"finetuned-{Path(backbone).stem}"
-    model = keras.Model(inputs, resnet.head(x, num_classes), name=name)
+    model = keras.Model(inputs, nets.head(x, num_classes), name=name)
     freeze_backbone(model, freeze, train_norm)
     return model
 
@@ -120,7 +120,7 @@ def freeze_backbone(
             f"{getattr(model, 'name', model)} has no backbone to freeze: build "
             "it with build_finetuned"
         ) from None
-    weighted = [x for x in resnet.leaf_layers(backbone) if x.weights]
+    weighted = [x for x in nets.leaf_layers(backbone) if x.weights]
     stages = {stage_of(layer.name) for layer in weighted} - {_STEM, _END}
     last_frozen = {"all": _END, "none": -1} | {f"stage{s}": s for s in stages}
     if freeze not in last_frozen:

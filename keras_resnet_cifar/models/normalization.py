@@ -24,12 +24,14 @@ def input_normalization(kind: Any, name: str | None = None) -> layers.Layer:
     Args:
         kind: A data set's name, `"imagenet"`, `(mean, std)` with three
             numbers each, from 0 to 1, `"per_image"` (each image to mean 0 and
-            variance 1), or `None` (scaled to 0 to 1).
+            variance 1), `None` (scaled to 0 to 1), or a layer to copy.
         name: Name of the layer.
 
     Raises:
         InputError: `kind` is none of these.
     """
+    if isinstance(kind, layers.Layer):
+        return type(kind).from_config(kind.get_config() | {"name": name})
     if kind is None:
         return layers.Rescaling(1 / 255, dtype="float32", name=name)
     if kind == "per_image":

@@ -4,7 +4,7 @@ import math
 
 import keras
 
-from keras_resnet_cifar.models.resnet import leaf_layers
+from keras_resnet_cifar.models.nets import leaf_layers
 
 
 def step_operations(model: keras.Model, batch_size: int) -> float:

@@ -1,22 +1,14 @@
-"""`build_resnet`: stem, stages and head as a functional `keras.Model`."""
+"""`build_resnet`: a ResNet by name or by its parts, with or without weights."""
 
-import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
-from keras import KerasTensor, layers
 
-from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.models import blocks
-from keras_resnet_cifar.models.architectures import Architecture, resolve
-from keras_resnet_cifar.models.normalization import input_normalization
-
-# Keras walks a functional graph recursively, one frame per layer, to build and
-# to load it. Nets of more blocks than this consist of sub-models, so that they
-# stay within Python's default recursion limit wherever they are loaded.
-FLAT_BLOCKS = 54  # ResNet-110 and the bottleneck 164 have 54
-GROUP_BLOCKS = 27
+from keras_resnet_cifar.models.architectures import resolve
+from keras_resnet_cifar.models.nets import assemble
+from keras_resnet_cifar.models.pretrained import copy_weights, load_donor
 
 
 def build_resnet(
@@ -30,9 +22,10 @@ def build_resnet(
     stage_blocks: Sequence[int] | None = None,
     stem: str | None = None,
     final_norm: bool | None = None,
-    num_classes: int = 10,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
     input_shape: tuple[int | None, int | None, int] | None = None,
-    normalization: Any = "cifar10",
+    normalization: Any = "auto",
     activation: str | None = None,
 ) -> keras.Model:
     """Builds a ResNet of the literature as a functional `keras.Model`.
@@ -56,12 +49,17 @@ def build_resnet(
         stem: `"cifar"` (3x3) or `"imagenet"` (7x7 stride 2, max pooling).
         final_norm: `False` omits the BatchNorm and ReLU at the end of a
             pre-activation net, as in kuangliu/pytorch-cifar.
-        num_classes: Size of the output.
+        weights: Trained weights, as in `keras.applications`: a name that
+            `list_weights()` has for this net, a file (`.keras`, or a PyTorch
+            checkpoint), `"hf://user/name"` at the Hugging Face Hub, or `None`
+            for random ones.
+        num_classes: Size of the output; by default that of the weights, or 10.
         input_shape: `(H, W, 3)`; by default 32x32, or 224x224 with the
             ImageNet stem. `None` for H and W takes any size.
         normalization: A data set's name (its channel statistics),
             `"imagenet"`, `(mean, std)` in 0 to 1, `"per_image"`, or `None`
-            (only scaled to 0 to 1).
+            (only scaled to 0 to 1). `"auto"` is that of the weights, or
+            CIFAR-10's without any.
         activation: Of the head: `None` for logits, or e.g. `"softmax"`.
 
     Returns:
@@ -70,12 +68,14 @@ def build_resnet(
 
     Raises:
         InputError: No net has this name or depth (the message suggests
-            others), or the arguments contradict each other.
+            others), the arguments contradict each other, or the weights are
+            unknown, of another net, damaged or not to be had.
 
     Example:
         >>> model = build_resnet("resnet20")
         >>> model.count_params()  # 269,722 and the BatchNorm statistics
         271098
+        >>> model = build_resnet("resnet20", weights="cifar10")
     """
     net = resolve(
         arch,
@@ -88,96 +88,17 @@ def build_resnet(
         stem=stem,
         final_norm=final_norm,
     )
-    check_head(num_classes, activation)
-    side = 224 if net.stem == "imagenet" else 32
-    shape = input_shape or (side, side, 3)
-    shape = _checked_input_shape(shape, len(net.widths))
-    inputs = keras.Input(shape, name="image")
-    x = input_normalization(normalization, name="normalization")(inputs)
-    x = blocks.STEMS[net.stem](x, net.widths[0], net.preactivation)
-    x = _stages(x, net)
-    if net.preactivation and net.final_norm:
-        x = blocks.relu(blocks.norm(x, "head_bn"), "head_relu")
-    return keras.Model(inputs, head(x, num_classes, activation), name=net.name)
-
-
-def _stages(x: KerasTensor, net: Architecture) -> KerasTensor:
-    """Applies all blocks, those of a deep net in groups, as sub-models."""
-    plan = [
-        (f"stage{stage}_block{i}", width, 2 if stage > 1 and i == 0 else 1)
-        for stage, (width, count) in enumerate(
-            zip(net.widths, net.stage_blocks, strict=True), start=1
-        )
-        for i in range(count)
-    ]
-    block = blocks.BLOCKS[net.block, net.preactivation]
-
-    def apply(x, plan):
-        for name, filters, strides in plan:
-            x = block(x, filters, strides, net.shortcut, name)
-        return x
-
-    if len(plan) <= FLAT_BLOCKS:
-        return apply(x, plan)
-    for i in range(0, len(plan), GROUP_BLOCKS):
-        group = plan[i : i + GROUP_BLOCKS]
-        inputs = keras.Input(x.shape[1:], dtype=x.dtype)
-        name = f"{group[0][0]}_to_{group[-1][0]}"
-        x = keras.Model(inputs, apply(inputs, group), name=name)(x)
-    return x
-
-
-def leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Yields a model's layers in order, those of sub-models in their place."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from leaf_layers(layer)
-        else:
-            yield layer
-
-
-def head(
-    x: KerasTensor, num_classes: int, activation: str | None = None
-) -> KerasTensor:
-    """Global average pooling and a dense layer, in float32."""
-    x = layers.GlobalAveragePooling2D(name="head_pool")(x)
-    return layers.Dense(
-        num_classes,
-        activation=activation,
-        kernel_initializer="he_normal",
-        dtype="float32",  # logits keep their digits under mixed precision
-        name="head_dense",
-    )(x)
-
-
-def check_head(num_classes: int, activation: str | None = None) -> None:
-    """Raises `InputError` unless `head` can be built of its arguments."""
-    whole = isinstance(num_classes, numbers.Integral)
-    if not whole or isinstance(num_classes, bool) or num_classes < 1:
-        raise InputError(
-            f"num_classes={num_classes!r}: give a positive number of classes"
-        )
-    try:
-        keras.activations.get(activation)
-    except ValueError as error:
-        raise InputError(
-            f"activation={activation!r}: give None for logits, 'softmax', or "
-            "the name of another Keras activation"
-        ) from error
-
-
-def _checked_input_shape(shape: Any, stages: int) -> tuple:
-    smallest = 2 ** (stages - 1)
-    shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
-    sides = [side for side in shape if side is not None]
-    whole = all(isinstance(side, numbers.Integral) for side in sides)
-    if not whole or len(shape) != 3 or shape[2] != 3:
-        raise InputError(
-            f"input_shape={shape}: give (height, width, 3), channels last"
-        )
-    if min(sides[:-1], default=smallest) < smallest:
-        raise InputError(
-            f"input_shape={shape} is too small for {stages} stages: give at "
-            f"least {smallest} x {smallest}"
-        )
-    return shape
+    auto = isinstance(normalization, str) and normalization == "auto"
+    donor = None
+    if weights is not None:
+        given = None if auto else normalization
+        donor = load_donor(weights, net.name, num_classes, given)
+        num_classes = donor.output_shape[-1]
+        normalization = donor.get_layer("normalization") if auto else given
+    elif auto:
+        normalization = "cifar10"
+    classes = 10 if num_classes is None else num_classes
+    model = assemble(net, classes, input_shape, normalization, activation)
+    if donor is not None:
+        copy_weights(donor, model)
+    return model

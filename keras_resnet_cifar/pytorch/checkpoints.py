@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models.architectures import resolve
-from keras_resnet_cifar.models.resnet import build_resnet, leaf_layers
+from keras_resnet_cifar.models.nets import assemble, leaf_layers
 from keras_resnet_cifar.pytorch.files import read_tensors, write_tensors
 from keras_resnet_cifar.pytorch.schemes import SCHEMES, get_scheme, recognize
 
@@ -86,9 +86,7 @@ def load_torch_checkpoint(
             )
         if normalization is None:
             normalization = scheme.default_normalization(net.stem, num_classes)
-        model = build_resnet(
-            **vars(net), num_classes=num_classes, normalization=normalization
-        )
+        model = assemble(net, num_classes, normalization=normalization)
         variables = _variables(model, scheme)
         _check(tensors, variables)
     except CheckpointMismatch as mismatch:
@@ -250,7 +248,7 @@ def _state_dict(model, scheme):
         if name.endswith("running_var"):
             tensors[_counter(name)] = np.zeros((), "int64")
     net, num_classes = _describe(tensors, scheme)
-    again = build_resnet(**vars(net), num_classes=num_classes)
+    again = assemble(net, num_classes)
     _check(tensors, _variables(again, scheme))
     return tensors
 

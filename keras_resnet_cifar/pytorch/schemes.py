@@ -35,10 +35,12 @@ class Scheme:
     Attributes:
         source: The project, and which of its nets.
         stages: The module of each stage; a net has as many stages.
+        block: What precedes the number of a block in its stage.
+        first_block: The number of a stage's first block.
         stem: The stem's convolution and BatchNorm.
         convs: The convolutions of a block, in order.
         norms: The BatchNorms of a block, in order.
-        shortcut: What holds a shortcut's convolution, `0`, and BatchNorm, `1`.
+        shortcut: The convolution and BatchNorm of a shortcut.
         head: The dense layer.
         normalization: That of the project's own training, by the number of
             classes; the key `None` stands for any other number.
@@ -50,10 +52,12 @@ class Scheme:
 
     source: str
     stages: tuple[str, ...] = _LAYERS
+    block: str = ""
+    first_block: int = 0
     stem: tuple[str, str] = ("conv1", "bn1")
     convs: tuple[str, ...] = ("conv1", "conv2", "conv3")
     norms: tuple[str, ...] = ("bn1", "bn2", "bn3")
-    shortcut: str = "shortcut"
+    shortcut: tuple[str, str] = ("shortcut.0", "shortcut.1")
     head: str = "linear"
     normalization: Normalizations = field(default_factory=lambda: _CIFAR)
     identity: bool = False
@@ -70,13 +74,14 @@ class Scheme:
         modules = {"stem_conv": self.stem[0], "head_dense": self.head}
         parts = {f"conv{i}": name for i, name in enumerate(self.convs, start=1)}
         parts |= {f"bn{i}": name for i, name in enumerate(self.norms, start=1)}
-        parts["shortcut_conv"] = f"{self.shortcut}.0"
+        parts["shortcut_conv"] = self.shortcut[0]
         if not self.preactivation:
             modules["stem_bn"] = self.stem[1]
-            parts["shortcut_bn"] = f"{self.shortcut}.1"
+            parts["shortcut_bn"] = self.shortcut[1]
         for number, stage in enumerate(self.stages, start=1):
             for part, module in parts.items():
-                modules[f"stage{number}_block#_{part}"] = f"{stage}.#.{module}"
+                layer = f"stage{number}_block#_{part}"
+                modules[layer] = f"{stage}.{self.block}#.{module}"
         return modules
 
     @cached_property
@@ -85,11 +90,12 @@ class Scheme:
 
     def module(self, layer: str) -> str | None:
         """Returns the module of one of our layers, `None` if it has none."""
-        return _look_up(self._modules, r"_block(\d+)_", layer)
+        return _look_up(self._modules, r"_block(\d+)_", layer, self.first_block)
 
     def layer(self, module: str) -> str | None:
         """Returns our layer of a module, `None` if there is none."""
-        return _look_up(self._layers, r"\.(0|[1-9]\d*)\.", module)
+        number = rf"\.{self.block}(0|[1-9]\d*)\."
+        return _look_up(self._layers, number, module, -self.first_block)
 
     @property
     def essential(self) -> list[str]:
@@ -121,14 +127,20 @@ class Scheme:
         )
 
 
-def _look_up(table: dict[str, str], pattern: str, name: str) -> str | None:
-    """Looks a name up in a table that has `#` where `pattern` has a number."""
+def _look_up(
+    table: dict[str, str], pattern: str, name: str, shift: int
+) -> str | None:
+    """Looks a name up in a table that has `#` where `pattern` has a number.
+
+    The number in the result is `shift` more than that in `name`.
+    """
     match = re.search(pattern, name)
     if match is None:
         return None if "#" in name else table.get(name)
     start, end = match.span(1)
     other = table.get(f"{name[:start]}#{name[end:]}")
-    return other and other.replace("#", match[1])
+    number = int(match[1]) + shift
+    return other and other.replace("#", str(number)) if number >= 0 else None
 
 
 SCHEMES = {
@@ -141,9 +153,22 @@ SCHEMES = {
     "chenyaofo": Scheme(
         "chenyaofo/pytorch-cifar-models: three stages",
         stages=_LAYERS[:3],
-        shortcut="downsample",
+        shortcut=("downsample.0", "downsample.1"),
         head="fc",
         normalization=_CIFAR | {100: _CHENYAOFO_100},
+    ),
+    "imgclsmob": Scheme(
+        "osmr/imgclsmob (pytorchcv), CIFARResNet: three stages",
+        stages=tuple(f"features.stage{i}" for i in (1, 2, 3)),
+        block="unit",
+        first_block=1,
+        stem=("features.init_block.conv", "features.init_block.bn"),
+        convs=tuple(f"body.conv{i}.conv" for i in (1, 2, 3)),
+        norms=tuple(f"body.conv{i}.bn" for i in (1, 2, 3)),
+        shortcut=("identity_conv.conv", "identity_conv.bn"),
+        head="output",
+        # Its data set of CIFAR-100 inherits the numbers of CIFAR-10.
+        normalization=_CIFAR | {100: _CIFAR[10]},
     ),
     "kuangliu": Scheme("kuangliu/pytorch-cifar, ResNet: four stages"),
     "kuangliu-preact": Scheme(
@@ -160,7 +185,7 @@ SCHEMES = {
     ),
     "torchvision": Scheme(
         "torchvision and timm ResNets: four stages, either stem",
-        shortcut="downsample",
+        shortcut=("downsample.0", "downsample.1"),
         head="fc",
         stems=("cifar", "imagenet"),
     ),

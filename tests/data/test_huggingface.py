@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from data_files import parquet, png
 
-from keras_resnet_cifar.data import huggingface
+from keras_resnet_cifar.data import downloads, huggingface
 from keras_resnet_cifar.data.datasets import FINE_TO_COARSE
 from keras_resnet_cifar.data.load import load_dataset
 from keras_resnet_cifar.errors import InputError
@@ -156,7 +156,7 @@ def test_failed_download_leaves_nothing(host, fault, message):
 
 def test_a_host_that_sends_nothing_is_given_up(host, monkeypatch):
     host.wait = threading.Event()
-    monkeypatch.setattr(huggingface, "TIMEOUT", 0.2)
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.2)
     try:
         with pytest.raises(InputError, match=r"cannot download .*timed out"):
             load()

@@ -23,7 +23,7 @@ from keras_resnet_cifar.finetuning.phases import (
     PhasedDirectory,
     newest_run,
 )
-from keras_resnet_cifar.models.resnet import leaf_layers
+from keras_resnet_cifar.models.nets import leaf_layers
 from keras_resnet_cifar.models.saving import load_model
 from keras_resnet_cifar.training.recipes import get_recipe
 

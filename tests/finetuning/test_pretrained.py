@@ -18,8 +18,8 @@ from keras_resnet_cifar.finetuning.finetune import (
     freeze_backbone,
     stage_of,
 )
+from keras_resnet_cifar.models.nets import leaf_layers
 from keras_resnet_cifar.models.normalization import IMAGENET, preprocess_input
-from keras_resnet_cifar.models.resnet import leaf_layers
 from keras_resnet_cifar.models.saving import load_model
 
 slow = pytest.mark.slow

@@ -5,16 +5,17 @@ import numpy as np
 import pytest
 from helpers import TINY
 
-from keras_resnet_cifar.models import resnet
+from keras_resnet_cifar.models import nets
 from keras_resnet_cifar.models.cloning import clone_with
+from keras_resnet_cifar.models.resnet import build_resnet
 
 
 @pytest.fixture(params=["flat", "grouped"])
 def model(request, monkeypatch):
     if request.param == "grouped":
-        monkeypatch.setattr(resnet, "FLAT_BLOCKS", 2)
-        monkeypatch.setattr(resnet, "GROUP_BLOCKS", 2)
-    return resnet.build_resnet(**TINY)
+        monkeypatch.setattr(nets, "FLAT_BLOCKS", 2)
+        monkeypatch.setattr(nets, "GROUP_BLOCKS", 2)
+    return build_resnet(**TINY)
 
 
 def assert_same_weights(model, other):
@@ -27,7 +28,7 @@ def assert_same_weights(model, other):
 def test_a_copy_has_the_weights_and_shares_none(model):
     copy = clone_with(model)
     kinds = [
-        [type(layer) for layer in resnet.leaf_layers(net)]
+        [type(layer) for layer in nets.leaf_layers(net)]
         for net in (model, copy)
     ]
     assert kinds[0] == kinds[1]
@@ -47,12 +48,12 @@ def test_layers_change_in_class_and_config(model):
         return type(layer), config
 
     copy = clone_with(model, change)
-    kinds = [type(layer) for layer in resnet.leaf_layers(copy)]
+    kinds = [type(layer) for layer in nets.leaf_layers(copy)]
     assert keras.layers.ReLU not in kinds
     assert kinds.count(keras.layers.LeakyReLU) == 7
     momenta = {
         layer.momentum
-        for layer in resnet.leaf_layers(copy)
+        for layer in nets.leaf_layers(copy)
         if isinstance(layer, keras.layers.BatchNormalization)
     }
     assert momenta == {0.5}
@@ -60,7 +61,7 @@ def test_layers_change_in_class_and_config(model):
 
 
 def test_a_copy_for_images_of_another_size():
-    model = resnet.build_resnet(**TINY)
+    model = build_resnet(**TINY)
     copy = clone_with(model, inputs=keras.Input((18, 23, 3)))
     assert copy.input_shape == (None, 18, 23, 3)
     assert_same_weights(model, copy)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import refusal
 
-from keras_resnet_cifar.models import resnet
+from keras_resnet_cifar.models import nets
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import (
     check_classifier,
@@ -70,8 +70,8 @@ def assert_loads_with_keras_alone(model, folder):
 
 def test_a_saved_model_needs_keras_only(tmp_path, monkeypatch):
     """Also nets so deep that they are built of sub-models."""
-    monkeypatch.setattr(resnet, "FLAT_BLOCKS", 1)
-    monkeypatch.setattr(resnet, "GROUP_BLOCKS", 1)
+    monkeypatch.setattr(nets, "FLAT_BLOCKS", 1)
+    monkeypatch.setattr(nets, "GROUP_BLOCKS", 1)
     model = build_resnet(
         stage_blocks=(1, 1), widths=(4, 8), shortcut="identity"
     )

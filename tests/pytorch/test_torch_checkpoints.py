@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.models import resnet
+from keras_resnet_cifar.models import nets
 from keras_resnet_cifar.models.cloning import clone_with
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.pytorch.checkpoints import (
@@ -388,8 +388,8 @@ def test_a_scheme_without_such_nets_names_those_of_as_many_stages(
 
 
 def test_nets_of_sub_models(tmp_path, monkeypatch):
-    monkeypatch.setattr(resnet, "FLAT_BLOCKS", 2)
-    monkeypatch.setattr(resnet, "GROUP_BLOCKS", 2)
+    monkeypatch.setattr(nets, "FLAT_BLOCKS", 2)
+    monkeypatch.setattr(nets, "GROUP_BLOCKS", 2)
     assert_sub_models_there_and_back(8, tmp_path)
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_resnet_cifar.models.resnet import build_resnet, leaf_layers
+from keras_resnet_cifar.models.nets import leaf_layers
+from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.training import layers
 from keras_resnet_cifar.training.layers import FusedBatchNormalization
 from keras_resnet_cifar.training.training_model import training_clone

@@ -1,0 +1,68 @@
+"""Downloads a file whole or not at all, by `keras.utils.get_file`."""
+
+import contextlib
+import hashlib
+import io
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+
+from keras_resnet_cifar.data.checks import explained
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.files import atomic_write, make_folder
+
+TIMEOUT = 60  # seconds without a byte
+
+
+def download(
+    url: str, path: Path, check: Callable[[Path], object], remedy: str
+) -> None:
+    """Downloads a file; `path` appears whole or not at all.
+
+    Args:
+        url: Where it is.
+        path: Where it goes; its folder is made if need be.
+        check: Is called with the downloaded file, before it is at `path`. It
+            may rewrite the file, and raises if it is not the expected one.
+        remedy: What the error proposes.
+
+    Raises:
+        InputError: The download or the check fails.
+    """
+    make_folder(path.parent)
+    # Keras draws its progress bar on standard output, which is for results.
+    progress = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    default_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # get_file sets none
+    try:
+        with (
+            atomic_write(path) as temporary,
+            explained(f"cannot download {url} to {path}", remedy),
+            contextlib.redirect_stdout(progress),
+        ):
+            keras.utils.get_file(
+                temporary.name, url, cache_subdir=temporary.parent
+            )
+            check(temporary)
+    finally:
+        socket.setdefaulttimeout(default_timeout)
+
+
+def check_digest(path: Path, digest: str) -> None:
+    """Checks a file against a digest such as `"sha256:0a1b2c3d"`.
+
+    The digits may be the first ones only, as in the names of PyTorch's files.
+
+    Raises:
+        InputError: The file has another digest.
+    """
+    algorithm, digits = digest.split(":")
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+    if not found.startswith(digits):
+        raise InputError(
+            f"its {algorithm} is {found[: len(digits)]}, not {digits}"
+        )

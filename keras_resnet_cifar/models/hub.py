@@ -1,0 +1,38 @@
+"""The Hugging Face Hub, by its own client, which is an extra."""
+
+from pathlib import Path
+from typing import Any
+
+from keras_resnet_cifar.data.checks import explained
+
+MODEL = "last.keras"  # the model's file in a repository
+
+
+def import_hub() -> Any:
+    """Returns the module `huggingface_hub`.
+
+    Raises:
+        InputError: It is not installed; the message names the extra.
+    """
+    remedy = "pip install 'keras_resnet_cifar[huggingface]'"
+    with explained("the Hugging Face Hub needs huggingface_hub", remedy):
+        import huggingface_hub
+
+        return huggingface_hub
+
+
+def fetch_model(repository: str) -> Path:
+    """Returns the `.keras` file of a repository, in the client's own cache.
+
+    Args:
+        repository: `"user/name"`, as `push_to_hub` made it.
+
+    Raises:
+        InputError: `huggingface_hub` is not installed, or has no such file.
+    """
+    client = import_hub()
+    with explained(
+        f"cannot fetch {MODEL} of {repository} from the Hugging Face Hub",
+        "check the name, the network, HF_ENDPOINT and HF_TOKEN",
+    ):
+        return Path(client.hf_hub_download(repository, MODEL))

@@ -1,0 +1,116 @@
+"""Finds trained weights, and copies them into a net of `assemble`."""
+
+import contextlib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_resnet_cifar.data.downloads import check_digest, download
+from keras_resnet_cifar.data.load import keras_home
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.files import check_zip
+from keras_resnet_cifar.models import hub
+from keras_resnet_cifar.models import weights as table
+from keras_resnet_cifar.models.saving import load_model
+from keras_resnet_cifar.pytorch.checkpoints import load_torch_checkpoint
+from keras_resnet_cifar.pytorch.files import FORMATS
+
+
+def load_donor(
+    weights: str | Path,
+    arch: str,
+    num_classes: int | None = None,
+    normalization: Any = None,
+) -> keras.Model:
+    """Returns a model that has the weights, to be copied from.
+
+    Args:
+        weights: As in `build_resnet`.
+        arch: The name of the net that they must be of.
+        num_classes: The number of classes that they must have, if known.
+        normalization: That of a PyTorch checkpoint which does not tell.
+
+    Raises:
+        InputError: There are no such weights, they are of another net, or they
+            cannot be had.
+    """
+    row = table.find_weights(weights, arch)
+    text = str(weights)
+    if row is not None:
+        path = fetch(row)
+    elif text.startswith(table.HUB):
+        path = hub.fetch_model(text.removeprefix(table.HUB))
+    else:
+        path = Path(weights)
+    if path.suffix in FORMATS:
+        donor = load_torch_checkpoint(path, normalization=normalization)
+    else:
+        donor = load_model(path)
+    names = {layer.name for layer in donor.layers}
+    if donor.name != arch or "normalization" not in names:
+        raise InputError(f"weights={text!r} are of {donor.name}, not {arch}")
+    classes = donor.output_shape[-1]
+    if num_classes not in (None, classes):
+        raise InputError(
+            f"weights={text!r} have {classes} classes, not {num_classes}: omit "
+            f"num_classes={num_classes}, or put a new head on them by "
+            "fine-tuning"
+        )
+    return donor
+
+
+def copy_weights(donor: keras.Model, model: keras.Model) -> None:
+    """Copies the weights of a net into another of the same name.
+
+    Raises:
+        InputError: They differ in more than their weights.
+    """
+    theirs, ours = (
+        {v.path: tuple(v.shape) for v in net.weights} for net in (donor, model)
+    )
+    if theirs != ours:
+        path = next(p for p in [*ours, *theirs] if theirs.get(p) != ours.get(p))
+        raise InputError(
+            f"the weights are of another {donor.name}: {path} has shape "
+            f"{theirs.get(path)}, not {ours.get(path)}"
+        )
+    model.set_weights(donor.get_weights())
+
+
+def fetch(row: table.Weights) -> Path:
+    """Returns the file of a row, downloaded if need be, and verified.
+
+    Downloads are kept in the folder models of Keras's home.
+
+    Raises:
+        InputError: It cannot be had, or is not the published one.
+    """
+    if "://" not in row.where:
+        shipped = table.SHIPPED / row.where
+        try:
+            check_digest(shipped, row.digest)
+        except InputError as error:
+            raise InputError(
+                f"{shipped} is damaged ({error}): install the package again"
+            ) from None
+        return shipped
+    name = Path(row.where).name
+    path = keras_home() / "models" / name.removesuffix(".zip")
+    if path.is_file():
+        with contextlib.suppress(InputError):  # else it is downloaded again
+            check_digest(path, row.digest)
+            return path
+
+    def check(temporary):
+        if name.endswith(".zip"):
+            check_zip(temporary)
+            with zipfile.ZipFile(temporary) as archive:
+                content = archive.read(path.name)
+            temporary.write_bytes(content)
+        check_digest(temporary, row.digest)
+
+    remedy = f"check the network, or put a copy of {path.name} there"
+    download(row.where, path, check, remedy)
+    return path
