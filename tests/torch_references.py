@@ -3,9 +3,66 @@
 import torch
 from torch import nn
 
-from benchmarks.torch_nets import Net
+from benchmarks import torch_nets
 
-__all__ = ["Net", "normalized", "randomized"]
+
+def Net(scheme, **shape):
+    """A net with the module names of a scheme; see `torch_nets.Net`."""
+    if scheme == "imgclsmob":
+        return Pytorchcv(**shape)
+    return torch_nets.Net(scheme, **shape)
+
+
+class ConvBlock(nn.Sequential):
+    """A convolution `conv`, its BatchNorm `bn`, and maybe a ReLU."""
+
+    def __init__(self, layer, active=True):
+        super().__init__()
+        self.conv = layer
+        self.bn = nn.BatchNorm2d(layer.out_channels)
+        if active:
+            self.activ = nn.ReLU()
+
+
+class Unit(nn.Module):
+    def __init__(self, inputs, width, stride, bottleneck):
+        super().__init__()
+        layers = torch_nets.convolutions(inputs, width, stride, bottleneck)
+        self.body = nn.Sequential()
+        for i, layer in enumerate(layers, start=1):
+            active = layer is not layers[-1]
+            self.body.add_module(f"conv{i}", ConvBlock(layer, active))
+        outputs = layers[-1].out_channels
+        if stride > 1 or inputs != outputs:
+            projection = torch_nets.conv(inputs, outputs, 1, stride)
+            self.identity_conv = ConvBlock(projection, active=False)
+
+    def forward(self, x):
+        shortcut = getattr(self, "identity_conv", lambda x: x)
+        return torch.relu(self.body(x) + shortcut(x))
+
+
+class Pytorchcv(nn.Module):
+    """osmr/imgclsmob's `CIFARResNet`."""
+
+    def __init__(self, widths, blocks, bottleneck=False, classes=10):
+        super().__init__()
+        inputs = widths[0]
+        self.features = nn.Sequential()
+        stem = ConvBlock(torch_nets.conv(3, inputs, 3))
+        self.features.add_module("init_block", stem)
+        for i, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+            stage = nn.Sequential()
+            for j in range(count):
+                stride = 2 if i and not j else 1
+                unit = Unit(inputs, width, stride, bottleneck)
+                stage.add_module(f"unit{j + 1}", unit)
+                inputs = width * (4 if bottleneck else 1)
+            self.features.add_module(f"stage{i + 1}", stage)
+        self.output = nn.Linear(inputs, classes)
+
+    def forward(self, x):
+        return self.output(self.features(x).mean((2, 3)))
 
 
 def randomized(net, seed=0):

@@ -6,16 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from keras_resnet_cifar.cli import options, runs
-from keras_resnet_cifar.errors import InputError, unknown
-from keras_resnet_cifar.finetuning.backbones import BACKBONES, FREEZE
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.finetuning.backbones import (
+    BACKBONES,
+    FREEZE,
+    check_backbone,
+)
 from keras_resnet_cifar.finetuning.phases import PhasedDirectory
 from keras_resnet_cifar.training.recipes import FINETUNING, get_recipe
 
-_NAMES = f"{', '.join(BACKBONES)}, or a .keras file of this package"
+_NAMES = (
+    f"{', '.join(BACKBONES)}, a .keras file of this package, or with --weights "
+    "a net such as resnet20"
+)
 _WEIGHTS = (
     "imagenet, hub (KerasHub's; needs the extra hub), none, or a file: "
     "PyTorch's, or keras.applications' without the top (default: imagenet; a "
-    ".keras file brings its own)"
+    ".keras file brings its own); for other nets a name that the list command "
+    "shows, such as cifar10, hf://user/name, or a file"
 )
 _SIZE = (
     "side in pixels to which the images are resized for the backbone "
@@ -53,8 +61,7 @@ def run(args: argparse.Namespace) -> None:
 def _new(args: argparse.Namespace) -> runs.Request:
     if args.backbone is None:
         raise InputError(f"give a --backbone: {_NAMES}")
-    if args.backbone not in BACKBONES and not args.backbone.endswith(".keras"):
-        raise unknown("backbone", args.backbone, [*BACKBONES, "a .keras file"])
+    check_backbone(args.backbone, args.weights or "imagenet")
     changes = runs.recipe_changes(args) | {"dataset": args.dataset}
     recipe = get_recipe(args.recipe or FINETUNING, **changes)
     net = Path(args.backbone).stem

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from keras_resnet_cifar.cli import options
 from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.models.architectures import RULE, list_architectures
+from keras_resnet_cifar.models.weights import list_weights
 from keras_resnet_cifar.training.recipes import RECIPES
 
 
@@ -16,7 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """List architectures, recipes and datasets."""
+    """List architectures, recipes, datasets and trained weights."""
     nets = list_architectures()
     recipes = [asdict(recipe) for recipe in RECIPES.values()]
     datasets = [
@@ -25,7 +26,8 @@ def run(args: argparse.Namespace) -> None:
     ]
     if args.json:
         tables = {"architectures": nets, "recipes": recipes}
-        print(json.dumps(tables | {"datasets": datasets}, indent=2))
+        tables |= {"datasets": datasets, "weights": list_weights()}
+        print(json.dumps(tables, indent=2))
         return
     print(f"architectures, by the rule {RULE}:")
     for row in nets:
@@ -43,3 +45,10 @@ def run(args: argparse.Namespace) -> None:
     print("datasets:")
     for row in datasets:
         print(f"  {row['name']:<24}{row['classes']} classes: {row['summary']}")
+    print("weights:")
+    for row in list_weights():
+        print(
+            f"  {row['name']:<24}{row['arch']} on {row['dataset']}: top-1 "
+            f"{row['top1']:.2%}, {row['recipe']}, {row['licence']}\n"
+            f"  {'':<24}{row['where']}"
+        )

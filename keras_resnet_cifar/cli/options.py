@@ -11,6 +11,10 @@ from keras_resnet_cifar.evaluation.metrics import top1_interval
 from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.training.run_directory import find_run
 
+WEIGHTS = (
+    "trained weights to start from: a name that the list command shows for the "
+    "net, hf://user/name, or a .keras or PyTorch file"
+)
 _METAVARS = {str: "VALUE", int: "N", float: "X", Path: "PATH"}
 
 

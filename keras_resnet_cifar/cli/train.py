@@ -7,6 +7,7 @@ from keras_resnet_cifar.cli import options, runs
 from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models import architectures
+from keras_resnet_cifar.models.weights import find_weights
 from keras_resnet_cifar.training.recipes import DEFAULT, Recipe, get_recipe
 from keras_resnet_cifar.training.run_directory import RunDirectory
 
@@ -19,6 +20,7 @@ _ARCH = (
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `train`."""
     options.add(parser, "--arch", str, _ARCH)
+    options.add(parser, "--weights", str, options.WEIGHTS)
     options.add(parser, "--tensorboard", bool, "write TensorBoard logs too")
     dataset = "the dataset of --recipe if given, otherwise shapes"
     runs.add_run_options(parser, DEFAULT, dataset)
@@ -39,7 +41,10 @@ def _new(args: argparse.Namespace) -> runs.Request:
         **runs.recipe_changes(args),
     )
     recipe = get_recipe(recipe, dataset=args.dataset)
-    return runs.new_run(args, recipe, architectures.parse(recipe.arch).name)
+    net = architectures.parse(recipe.arch).name
+    if args.weights:
+        find_weights(args.weights, net)
+    return runs.new_run(args, recipe, net)
 
 
 def _new_model(args: Any, request: runs.Request, data: Any) -> Any:
@@ -48,8 +53,11 @@ def _new_model(args: Any, request: runs.Request, data: Any) -> Any:
     recipe = request.settings["recipe"]
     # Images of one's own are normalized like ImageNet's.
     statistics = data.name if data.name in DATASETS else "imagenet"
+    if args.weights:
+        statistics = "auto"
     return build_resnet(
         recipe.arch,
+        weights=args.weights,
         num_classes=data.num_classes,
         input_shape=data.train.images.shape[1:],
         normalization=recipe.normalization or statistics,
@@ -66,4 +74,5 @@ def _resumed(args: argparse.Namespace) -> runs.Request:
             "config.json or start a new run"
         ) from error
     arch = args.arch and architectures.parse(args.arch).name
-    return runs.resumed_run(args, config, recipe, {"arch": arch})
+    changes = {"arch": arch, "weights": args.weights}
+    return runs.resumed_run(args, config, recipe, changes)

@@ -51,6 +51,12 @@ def download(
         socket.setdefaulttimeout(default_timeout)
 
 
+def file_digest(path: Path, algorithm: str) -> str:
+    """Returns the digest of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
 def check_digest(path: Path, digest: str) -> None:
     """Checks a file against a digest such as `"sha256:0a1b2c3d"`.
 
@@ -60,8 +66,7 @@ def check_digest(path: Path, digest: str) -> None:
         InputError: The file has another digest.
     """
     algorithm, digits = digest.split(":")
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, algorithm).hexdigest()
+    found = file_digest(path, algorithm)
     if not found.startswith(digits):
         raise InputError(
             f"its {algorithm} is {found[: len(digits)]}, not {digits}"

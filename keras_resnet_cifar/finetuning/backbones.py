@@ -1,6 +1,11 @@
 """The table of backbones that come with ImageNet weights."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from keras_resnet_cifar.errors import unknown
+from keras_resnet_cifar.models import architectures
+from keras_resnet_cifar.models.weights import find_weights
 
 # What stays frozen in fine-tuning: the whole backbone, the stem and the stages
 # up to one, or nothing.
@@ -66,3 +71,17 @@ BACKBONES = {
         _keras("ResNet152V2", "tf"),
     )
 }
+
+
+def check_backbone(name: str | Path, weights: str | Path) -> None:
+    """Raises `InputError` for a backbone that is none, or has no such weights.
+
+    The arguments are those of `build_finetuned`. A name of `BACKBONES` or of a
+    file is not looked into.
+    """
+    if name in BACKBONES or str(name).endswith(".keras"):
+        return
+    if weights in ("imagenet", "none", "hub"):
+        others = ["a .keras file", "with weights= a net such as resnet20"]
+        raise unknown("backbone", name, [*BACKBONES, *others])
+    find_weights(weights, architectures.parse(str(name)).name)

@@ -52,16 +52,18 @@ def build_finetuned(
     float32 logits `[N, num_classes]`. All its layers are stock Keras layers.
 
     Args:
-        backbone: A name of `BACKBONES`, or the `.keras` file of a classifier
-            whose head starts with `GlobalAveragePooling2D`, as in
-            `build_resnet`; it brings its normalization and weights.
+        backbone: A name of `BACKBONES`, another of `build_resnet` with its
+            `weights`, or the `.keras` file of a classifier whose head starts
+            with `GlobalAveragePooling2D`, as in `build_resnet`. The last two
+            bring their normalization and image size.
         num_classes: Number of logits.
         weights: `"imagenet"`, `"none"` (random), `"hub"` (KerasHub's ImageNet
             weights, for resnet18, 50, 101 and 152) or a file: PyTorch's (.th,
             .pt, .pth, .safetensors) or `keras.applications`' (.h5, without the
-            top).
+            top). For another net of `build_resnet` its `weights`, such as
+            `"cifar10"`.
         image_size: Side of the images inside the net, 32 to 1024 pixels; by
-            default 224, or that of the `.keras` file's net.
+            default 224, or that of the net of `build_resnet` or of the file.
         input_shape: `(H, W, 3)` of the images.
         freeze, train_norm: See `freeze_backbone`.
 

@@ -9,8 +9,12 @@ import numpy as np
 from keras.layers import GlobalAveragePooling2D
 
 from keras_resnet_cifar.data.load import keras_home
-from keras_resnet_cifar.errors import InputError, one_line, unknown
-from keras_resnet_cifar.finetuning.backbones import BACKBONES, IMAGE_SIZE
+from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.finetuning.backbones import (
+    BACKBONES,
+    IMAGE_SIZE,
+    check_backbone,
+)
 from keras_resnet_cifar.models.cloning import clone_with
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import load_model
@@ -42,9 +46,11 @@ def load_backbone(
                 f"weights={str(weights)!r}: {name} brings its own weights; "
                 "omit weights="
             )
-        return _from_keras_file(Path(name), image_size)
+        return _own_net(load_model(name), name, image_size)
+    check_backbone(name, weights)
     if name not in BACKBONES:
-        raise unknown("backbone", name, [*BACKBONES, "a .keras file"])
+        net = build_resnet(str(name), weights=weights)
+        return _own_net(net, name, image_size)
     row, weights = BACKBONES[str(name)], str(weights)
     side = _checked_size(image_size, IMAGE_SIZE)
     if weights == "hub":
@@ -76,19 +82,18 @@ def _checked_size(size, default):
     return int(size)
 
 
-def _from_keras_file(path, image_size):
-    """Returns the net of a `.keras` file up to its head, with normalization."""
-    model = load_model(path)
+def _own_net(model, name, image_size):
+    """Returns a net like ours up to its head, with its normalization."""
     pools = [x for x in model.layers if isinstance(x, GlobalAveragePooling2D)]
     if not pools:
         raise InputError(
-            f"{path} has no GlobalAveragePooling2D, where its head would start:"
+            f"{name} has no GlobalAveragePooling2D, where its head would start:"
             " give a net of this package"
         )
     height, width = model.input_shape[1:3]
     if height != width and image_size is None:
         raise InputError(
-            f"{path} takes {height} x {width} images: give image_size="
+            f"{name} takes {height} x {width} images: give image_size="
         )
     side = _checked_size(image_size, height)
     return _backbone(model.input, pools[-1].input, side), None, side

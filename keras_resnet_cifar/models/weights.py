@@ -13,7 +13,7 @@ from keras_resnet_cifar.errors import InputError, unknown
 from keras_resnet_cifar.pytorch.files import FORMATS
 
 SHIPPED = Path(__file__).with_name("shipped")
-TABLE = SHIPPED / "weights.json"
+LARGEST, LARGEST_TOGETHER = 1_200_000, 5_000_000  # bytes of its files
 HUB = "hf://"  # starts the names of repositories at the Hugging Face Hub
 _GITHUB = "https://github.com"
 
@@ -54,9 +54,10 @@ class Weights:
     where: str
 
 
-def read_shipped() -> list[Weights]:
-    """Returns the rows of the weights in the package."""
-    return [Weights(**row) for row in json.loads(TABLE.read_text("utf-8"))]
+def read_shipped(folder: Path = SHIPPED) -> list[Weights]:
+    """Returns the rows of the package's weights, or of a folder like it."""
+    text = (folder / "weights.json").read_text("utf-8")
+    return [Weights(**row) for row in json.loads(text)]
 
 
 def _chenyaofo(dataset, depth, digits, top1):

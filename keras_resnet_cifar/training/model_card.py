@@ -2,16 +2,29 @@
 
 from typing import Any
 
+_USE = """\
+    import keras
+    model = keras.saving.load_model("last.keras")
+    logits = model.predict(images)
+
+The files hold stock Keras layers only and load on every backend.
+"""
+
 
 def model_card(
-    config: dict[str, Any], epochs: int, metrics: dict[str, Any]
+    config: dict[str, Any],
+    epochs: int,
+    metrics: dict[str, Any],
+    use: str = _USE,
 ) -> str:
     """Returns the model card of a run as Markdown.
 
     Args:
         config: The config of the run.
         epochs: Epochs done.
-        metrics: Its test metrics, `{"last": ..., "best": ...}`.
+        metrics: Its test metrics, `{"last": ..., "best": ...}`, or those of
+            another file by its name without `.keras`.
+        use: How to load the model.
     """
     recipe, data = config["recipe"], config["dataset"]
     rows = "\n".join(
@@ -23,13 +36,19 @@ def model_card(
     best = "had the best accuracy on the validation split."
     if "best" not in metrics:
         best = "is the same epoch, without a validation split to choose by."
+    files = f"`last.keras` is the last epoch, `best.keras` {best}"
+    if metrics and "last" not in metrics:
+        files = "These are the weights of the last epoch, as float16."
+    start = config.get("weights")
+    start = f", started from the weights {start}" if start else ""
+    classes = [_by_class(x, row["test"]) for x, row in metrics.items()][:1]
     return f"""\
 # {config["arch"]} on {data["name"]}
 
 | | |
 | --- | --- |
 | architecture | {config["arch"]}, {config["parameters"]:,} trainable \
-parameters |
+parameters{start} |
 | input | raw images, uint8 or float in 0 to 255, `[N, H, W, 3]` |
 | output | logits, float32 `[N, {len(data["class_names"])}]` |
 | data | {data["name"]}: {data["train"]:,} train, {data["validation"]:,} \
@@ -47,14 +66,39 @@ seed {config["seed"]}, {config["precision"]} |
 | --- | --- | --- | --- | --- | --- |
 {rows}
 
-`last.keras` is the last epoch; the test split was not used to choose \
-anything. `best.keras` {best}
+{files} The test split was not used to choose anything.
+{"".join(classes)}
+## Limits
+
+- It knows the {len(data["class_names"])} classes of {data["name"]} only: an \
+image of anything else gets one of them too, at times with a high probability.
+- Its accuracy and its calibration were measured on the test split of \
+{data["name"]}. Expect less of photos from elsewhere, enlarged or reduced to \
+this size, blurred or noisy. Images made to deceive it were not tried.
 
 ## Use
 
-    import keras
-    model = keras.saving.load_model("last.keras")
-    logits = model.predict(images)
+{use}"""
 
-The files hold stock Keras layers only and load on every backend.
+
+def _by_class(name: str, test: dict[str, Any]) -> str:
+    """Returns the results of each class, and how well they are calibrated."""
+    names = list(test["per_class"])
+    rows = []
+    for i, top1 in enumerate(test["per_class"].values()):
+        counts = test["confusion"][i]
+        others = [*counts[:i], -1, *counts[i + 1 :]]
+        other = max(range(len(others)), key=others.__getitem__)
+        wrong = f"{names[other]} ({others[other]})" if others[other] > 0 else ""
+        share = "" if top1 is None else f"{top1:.2%}"
+        rows.append(f"| {names[i]} | {sum(counts)} | {share} | {wrong} |")
+    return f"""
+## Results of each class, {name}.keras
+
+| class | images | top-1 | most often taken for |
+| --- | --- | --- | --- |
+{chr(10).join(rows)}
+
+The expected calibration error is {test["ece"]:.4f}: the average gap between \
+the probability of the predicted class and the share that is right, in 15 bins.
 """

@@ -153,7 +153,8 @@ def train(
     directory = RunDirectory(Path(output_dir)) if output_dir else None
     saved = _saved_config(directory, config) if resume else config
     config["deterministic"] |= saved.get("deterministic", False)
-    config["class_weight"] = saved.get("class_weight")
+    for key in ("class_weight", "weights"):
+        config[key] = saved.get(key)
     if directory is not None and not resume:
         directory.check_unused()
         files.make_folder(directory.path)
@@ -216,6 +217,7 @@ def run_config(
     """Returns everything needed to repeat a run, as JSON."""
     return {
         "arch": model.name,
+        "weights": getattr(model, "pretrained", None),
         "parameters": sum(math.prod(w.shape) for w in model.trainable_weights),
         "dataset": {
             "name": data.name,

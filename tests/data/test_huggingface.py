@@ -5,12 +5,12 @@ import os
 import socket
 import threading
 import zlib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from data_files import parquet, png
+from helpers import serve
 
 from keras_resnet_cifar.data import downloads, huggingface
 from keras_resnet_cifar.data.datasets import FINE_TO_COARSE
@@ -58,34 +58,21 @@ def host(monkeypatch, tmp_path):
         files=files(), requested=[], cut=0, wait=None, cache=tmp_path
     )
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            state.requested.append(self.path)
-            content = state.files.get(self.path)
-            if content is None:
-                self.send_error(404)
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if state.wait:
-                state.wait.wait()
-            self.wfile.write(content[: len(content) - state.cut])
+    def answer(method, path, body):
+        state.requested.append(path)
+        content = state.files.get(path)
+        if content is None:
+            return 404, {}, b""
+        if state.wait:
+            state.wait.wait()
+        whole = {"Content-Length": len(content)}
+        return 200, whole, content[: len(content) - state.cut]
 
-        def log_message(self, *args):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        monkeypatch.setenv(
-            "HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}/"
-        )
+    with serve(answer) as address:
+        monkeypatch.setenv("HF_ENDPOINT", f"{address}/")
         monkeypatch.setenv("KERAS_HOME", str(tmp_path))
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         yield state
-        server.shutdown()
-        thread.join()
 
 
 def load(name="cifar10", **kwargs):

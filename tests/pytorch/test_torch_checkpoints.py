@@ -31,6 +31,8 @@ CASES = {
     "akamaster B": ("akamaster", THREE),
     "chenyaofo bottleneck": ("chenyaofo", {**THREE, **DEEP}),
     "chenyaofo": ("chenyaofo", THREE),
+    "imgclsmob bottleneck": ("imgclsmob", {**THREE, **DEEP}),
+    "imgclsmob": ("imgclsmob", {**THREE, "classes": 100}),
     "kuangliu 3x3": ("kuangliu", {**FOUR, "kind": "conv3x3"}),
     "kuangliu": ("kuangliu", FOUR),
     "kuangliu bottleneck": ("kuangliu", {**FOUR, **DEEP}),
@@ -263,6 +265,10 @@ MISFITS = {
         renamed("layer2.1.conv1.weight", "layer2.7.conv1.weight"),
         ("missing", "unexpected"),
     ),
+    "a unit without a number": (
+        renamed("layer2.1.conv1.weight", "layer2.01.conv1.weight"),
+        ("unexpected: layer2.01.conv1.weight",),
+    ),
     "a name twice": (
         replaced("module.linear.bias", torch.zeros(10)),
         ("linear.bias twice",),
@@ -306,6 +312,7 @@ def test_a_given_arch_is_checked(small, tmp_path):
         ("akamaster", 100, "cifar", "imagenet"),
         ("chenyaofo", 10, "cifar", (0.4914, 0.4822, 0.4465)),
         ("chenyaofo", 100, "cifar", (0.5070, 0.4865, 0.4409)),
+        ("imgclsmob", 100, "cifar", (0.4914, 0.4822, 0.4465)),
         ("kuangliu", 10, "cifar", (0.4914, 0.4822, 0.4465)),
         ("kuangliu", 20, "cifar", "cifar100-coarse"),
         (
@@ -347,7 +354,7 @@ def test_without_a_known_number_of_classes_it_must_be_named(tmp_path):
 # A net of ours -> the schemes that have such nets.
 FITTING = {
     "resnet8": ({}, ["akamaster"]),
-    "resnet8-projection": ({}, ["akamaster", "chenyaofo"]),
+    "resnet8-projection": ({}, ["akamaster", "chenyaofo", "imgclsmob"]),
     "resnet8-preact": ({}, []),
     "resnet18": (
         {"widths": (4, 8, 12, 16)},
@@ -378,7 +385,7 @@ def test_a_scheme_without_such_nets_names_those_of_as_many_stages(
             "schemes of 4 stages: kuangliu, kuangliu-preact, weiaicunzai, "
             "torchvision"
             if "resnet18" in arch
-            else "schemes of 3 stages: akamaster, chenyaofo"
+            else "schemes of 3 stages: akamaster, chenyaofo, imgclsmob"
         )
         with pytest.raises(InputError, match=f"{remedy}$"):
             save_torch_checkpoint(model, path, scheme)

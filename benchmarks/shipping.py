@@ -1,0 +1,142 @@
+"""Puts the weights of a finished run into the package, as float16."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_resnet_cifar.data.downloads import file_digest
+from keras_resnet_cifar.data.load import load_dataset
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.evaluation.evaluate import evaluate
+from keras_resnet_cifar.files import make_folder, write_json, write_text
+from keras_resnet_cifar.models.cloning import clone_with
+from keras_resnet_cifar.models.resnet import build_resnet
+from keras_resnet_cifar.models.saving import load_model, save_model
+from keras_resnet_cifar.models.weights import (
+    LARGEST,
+    LARGEST_TOGETHER,
+    SHIPPED,
+    Weights,
+    read_shipped,
+)
+from keras_resnet_cifar.training.model_card import model_card
+from keras_resnet_cifar.training.run_directory import RunDirectory, resume_keys
+
+CARDS = Path(__file__).parents[1] / "docs" / "weights"
+
+
+def ship(
+    runs: Sequence[Path],
+    name: str,
+    data_dir: Path | None = None,
+    shipped: Path = SHIPPED,
+    cards: Path = CARDS,
+) -> Weights:
+    """Ships the last epoch of the first run; the others only give the mean.
+
+    Writes the file, its row in weights.json and its model card. The accuracy
+    in them is that of the file as `build_resnet` loads it.
+
+    Args:
+        runs: Finished runs that differ in nothing but their seed.
+        name: What `build_resnet(weights=...)` will call them.
+        data_dir: Where the data are now, if not where they were.
+        shipped, cards: The folders to write to.
+
+    Returns:
+        The row of the table.
+
+    Raises:
+        InputError: A run is not finished or differs, or the file is too large.
+    """
+    run, config, metrics = _read(runs)
+    recipe, arch = config["recipe"], config["arch"]
+    moved = {"data_dir": str(data_dir)} if data_dir else {}
+    data = load_dataset(**config["request"] | moved)
+    make_folder(cards)
+    path = shipped / f"{name}-{arch}.keras"
+    save_model(clone_with(load_model(run.last), _as_float16), path)
+    try:
+        size = _checked_size(path)
+        model = build_resnet(arch, weights=path)
+        result = evaluate(model, data.test, data.class_names)
+    except InputError:
+        path.unlink()
+        raise
+    row = Weights(
+        name=name,
+        arch=arch,
+        dataset=data.name,
+        recipe=recipe["name"],
+        epochs=recipe["epochs"],
+        top1=result.top1,
+        top1_mean=float(np.mean([m["last"]["test"]["top1"] for m in metrics])),
+        seeds=len(runs),
+        normalization=recipe["normalization"] or data.name,
+        size=size,
+        digest=f"sha256:{file_digest(path, 'sha256')}",
+        licence="Apache-2.0",
+        where=path.name,
+    )
+    key = (row.name, row.arch)
+    rows = [r for r in read_shipped(shipped) if (r.name, r.arch) != key]
+    rows = sorted([*rows, row], key=lambda row: row.where)
+    write_json(shipped / "weights.json", [asdict(row) for row in rows])
+    epoch = metrics[0]["last"]["epoch"]
+    measured = {path.stem: {"epoch": epoch, "test": result.to_json()}}
+    card = model_card(config, epoch, measured, _use(row))
+    write_text(cards / f"{path.stem}.md", card)
+    return row
+
+
+def _read(runs):
+    """Returns the first run, its config, and the metrics of all runs."""
+    configs, metrics = [], []
+    for path in runs:
+        run = RunDirectory(path)
+        configs.append(run.read_config())
+        if not (run.metrics.is_file() and run.last.is_file()):
+            raise InputError(f"{path} is not finished: resume it first")
+        metrics.append(json.loads(run.metrics.read_text("utf-8")))
+        keys = [resume_keys(config) | {"seed": 0} for config in configs]
+        if keys[-1] != keys[0]:
+            raise InputError(
+                f"{path} differs from {runs[0]} in more than its seed: leave it"
+            )
+    if len({config["seed"] for config in configs}) < len(runs):
+        raise InputError("two runs have the same seed: leave one of them")
+    return RunDirectory(runs[0]), configs[0], metrics
+
+
+def _as_float16(
+    layer: keras.layers.Layer, config: dict[str, Any]
+) -> tuple[type, dict]:
+    return type(layer), config | ({"dtype": "float16"} if layer.weights else {})
+
+
+def _checked_size(path):
+    size = path.stat().st_size
+    total = sum(file.stat().st_size for file in path.parent.glob("*.keras"))
+    if size > LARGEST or total > LARGEST_TOGETHER:
+        raise InputError(
+            f"{path} has {size:,} bytes, and all together {total:,}: ship a "
+            f"smaller net (limits: {LARGEST:,} and {LARGEST_TOGETHER:,})"
+        )
+    return size
+
+
+def _use(row):
+    return f"""\
+    import keras_resnet_cifar as krc
+    model = krc.build_resnet("{row.arch}", weights="{row.name}")
+    logits = model.predict(images)
+
+The file {row.where}, {row.size:,} bytes, {row.digest}, licence {row.licence},
+is part of the package. The mean top-1 of runs by this recipe, before the
+rounding to float16, is {row.top1_mean:.2%} (seeds: {row.seeds}).
+"""

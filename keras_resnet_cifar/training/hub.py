@@ -1,0 +1,126 @@
+"""Publishes a run at the Hugging Face Hub."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from keras_resnet_cifar.data.checks import explained
+from keras_resnet_cifar.data.huggingface import REPOSITORIES
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.files import with_checksum, write_json
+from keras_resnet_cifar.models.hub import MODEL, import_hub
+from keras_resnet_cifar.models.weights import HUB
+from keras_resnet_cifar.training.model_card import model_card
+from keras_resnet_cifar.training.run_directory import RunDirectory
+from keras_resnet_cifar.training.train import Run
+
+
+def push_to_hub(
+    run: str | Path | Run,
+    repository: str,
+    *,
+    private: bool | None = None,
+    license: str = "apache-2.0",
+) -> str:
+    """Publishes a finished run at the Hugging Face Hub.
+
+    The repository gets last.keras, config.json, metrics.json, history.csv,
+    curves.png and a model card with a `model-index`. It is made if need be; the
+    token is the client's own (`hf auth login` or `HF_TOKEN`).
+    `build_resnet(arch, weights="hf://user/name")` loads the weights from there.
+
+    Args:
+        run: A run directory, or a `Run` that has one.
+        repository: `"user/name"`.
+        private: Whether a new repository is private; by default as at the Hub.
+        license: The Hub's identifier of the weights' licence.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        InputError: The run is not finished, `huggingface_hub` is not installed
+            (the extra huggingface), or the Hub refuses.
+
+    Example:
+        >>> push_to_hub("runs/r20", "user/resnet20-cifar10")
+    """
+    client = import_hub()
+    path = run.directory if isinstance(run, Run) else Path(run)
+    if path is None:
+        raise InputError("the run has no folder: train it with output_dir=")
+    directory = RunDirectory(path)
+    config = directory.read_config()
+    config["request"].pop("data_dir", None)  # a folder of this machine
+    with tempfile.TemporaryDirectory() as folder:
+        with explained(f"{path} is not a finished run", "resume it first"):
+            metrics = json.loads(directory.metrics.read_text("utf-8"))
+            for name in ("last", "metrics", "history", "curves"):
+                shutil.copy(getattr(directory, name), folder)
+        write_json(Path(folder, "config.json"), with_checksum(config))
+        card = _card(client, config, metrics, repository, license)
+        card.save(Path(folder, "README.md"))
+        with explained(
+            f"cannot publish {path} as {repository}",
+            "check the name, the network, HF_ENDPOINT and HF_TOKEN",
+        ):
+            api = client.HfApi(library_name="keras_resnet_cifar")
+            made = api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(
+                repo_id=made.repo_id,
+                folder_path=folder,
+                commit_message=f"Publish {config['arch']}",
+            )
+    return str(made)
+
+
+def _card(
+    client: Any,
+    config: dict[str, Any],
+    metrics: dict[str, Any],
+    repository: str,
+    license: str,
+) -> Any:
+    """Returns the `ModelCard` of a run; its results are in `model-index`."""
+    data = Path(config["dataset"]["name"]).name
+    published = REPOSITORIES.get(data, (None,))[0]
+    results = [
+        client.EvalResult(
+            task_type="image-classification",
+            dataset_type=published or data,
+            dataset_name=data,
+            dataset_split="test",
+            metric_type=kind,
+            metric_name=name,
+            metric_value=row["test"][key],
+        )
+        for row in ([metrics["last"]] if metrics else [])
+        for kind, name, key in (
+            ("accuracy", "top-1 of the last epoch", "top1"),
+            ("expected_calibration_error", "15 bins", "ece"),
+        )
+    ]
+    header = client.ModelCardData(
+        license=license,
+        library_name="keras",
+        pipeline_tag="image-classification",
+        tags=["keras", "resnet", config["arch"]],
+        datasets=published and [published],
+        model_name=repository.rpartition("/")[2],
+        eval_results=results or None,
+    )
+    use = f"""\
+    import keras_resnet_cifar as krc
+    model = krc.build_resnet("{config["arch"]}", weights="{HUB}{repository}")
+
+or, without the package, as the file holds stock Keras layers only:
+
+    import huggingface_hub, keras
+    path = huggingface_hub.hf_hub_download("{repository}", "{MODEL}")
+    model = keras.saving.load_model(path)
+"""
+    epochs = metrics["last"]["epoch"] if metrics else config["recipe"]["epochs"]
+    text = model_card(config, epochs, metrics, use)
+    return client.ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}")

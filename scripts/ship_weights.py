@@ -1,0 +1,38 @@
+"""Put the weights of finished runs into the package: see docs/weights.md."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from keras_resnet_cifar.cli import options
+from keras_resnet_cifar.cli.main import Parser
+from keras_resnet_cifar.cli.main import run as run_command
+from keras_resnet_cifar.cli.start import import_keras
+
+
+def run(args: argparse.Namespace) -> None:
+    """Ship the first run's weights; more runs, of other seeds, give a mean."""
+    import_keras()
+    from benchmarks.shipping import ship
+
+    row = ship(args.runs, args.name, args.data_dir)
+    for field, value in vars(row).items():
+        print(f"{field}: {value}")
+
+
+def main() -> int:
+    """Runs the command; returns the exit code."""
+    parser = Parser("scripts/ship_weights.py", description=run.__doc__)
+    parser.set_defaults(run=run, parser=parser, command="ship_weights")
+    runs = "finished run directories that differ in their seed; the first ships"
+    where = "where the data are now (default: where they were)"
+    options.add(parser, "runs", Path, runs, nargs="+", metavar="RUN")
+    options.add(parser, "--name", str, "as in weights=NAME", required=True)
+    options.add(parser, "--data-dir", Path, where)
+    return run_command(parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
