@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import re
 import zipfile
 from types import SimpleNamespace
 
@@ -174,7 +175,7 @@ def test_bad_weights_are_one_line(trained, tmp_path):
     other = keras.Model(inputs, keras.layers.Dense(3)(flat), name="other")
     other.save(tmp_path / "other.keras")
     for words, arch, weights, arguments in (
-        ("did you mean cifar10", "resnet20", "cifar11", {}),
+        ("did you mean", "resnet20", "cifar11", {}),
         ("only for resnet8", "resnet20", "shapes", {}),
         (
             "only for resnet20-projection, resnet32",
@@ -283,7 +284,9 @@ def cut(host):
 
 
 def change(host):
-    host.content = host.content[:-1] + b"?"
+    middle = len(host.content) // 2
+    flipped = bytes([host.content[middle] ^ 1])
+    host.content = host.content[:middle] + flipped + host.content[middle + 1 :]
 
 
 def serve_a_page(host):
@@ -291,15 +294,15 @@ def serve_a_page(host):
 
 
 def forget(host):
-    host.status = 404
+    host.status, host.content = 404, b""
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
         (cut, "got only"),
-        (change, ""),
-        (serve_a_page, ""),
+        (change, r"its sha256 is|does not match its checksum|not a whole zip"),
+        (serve_a_page, "its sha256 is|not a whole zip"),
         (forget, "404"),
     ],
 )
@@ -307,7 +310,7 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(fault, message, host):
     fault(host)
     line = refusal(load, host)
     assert line.startswith(f"cannot download {host.row.where}")
-    assert message in line
+    assert re.search(message, line)
     assert list(host.cache.iterdir()) == []
 
 
