@@ -1,5 +1,6 @@
 """The Hugging Face Hub, by its own client, which is an extra."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,4 +36,7 @@ def fetch_model(repository: str) -> Path:
         f"cannot fetch {MODEL} of {repository} from the Hugging Face Hub",
         "check the name, the network, HF_ENDPOINT and HF_TOKEN",
     ):
-        return Path(client.hf_hub_download(repository, MODEL))
+        endpoint = os.environ.get("HF_ENDPOINT")
+        return Path(
+            client.hf_hub_download(repository, MODEL, endpoint=endpoint)
+        )

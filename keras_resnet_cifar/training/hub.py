@@ -1,6 +1,7 @@
 """Publishes a run at the Hugging Face Hub."""
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -66,7 +67,8 @@ def push_to_hub(
             f"cannot publish {path} as {repository}",
             "check the name, the network, HF_ENDPOINT and HF_TOKEN",
         ):
-            api = client.HfApi(library_name="keras_resnet_cifar")
+            endpoint = os.environ.get("HF_ENDPOINT")
+            api = client.HfApi(endpoint, library_name="keras_resnet_cifar")
             made = api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(
                 repo_id=made.repo_id,
