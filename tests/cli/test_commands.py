@@ -106,6 +106,29 @@ def test_a_run_repeats_from_its_config(trained, fast, run, tmp_path):
         np.testing.assert_array_equal(expected, got)
 
 
+def test_train_starts_from_weights(fast, run, tmp_path, capsys):
+    """And the run knows them."""
+    options = ["--weights", "shapes", "--learning-rate", 1e-9, "--epochs", 1]
+    assert run("train", *fast, *options, "--output-dir", tmp_path / "run") == 0
+    # The data of these tests are shapes, whatever they are called.
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["last"]["test"]["top1"] > 0.9
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["weights"] == "shapes"
+    resume = ["train", "--resume", tmp_path / "run", "--weights", "other"]
+    assert run(*resume) == 2
+    assert "which was 'shapes'" in capsys.readouterr().err
+
+
+def test_finetune_starts_from_weights(data_options, run, tmp_path):
+    options = ["--backbone", "resnet8", "--weights", "shapes"]
+    options += ["--head-epochs", 0, "--epochs", 1, "--batch-size", 64]
+    options += ["--random-resized-crop", 0, *data_options]
+    options += ["--output-dir", tmp_path / "run"]
+    assert run("finetune", *options) == 0
+    assert (tmp_path / "run" / "tuned" / "last.keras").is_file()
+
+
 # --- Bad input
 
 TINY = "the data of this test"  # stands for its options
@@ -136,6 +159,8 @@ BAD_TRAIN = {
     "huge": (["--epochs", "99999999999"], "at most"),
     "cutmix": (["--cutmix", "5"], "--cutmix 5"),
     "no name": (["--arch", ""], "resnet20"),
+    "weights": (["--weights", "cifar11"], "hf://user/name"),
+    "weights of another net": (["--weights", "shapes"], "only for resnet8"),
     "resume": (["--resume", "/nowhere"], "/nowhere"),
     "backup": (["--backup-every", "often"], "--backup-every often"),
     "tensorboard": (["--tensorboard", "--data-dir"], "--data-dir"),

@@ -21,6 +21,7 @@ from keras_resnet_cifar.errors import (
 )
 from keras_resnet_cifar.finetuning.backbones import BACKBONES
 from keras_resnet_cifar.models.architectures import list_architectures
+from keras_resnet_cifar.models.weights import list_weights
 from keras_resnet_cifar.pytorch.schemes import SCHEMES
 from keras_resnet_cifar.training import train
 from keras_resnet_cifar.training.recipes import OPTIONS, RECIPES
@@ -161,7 +162,8 @@ def test_list_shows_the_tables(run, capsys):
     assert run("list") == 0
     text = capsys.readouterr().out
     names = [row["name"] for row in list_architectures()]
-    for word in (*RECIPES, *DATASETS, *names, "19,421,274"):
+    weights = [row["where"] for row in list_weights()]
+    for word in (*RECIPES, *DATASETS, *names, *weights, "19,421,274"):
         assert word in text
     assert run("list", "--json") == 0
     tables = json.loads(capsys.readouterr().out)

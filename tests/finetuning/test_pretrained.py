@@ -20,6 +20,7 @@ from keras_resnet_cifar.finetuning.finetune import (
 )
 from keras_resnet_cifar.models.nets import leaf_layers
 from keras_resnet_cifar.models.normalization import IMAGENET, preprocess_input
+from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import load_model
 
 slow = pytest.mark.slow
@@ -203,6 +204,17 @@ def test_own_net_brings_its_weights_and_normalization(own_net):
     assert model.name == "finetuned-own"
 
 
+def test_a_named_net_with_its_weights():
+    model = build_finetuned("resnet8", 5, weights="shapes")
+    assert model.get_layer("backbone").input_shape == (None, 32, 32, 3)
+    source = build_resnet("resnet8", weights="shapes")
+    backbone = model.get_layer("backbone")
+    for one, other in zip(
+        backbone.get_weights(), source.get_weights()[:-2], strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_own_net_at_another_size(own_net):
     model = build_finetuned(own_net, 5, image_size=np.int64(48))
     assert model.input_shape == (None, 32, 32, 3)
@@ -281,6 +293,9 @@ def test_a_copy_in_the_cache_of_torch_is_taken(downloads, tmp_path):
     ("backbone", "arguments", "part"),
     [
         ("resnet19", {}, "resnet18"),
+        ("resnet20", {}, "with weights= a net such as resnet20"),
+        ("resnet19", {"weights": "shapes"}, "no ResNet of basic blocks"),
+        ("resnet20", {"weights": "shapes"}, "only for resnet8"),
         ("nowhere.keras", {}, "no model at"),
         ("nowhere.keras", {"weights": "none"}, "omit weights="),
         ("resnet18", {"weights": "imagnet"}, "'imagenet', 'none'"),
