@@ -6,11 +6,11 @@ from torch import nn
 from benchmarks import torch_nets
 
 
-def Net(scheme, **shape):
+def Net(scheme, *arguments, **shape):
     """A net with the module names of a scheme; see `torch_nets.Net`."""
     if scheme == "imgclsmob":
-        return Pytorchcv(**shape)
-    return torch_nets.Net(scheme, **shape)
+        return Pytorchcv(*arguments, **shape)
+    return torch_nets.Net(scheme, *arguments, **shape)
 
 
 class ConvBlock(nn.Sequential):
