@@ -23,9 +23,13 @@ from .finetuning.finetune import freeze_backbone as freeze_backbone
 from .models.architectures import list_architectures as list_architectures
 from .models.normalization import input_normalization as input_normalization
 from .models.resnet import build_resnet as build_resnet
+from .models.torch_checkpoints import (
+    load_torch_checkpoint as load_torch_checkpoint,
+)
+from .models.torch_checkpoints import (
+    save_torch_checkpoint as save_torch_checkpoint,
+)
 from .models.weights import list_weights as list_weights
-from .pytorch.checkpoints import load_torch_checkpoint as load_torch_checkpoint
-from .pytorch.checkpoints import save_torch_checkpoint as save_torch_checkpoint
 from .training import schedules as schedules
 from .training.hub import push_to_hub as push_to_hub
 from .training.muon import Muon as Muon

@@ -43,7 +43,7 @@ from keras_resnet_cifar.evaluation.predict import read_image
 from keras_resnet_cifar.files import with_checksum, write_json
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import load_model
-from keras_resnet_cifar.pytorch.checkpoints import (
+from keras_resnet_cifar.models.torch_checkpoints import (
     load_torch_checkpoint,
     save_torch_checkpoint,
 )

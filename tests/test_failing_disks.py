@@ -25,7 +25,7 @@ from keras_resnet_cifar.evaluation import plots
 from keras_resnet_cifar.evaluation.metrics import Mistakes
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import load_model, save_model
-from keras_resnet_cifar.pytorch.checkpoints import save_torch_checkpoint
+from keras_resnet_cifar.models.torch_checkpoints import save_torch_checkpoint
 from keras_resnet_cifar.pytorch.files import write_tensors
 from keras_resnet_cifar.training.checkpointing import Snapshot
 from keras_resnet_cifar.training.run_directory import (

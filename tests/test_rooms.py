@@ -17,7 +17,8 @@ NAME = "keras_resnet_cifar"
 ROOMS = (
     ("errors", "files", "device"),
     ("data",),
-    ("models", "pytorch"),
+    ("pytorch",),
+    ("models",),
     ("evaluation",),
     ("training",),
     ("finetuning",),

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from keras_resnet_cifar.evaluation.evaluate import evaluate
     from keras_resnet_cifar.models.normalization import describe_normalization
     from keras_resnet_cifar.models.saving import load_model, save_model
-    from keras_resnet_cifar.pytorch.checkpoints import (
+    from keras_resnet_cifar.models.torch_checkpoints import (
         load_torch_checkpoint,
         save_torch_checkpoint,
     )

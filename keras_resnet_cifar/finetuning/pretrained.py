@@ -18,7 +18,7 @@ from keras_resnet_cifar.finetuning.backbones import (
 from keras_resnet_cifar.models.cloning import clone_with
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import load_model
-from keras_resnet_cifar.pytorch.checkpoints import load_torch_checkpoint
+from keras_resnet_cifar.models.torch_checkpoints import load_torch_checkpoint
 from keras_resnet_cifar.pytorch.files import FORMATS
 
 

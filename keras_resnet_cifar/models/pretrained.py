@@ -14,7 +14,7 @@ from keras_resnet_cifar.files import check_zip
 from keras_resnet_cifar.models import hub
 from keras_resnet_cifar.models import weights as table
 from keras_resnet_cifar.models.saving import load_model
-from keras_resnet_cifar.pytorch.checkpoints import load_torch_checkpoint
+from keras_resnet_cifar.models.torch_checkpoints import load_torch_checkpoint
 from keras_resnet_cifar.pytorch.files import FORMATS
 
 

@@ -21,6 +21,7 @@ from keras_resnet_cifar.models import nets
 from keras_resnet_cifar.models.architectures import parse
 from keras_resnet_cifar.models.normalization import describe_normalization
 from keras_resnet_cifar.models.resnet import build_resnet
+from keras_resnet_cifar.models.torch_checkpoints import save_torch_checkpoint
 from keras_resnet_cifar.models.weights import (
     LARGEST,
     LARGEST_TOGETHER,
@@ -29,7 +30,6 @@ from keras_resnet_cifar.models.weights import (
     list_weights,
     read_shipped,
 )
-from keras_resnet_cifar.pytorch.checkpoints import save_torch_checkpoint
 from keras_resnet_cifar.pytorch.schemes import SCHEMES
 from keras_resnet_cifar.training.recipes import RECIPES
 

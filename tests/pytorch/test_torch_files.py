@@ -14,7 +14,7 @@ from helpers import TINY
 from keras_resnet_cifar.cli import main as cli
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models.resnet import build_resnet
-from keras_resnet_cifar.pytorch.checkpoints import (
+from keras_resnet_cifar.models.torch_checkpoints import (
     load_torch_checkpoint,
     save_torch_checkpoint,
 )

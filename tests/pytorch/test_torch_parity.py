@@ -14,7 +14,7 @@ from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.data.load import Dataset, Split, load_dataset
 from keras_resnet_cifar.evaluation.evaluate import logits_of
 from keras_resnet_cifar.models.resnet import build_resnet
-from keras_resnet_cifar.pytorch.checkpoints import (
+from keras_resnet_cifar.models.torch_checkpoints import (
     load_torch_checkpoint,
     save_torch_checkpoint,
 )

@@ -8,7 +8,7 @@ from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models import nets
 from keras_resnet_cifar.models.cloning import clone_with
 from keras_resnet_cifar.models.resnet import build_resnet
-from keras_resnet_cifar.pytorch.checkpoints import (
+from keras_resnet_cifar.models.torch_checkpoints import (
     load_torch_checkpoint,
     save_torch_checkpoint,
 )
