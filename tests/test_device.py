@@ -50,6 +50,21 @@ def test_calls_divide_an_epoch_if_they_can(steps, count):
     assert steps_per_execution(1e6, steps) == count
 
 
+def test_convolutions_join_cuda_graphs_on_a_gpu_alone(monkeypatch):
+    if keras.backend.backend() != "jax":
+        pytest.skip("JAX alone: KERAS_BACKEND=jax")
+    import jax
+
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=true")
+    assert hardware.compiler_options() == {}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    (name, commands), *others = hardware.compiler_options().items()
+    assert "CONVOLUTION" in commands.split(",")
+    assert not others
+    monkeypatch.setenv("XLA_FLAGS", f"--{name}=FUSION")
+    assert hardware.compiler_options() == {}
+
+
 COMPILING = """
 import sys, warnings
 if sys.argv[1] == "without":

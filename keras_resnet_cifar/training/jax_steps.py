@@ -12,6 +12,8 @@ import jax
 from jax import lax
 from jax import numpy as jnp
 
+from keras_resnet_cifar.device import compiler_options
+
 _MOST_BYTES = 1 << 28  # of the stacked batches of one call
 
 
@@ -56,7 +58,9 @@ def compiled(step: Callable) -> Any:
         state, logs = lax.scan(body, state, stacked)
         return jax.tree.map(lambda leaf: leaf[-1], logs), state
 
-    return jax.jit(run_steps, donate_argnums=0)
+    return jax.jit(
+        run_steps, donate_argnums=0, compiler_options=compiler_options()
+    )
 
 
 def _groups(batches: Iterable) -> Iterator[list[Any]]:
