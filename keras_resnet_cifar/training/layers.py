@@ -17,6 +17,8 @@ def faster_class(layer: keras.layers.Layer) -> type:
     """Returns the class of `layer`, or a faster one with the same result."""
     if _is_plain_normalization(layer):
         return FusedBatchNormalization
+    if type(layer) is keras.layers.MaxPooling2D and layer.pool_size == (1, 1):
+        return keras.layers.AveragePooling2D  # its gradient is no scatter
     if _BACKEND == "jax" and _is_plain_convolution(layer):
         return CanonicalConv2D
     return type(layer)

@@ -7,8 +7,9 @@ from keras import ops
 
 from keras_resnet_cifar.models.nets import leaf_layers
 from keras_resnet_cifar.models.resnet import build_resnet
-from keras_resnet_cifar.training import layers
+from keras_resnet_cifar.training import layers, training_model
 from keras_resnet_cifar.training.layers import FusedBatchNormalization
+from keras_resnet_cifar.training.train import train
 from keras_resnet_cifar.training.training_model import training_clone
 
 SHAPE = (6, 5, 7, 3)
@@ -95,6 +96,31 @@ def test_the_training_clone_differs_in_kind_only(tiny_model):
         np.testing.assert_array_equal(
             ops.convert_to_numpy(old), ops.convert_to_numpy(new)
         )
+
+
+def test_subsampling_in_the_clone_trains_the_same_weights(
+    tiny_model, tiny_data, monkeypatch
+):
+    """Averages of one pixel, whose gradient is no scatter as that of maxima."""
+
+    def stock_pooling(layer):
+        is_pooling = type(layer) is keras.layers.MaxPooling2D
+        return type(layer) if is_pooling else layers.faster_class(layer)
+
+    weights = []
+    for name, choice in (("faster", layers.faster_class), ("", stock_pooling)):
+        monkeypatch.setattr(training_model, "faster_class", choice)
+        model = tiny_model()
+        pooling = {type(x) for x in training_clone(model, "float32").layers}
+        assert (keras.layers.AveragePooling2D in pooling) == bool(name)
+        changes = {"epochs": 1, "batch_size": 64, "precision": "float32"}
+        train(model, tiny_data, verbose=False, **changes)
+        weights.append(model.get_weights())
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    kinds = {type(layer) for layer in model.layers}
+    assert keras.layers.MaxPooling2D in kinds
+    assert keras.layers.AveragePooling2D not in kinds
 
 
 @pytest.mark.slow
