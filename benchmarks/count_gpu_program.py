@@ -116,7 +116,7 @@ def _compile(arch, recipe, batch_size, precision):
         optimizer_variables=True,
         metrics_variables=True,
     )
-    batches = [feed[step] for step in range(trained.steps_per_execution)]
+    batches = feed.source(trained.fused_steps)[0]
     run = jax_steps.compiled(trained.train_step)
     traced = run.trace(shapes(state), shapes(batches))
     traced.lower(lowering_platforms=("cuda",)).compile()

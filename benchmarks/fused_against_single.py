@@ -45,7 +45,8 @@ def epoch_function(
     recipe = get_recipe("onecycle", batch_size=batch, precision="float32")
     trained = compile_for_training(model, data, recipe, "float32", 0, feed)
     trained.steps_per_execution = count
-    return lambda: trained.fit(feed.source(), shuffle=False, verbose=0)
+    source = feed.source(trained.fused_steps)
+    return lambda: trained.fit(source, shuffle=False, verbose=0)
 
 
 def milliseconds(epoch: Callable[[], object]) -> float:

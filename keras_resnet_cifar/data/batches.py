@@ -101,15 +101,23 @@ class ShuffledBatches(keras.utils.PyDataset):
             order = np.where(mirrored[order], -1 - order, order)
         self.order = order.reshape(self.steps, self.batch_size)
 
-    def source(self) -> Any:
+    def source(self, fused_steps: int = 1) -> Any:
         """Returns what `fit` iterates over in an epoch.
 
         With resident images TensorFlow counts the steps itself, as Keras would
         call Python for each. Autotuning is off: its thread keeps sleeping when
         an iterator ends (TensorFlow 2.21), which delays the next epoch after a
         pause, as for validation.
+
+        Args:
+            fused_steps: Steps in a call of the train function. If there are
+                several, it is to take numbers as `StepNumbers` gives them.
         """
-        if not self.resident or keras.backend.backend() != "tensorflow":
+        if not self.resident:
+            return self
+        if fused_steps > 1:
+            return StepNumbers(self.start, self.steps, fused_steps)
+        if keras.backend.backend() != "tensorflow":
             return self
         import tensorflow as tf
 
@@ -144,6 +152,32 @@ class ShuffledBatches(keras.utils.PyDataset):
         if self.transform is not None:
             images = self.transform(images, self.epoch, step)
         return images, self._targets[picked]
+
+
+class StepNumbers(keras.utils.PyDataset):
+    """The numbers of an epoch's steps, for one call of many steps at a time.
+
+    Its length counts steps, as `fit` does, but item `i` is for call `i`: int32
+    `[steps of the call, 1]`. Keras brings each item to the device by itself,
+    which costs more than a step's share of a call. The last items are empty.
+
+    Args:
+        start: The first step.
+        stop: The step after the last.
+        count: Steps of a call.
+    """
+
+    def __init__(self, start: int, stop: int, count: int):
+        super().__init__()
+        self.numbers = np.arange(start, stop, dtype="int32")[:, None]
+        self.count = count
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> tuple:
+        first = index * self.count
+        return (self.numbers[first : first + self.count],)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +220,7 @@ class StreamedBatches:
     def begin(self, epoch: int) -> None:
         """Does nothing: the user's data has its own order."""
 
-    def source(self) -> Any:
+    def source(self, fused_steps: int = 1) -> Any:
         """Returns what `fit` iterates over in an epoch."""
         return self.batches
 

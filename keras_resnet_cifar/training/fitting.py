@@ -38,7 +38,7 @@ def fit(
     def run(first, last):
         shown = [_Progress(epochs)] if verbose else []
         model.fit(
-            feed.source(),
+            feed.source(model.fused_steps),
             initial_epoch=first,
             epochs=last,
             shuffle=False,  # the feed shuffles

@@ -17,7 +17,7 @@ from keras_resnet_cifar.device import compiler_options
 _MOST_BYTES = 1 << 28  # of the stacked batches of one call
 
 
-def fuse(step: Callable, count: int) -> Callable:
+def fuse(step: Callable, count: int, numbered: bool = False) -> Callable:
     """Returns a Keras train or test function that runs up to `count` steps.
 
     The steps are one call, or several where the batches are large or differ in
@@ -28,6 +28,8 @@ def fuse(step: Callable, count: int) -> Callable:
     Args:
         step: `(state, batch) -> (logs, state)`, as `Model.train_step`.
         count: Largest number of steps.
+        numbered: Whether the iterator yields the numbers of all steps of a
+            call at once, as `StepNumbers` does, instead of single batches.
 
     Returns:
         `(state, iterator) -> (logs, state)`. The state is donated; the logs
@@ -36,6 +38,8 @@ def fuse(step: Callable, count: int) -> Callable:
     run = compiled(step)
 
     def function(state, iterator):
+        if numbered:
+            return run(state, next(iterator))
         logs = None
         for batches in _groups(itertools.islice(iterator, count)):
             logs, state = run(state, batches)
@@ -47,15 +51,19 @@ def fuse(step: Callable, count: int) -> Callable:
 
 
 def compiled(step: Callable) -> Any:
-    """Returns the jitted `(state, batches) -> (logs, state)` of `fuse`."""
+    """Returns the jitted `(state, batches) -> (logs, state)` of `fuse`.
+
+    The batches are a list, or already stacked.
+    """
 
     def run_steps(state, batches):
         def body(state, batch):
             logs, state = step(state, batch)
             return state, logs
 
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
-        state, logs = lax.scan(body, state, stacked)
+        if isinstance(batches, list):
+            batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+        state, logs = lax.scan(body, state, batches)
         return jax.tree.map(lambda leaf: leaf[-1], logs), state
 
     return jax.jit(

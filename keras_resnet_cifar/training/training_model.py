@@ -220,8 +220,12 @@ class TrainingModel(keras.Model):
     def make_train_function(self, force: bool = False) -> None:
         if self.train_function is not None and not force:
             return
-        if self._fuses_steps():
-            function = _fuse(self.train_step, self.steps_per_execution)
+        if self.fused_steps > 1:
+            function = _fuse(
+                self.train_step,
+                self.steps_per_execution,
+                numbered=self.source is not None,
+            )
         else:
             super().make_train_function(force)
             function = self.train_function
@@ -235,16 +239,18 @@ class TrainingModel(keras.Model):
         self.train_function: Callable | None = watched
 
     def make_test_function(self, force: bool = False) -> None:
-        if not self._fuses_steps():
+        if self.fused_steps == 1:
             super().make_test_function(force)
         elif self.test_function is None or force:
             self.test_function: Callable | None = _fuse(
                 self.test_step, self.steps_per_execution
             )
 
-    def _fuses_steps(self):
+    @property
+    def fused_steps(self) -> int:
+        """Steps in one call of `jax_steps.fuse`; 1 where it is not used."""
         compiled = self.jit_compile and not self.run_eagerly
-        return _BACKEND == "jax" and compiled and self.steps_per_execution > 1
+        return self.steps_per_execution if _BACKEND == "jax" and compiled else 1
 
     if _BACKEND == "jax":
 
@@ -362,7 +368,7 @@ def _arrays(variables):
     return [np.array(ops.convert_to_numpy(v.value)) for v in variables]
 
 
-def _fuse(step, count):
+def _fuse(step, count, numbered=False):
     from keras_resnet_cifar.training.jax_steps import fuse
 
-    return fuse(step, count)
+    return fuse(step, count, numbered)

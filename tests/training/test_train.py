@@ -418,9 +418,9 @@ def test_recipes_normalise_by_their_data():
 def test_steps_are_fused_only_if_compiled(options, tiny_model):
     model = tiny_model()
     trained = TrainingModel(training_clone(model, "float32"), model, 1)
-    for settings, fuses in (({}, True), (options, False)):
+    for settings, steps in (({}, 2), (options, 1)):
         trained.compile("sgd", "mse", steps_per_execution=2, **settings)
-        assert trained._fuses_steps() is fuses
+        assert trained.fused_steps == steps
 
 
 def test_a_device_fault_is_not_hidden_by_the_rescue(
