@@ -9,11 +9,12 @@ import keras
 from keras_resnet_cifar.errors import InputError
 
 _MOST_STEPS = 64
+_MOST_RESIDENT_STEPS = 4000  # on an accelerator, each of half a millisecond
 _CPU_OPERATIONS = {  # of about a second on two cores
     "tensorflow": 250e9,
     "jax": 50e9,
 }
-_ACCELERATED_OPERATIONS = 10e12  # of a second at most on one of 10 TFLOP/s
+_ACCELERATED_OPERATIONS = 20e12  # of two seconds on one of 10 TFLOP/s
 
 JAX_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 # What XLA puts into CUDA graphs: its defaults, and convolutions.
@@ -111,25 +112,32 @@ def compiler_options() -> dict[str, str]:
     return {_COMMAND_BUFFER: _COMMANDS}
 
 
-def steps_per_execution(operations: float, steps: int) -> int:
+def steps_per_execution(
+    operations: float, steps: int, resident: bool = False
+) -> int:
     """Returns how many steps one compiled call should run.
 
     One call for many steps saves the dispatch of each: TensorFlow loops inside
     the graph, and so does `training.jax_steps` under JAX. A call should take a
-    second at most, since a signal or a backup waits for its end. If possible
-    the number divides `steps`, since JAX compiles a shorter last call by
-    itself.
+    second on a CPU and two on an accelerator at most, since a signal or a
+    backup waits for its end. If possible the number divides `steps`, since JAX
+    compiles a shorter last call by itself.
 
     Args:
         operations: Floating-point operations of a step.
         steps: Steps of an epoch.
+        resident: Whether the images are on the device. Otherwise a call begins
+            when all of its batches are there, and should not be an epoch.
     """
-    second = _CPU_OPERATIONS.get(keras.backend.backend())
-    if second is None:  # PyTorch runs step by step
+    operations_of_call = _CPU_OPERATIONS.get(keras.backend.backend())
+    if operations_of_call is None:  # PyTorch runs step by step
         return 1
+    limit = _MOST_STEPS
     if has_accelerator():
-        second = _ACCELERATED_OPERATIONS
-    most = int(min(max(second // max(operations, 1), 1), _MOST_STEPS))
+        operations_of_call = _ACCELERATED_OPERATIONS
+        limit = _MOST_RESIDENT_STEPS if resident else _MOST_STEPS
+    fitting = max(operations_of_call // max(operations, 1), 1)
+    most = int(min(fitting, limit, steps))
     divisors = [n for n in range(-(-most // 2), most + 1) if steps % n == 0]
     return max(divisors, default=most)
 

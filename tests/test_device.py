@@ -38,11 +38,23 @@ def test_a_call_on_a_cpu_lasts_a_second_at_most(monkeypatch):
     monkeypatch.setattr(hardware, "has_accelerator", lambda: True)
     on_torch = backend == "torch"
     assert steps_per_execution(resnet20, 64) == (1 if on_torch else 64)
-    assert steps_per_execution(resnet1202, 64) == (1 if on_torch else 4)
+    assert steps_per_execution(resnet1202, 64) == (1 if on_torch else 8)
+
+
+def test_an_epoch_is_one_call_on_an_accelerator(monkeypatch):
+    """Where it lasts two seconds at most, and waits for no batches."""
+    if keras.backend.backend() == "torch":
+        pytest.skip("PyTorch runs step by step")
+    monkeypatch.setattr(hardware, "has_accelerator", lambda: True)
+    resnet20, resnet110 = 31e9, 196e9
+    assert steps_per_execution(resnet20, 390, True) == 390
+    assert steps_per_execution(resnet20, 390, False) == 39
+    assert steps_per_execution(resnet110, 390, True) == 78
+    assert steps_per_execution(1e6, 10_000, True) == 2500
 
 
 @pytest.mark.parametrize(
-    ("steps", "count"), [(390, 39), (128, 64), (391, 64), (33, 33), (7, 64)]
+    ("steps", "count"), [(390, 39), (128, 64), (391, 64), (33, 33), (7, 7)]
 )
 def test_calls_divide_an_epoch_if_they_can(steps, count):
     if keras.backend.backend() == "torch":

@@ -59,7 +59,9 @@ def compile_for_training(
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
         jit_compile=jit_compile(),
         steps_per_execution=steps_per_execution(
-            step_operations(model, recipe.batch_size), feed.steps
+            step_operations(model, recipe.batch_size),
+            feed.steps,
+            source is not None,
         ),
     )
     trained.optimizer.build(trained.trainable_variables)
