@@ -267,6 +267,49 @@ class RandomCutout(_PerImage):
         return ops.logical_and(position >= first, position < first + self.size)
 
 
+class _MixUp(layers.MixUp):
+    """`keras.layers.MixUp` on batches, without rejection sampling.
+
+    Keras draws from Beta(alpha, alpha) in loops that end when all samples are
+    accepted, which takes a GPU's host in each step. Here a table of quantiles
+    maps uniform draws.
+    """
+
+    def get_random_transformation(
+        self, data: dict, training: bool = True, seed: Any = None
+    ) -> dict[str, Tensor]:
+        count = ops.shape(data["images"])[0]
+        seed = self.generator if seed is None else seed
+        order = random.shuffle(ops.arange(count, dtype="int32"), seed=seed)
+        quantiles = beta_quantiles(self.alpha).astype("float32")
+        place = random.uniform((count,), 0, len(quantiles) - 1, seed=seed)
+        before = ops.cast(place, "int32")
+        share = place - ops.cast(before, place.dtype)
+        lower = ops.take(quantiles[:-1], before)
+        upper = ops.take(quantiles[1:], before)
+        weight = (1 - share) * lower + share * upper
+        return {"mix_weight": weight, "permutation_order": order}
+
+
+def beta_quantiles(alpha: float, steps: int = 2048) -> np.ndarray:
+    """Returns quantiles of the distribution Beta(alpha, alpha).
+
+    Args:
+        alpha: Above 0.
+        steps: An even number.
+
+    Returns:
+        Those at `0, 1 / steps, ..., 1`, float64 `[steps + 1]`.
+    """
+    # The density is symmetric. In t = x**alpha its lower half is smooth.
+    x = np.linspace(0, 0.5**alpha, 8 * steps + 1) ** (1 / alpha)
+    density = (1 - x) ** (alpha - 1)
+    below = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
+    half = np.linspace(0, 0.5, steps // 2 + 1)
+    lower = np.interp(half, below / below[-1] / 2, x)
+    return np.concatenate([lower, 1 - lower[-2::-1]])
+
+
 def _reflected(positions, size):
     """Positions outside of 0 to size - 1, mirrored at the border pixels."""
     return (size - 1) - ops.abs(size - 1 - ops.abs(positions))
@@ -303,10 +346,10 @@ def image_layers(recipe: Any, mean: Sequence[float], seed: int) -> list:
 
 
 def mixing_layers(recipe: Any, seed: int) -> list:
-    """Returns Keras's layers on `{"images", "labels"}` of a `Recipe`."""
+    """Returns the layers on `{"images", "labels"}` of a `Recipe`."""
     chain: list[layers.Layer] = []
     if recipe.mixup:
-        chain.append(layers.MixUp(alpha=recipe.mixup, seed=seed + 2))
+        chain.append(_MixUp(alpha=recipe.mixup, seed=seed + 2))
     if recipe.cutmix:
         chain.append(layers.CutMix(factor=recipe.cutmix, seed=seed + 3))
     return chain

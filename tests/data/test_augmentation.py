@@ -12,6 +12,7 @@ from keras_resnet_cifar.data.augmentation import (
     RandomCutout,
     RandomPadCrop,
     RandomResizedCrop,
+    beta_quantiles,
     host_transform,
     image_layers,
     mixing_layers,
@@ -182,6 +183,39 @@ def test_mixing_mixes_labels_in_the_proportion_of_the_pixels(changes):
     mixed = (labels.max(axis=1) < 0.999).mean()
     assert mixed > 0.3
     assert len(np.unique(labels.max(axis=1).round(4))) > 8  # each its own
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.2, 0.5, 1.0, 3.0])
+def test_beta_by_its_quantiles(alpha):
+    """As NumPy draws it, up to the spread of 100,000 draws."""
+    draws = np.random.default_rng(0).beta(alpha, alpha, 100_000)
+    quantiles = beta_quantiles(alpha)
+    np.testing.assert_allclose(quantiles + quantiles[::-1], 1, rtol=1e-12)
+    assert (np.diff(quantiles) >= 0).all()
+    for level in (0.01, 0.1, 0.3, 0.7, 0.95):
+        below = (draws <= np.quantile(quantiles, level)).mean()
+        assert below == pytest.approx(level, abs=0.005)
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")
+def test_mixup_draws_without_rejection():
+    """Whose loops of unknown length a GPU would ask its host about."""
+    if keras.backend.backend() != "jax":
+        pytest.skip("JAX alone: KERAS_BACKEND=jax")
+    import jax
+
+    x = np.zeros((8, 4, 4, 3), "float32")
+
+    def program(layer):
+        def mix(x):
+            return layer({"images": x, "labels": x[:, 0, 0]}, training=True)
+
+        with keras.StatelessScope():
+            return str(jax.make_jaxpr(mix)(x))
+
+    (ours,) = mixing_layers(get_recipe("paper", mixup=0.2), seed=0)
+    assert "random_gamma" in program(keras.layers.MixUp(0.2))
+    assert "random_gamma" not in program(ours)
 
 
 def test_rand_augment_runs_on_the_host_and_keeps_the_range():
