@@ -104,29 +104,12 @@ class ShuffledBatches(keras.utils.PyDataset):
     def source(self, fused_steps: int = 1) -> Any:
         """Returns what `fit` iterates over in an epoch.
 
-        With resident images TensorFlow counts the steps itself, as Keras would
-        call Python for each. Autotuning is off: its thread keeps sleeping when
-        an iterator ends (TensorFlow 2.21), which delays the next epoch after a
-        pause, as for validation.
-
         Args:
-            fused_steps: Steps in a call of the train function. If there are
-                several, it is to take numbers as `StepNumbers` gives them.
+            fused_steps: See `step_numbers`.
         """
         if not self.resident:
             return self
-        if fused_steps > 1:
-            return StepNumbers(self.start, self.steps, fused_steps)
-        if keras.backend.backend() != "tensorflow":
-            return self
-        import tensorflow as tf
-
-        steps = tf.data.Dataset.range(
-            self.start, self.steps, output_type="int32"
-        )
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        return tf.data.Dataset.zip((steps.batch(1),)).with_options(options)
+        return step_numbers(self.start, self.steps, fused_steps)
 
     def describe(self) -> str:
         """Returns one line on where the images are."""
@@ -154,11 +137,34 @@ class ShuffledBatches(keras.utils.PyDataset):
         return images, self._targets[picked]
 
 
+def step_numbers(start: int, stop: int, fused_steps: int = 1) -> Any:
+    """Returns what `fit` or `evaluate` iterates over for resident images.
+
+    TensorFlow counts the steps itself, as Keras would call Python for each.
+    Autotuning is off: its thread keeps sleeping when an iterator ends
+    (TensorFlow 2.21), which delays the next epoch after a pause, as for
+    validation.
+
+    Args:
+        start: The first step.
+        stop: The step after the last.
+        fused_steps: Steps in a call of `jax_steps.fuse`; 1 without it.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return StepNumbers(start, stop, fused_steps)
+    import tensorflow as tf
+
+    steps = tf.data.Dataset.range(start, stop, output_type="int32")
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return tf.data.Dataset.zip((steps.batch(1),)).with_options(options)
+
+
 class StepNumbers(keras.utils.PyDataset):
     """The numbers of an epoch's steps, for one call of many steps at a time.
 
     Its length counts steps, as `fit` does, but item `i` is for call `i`: int32
-    `[steps of the call, 1]`. Keras brings each item to the device by itself,
+    `[steps of the call]`. Keras brings each item to the device by itself,
     which costs more than a step's share of a call. The last items are empty.
 
     Args:
@@ -169,7 +175,7 @@ class StepNumbers(keras.utils.PyDataset):
 
     def __init__(self, start: int, stop: int, count: int):
         super().__init__()
-        self.numbers = np.arange(start, stop, dtype="int32")[:, None]
+        self.numbers = np.arange(start, stop, dtype="int32")
         self.count = count
 
     def __len__(self) -> int:
@@ -254,11 +260,11 @@ class ResidentSplit(keras.layers.Layer):
     and they are neither copied nor compiled in.
 
     Args:
-        feed: The `ShuffledBatches` whose `order` it follows.
+        feed: The `ShuffledBatches` or `EvenBatches` whose `order` it follows.
     """
 
-    def __init__(self, feed: ShuffledBatches):
-        super().__init__(name="resident_split", trainable=False)
+    def __init__(self, feed: "ShuffledBatches | EvenBatches"):
+        super().__init__(trainable=False)
         self.num_classes = feed.num_classes
         self.alternating_flip = feed.alternating_flip
         self.images = _variable(feed.split.images, "images")
@@ -267,8 +273,9 @@ class ResidentSplit(keras.layers.Layer):
         self.built = True
 
     def call(self, step: Any) -> tuple:
-        """Takes int32 `[1]`; returns images uint8 and targets float32."""
-        picked, mirrored = _decoded(ops.take(self.order, step[0], axis=0), ops)
+        """Takes an int32 number; returns images uint8 and targets float32."""
+        step = ops.reshape(step, ())
+        picked, mirrored = _decoded(ops.take(self.order, step, axis=0), ops)
         images = ops.take(self.images, picked, axis=0)
         if self.alternating_flip:
             images = _mirror(images, mirrored, ops)
@@ -291,6 +298,23 @@ def _variable(array, name):
     return keras.Variable(
         array, dtype=array.dtype.name, trainable=False, name=name
     )
+
+
+class EvenBatches:
+    """The batches of a held-out split, in its order, for a `ResidentSplit`.
+
+    Args:
+        split: A `Split` whose length is a multiple of `even_batch_size`.
+        num_classes: Width of the labels.
+    """
+
+    alternating_flip = False
+
+    def __init__(self, split: Any, num_classes: int):
+        self.split = split
+        self.num_classes = num_classes
+        size = even_batch_size(len(split))
+        self.order = np.arange(len(split), dtype="int32").reshape(-1, size)
 
 
 def even_batch_size(count: int, limit: int = 512) -> int:

@@ -318,8 +318,9 @@ def resumed_variables(model: TrainingModel) -> list[keras.Variable]:
     """
     derived = [*model.metrics_variables, *model.random_states(), model.rates]
     derived.append(model.optimizer.learning_rate)
-    if model.source:
-        derived += model.source.variables
+    for split in (model.source, model.held_out):
+        if split:
+            derived += split.variables
     ids = {id(variable) for variable in derived}
     return [
         variable

@@ -3,7 +3,14 @@
 import keras
 
 from keras_resnet_cifar.data.augmentation import image_layers, mixing_layers
-from keras_resnet_cifar.data.batches import Feed, ResidentSplit, ShuffledBatches
+from keras_resnet_cifar.data.batches import (
+    RESIDENT_BYTES,
+    EvenBatches,
+    Feed,
+    ResidentSplit,
+    ShuffledBatches,
+    even_batch_size,
+)
 from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.device import jit_compile, steps_per_execution
@@ -45,6 +52,7 @@ def compile_for_training(
         model,
         feed.steps,
         source,
+        _held_out(data),
         image_layers(recipe, mean, seed),
         mixing_layers(recipe, seed),
         label_smoothing=recipe.label_smoothing,
@@ -67,6 +75,16 @@ def compile_for_training(
     trained.optimizer.build(trained.trainable_variables)
     _build_metrics(trained, data.num_classes)
     return trained
+
+
+def _held_out(data):
+    """Returns the validation split on the device, if its batches are alike."""
+    split = data.validation
+    if split is None or split.images.nbytes > RESIDENT_BYTES:
+        return None
+    if len(split) % even_batch_size(len(split)):
+        return None
+    return ResidentSplit(EvenBatches(split, data.num_classes))
 
 
 def _build_metrics(trained, classes):

@@ -6,7 +6,12 @@ from typing import Any
 
 import keras
 
-from keras_resnet_cifar.data.batches import Feed, even_batch_size, one_hot
+from keras_resnet_cifar.data.batches import (
+    Feed,
+    even_batch_size,
+    one_hot,
+    step_numbers,
+)
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.training.training_model import TrainingModel
 
@@ -31,7 +36,7 @@ def fit(
         callbacks: Keras callbacks.
         verbose: Whether to show progress as Keras does.
     """
-    validation = _validation(data)
+    validation = _validation(model, data)
     bar_or_line = 1 if sys.stdout.isatty() else 2
     epoch, step = done
 
@@ -86,11 +91,13 @@ def _end_epoch(model, epoch, callbacks, validation):
     chain.on_epoch_begin(epoch)
     logs = {k: float(v) for k, v in model.get_metrics_result().items()}
     if validation:
-        images, targets = validation["validation_data"]
+        x, y = validation["validation_data"], None
+        if isinstance(x, tuple):
+            x, y = x
         results = model.evaluate(
-            images,
-            targets,
-            batch_size=validation["validation_batch_size"],
+            x,
+            y,
+            batch_size=validation.get("validation_batch_size"),
             verbose=0,
             callbacks=chain,
             return_dict=True,
@@ -100,10 +107,13 @@ def _end_epoch(model, epoch, callbacks, validation):
     chain.on_train_end(logs)
 
 
-def _validation(data: Dataset) -> dict[str, Any]:
+def _validation(model: TrainingModel, data: Dataset) -> dict[str, Any]:
     """Returns the arguments of `fit` for the validation split, if any."""
     if data.validation is None:
         return {}
+    if model.held_out is not None:
+        steps = model.held_out.order.shape[0]
+        return {"validation_data": step_numbers(0, steps, model.fused_steps)}
     split = data.validation
     return {
         "validation_data": (

@@ -17,19 +17,18 @@ from keras_resnet_cifar.device import compiler_options
 _MOST_BYTES = 1 << 28  # of the stacked batches of one call
 
 
-def fuse(step: Callable, count: int, numbered: bool = False) -> Callable:
+def fuse(step: Callable, count: int) -> Callable:
     """Returns a Keras train or test function that runs up to `count` steps.
 
     The steps are one call, or several where the batches are large or differ in
     shape, as the last batch of a split may. A shorter last group is compiled
     by itself: on a GPU, a loop of unknown length would ask the host after each
-    step.
+    step. Where the iterator yields a vector, as `StepNumbers` does, it holds
+    the numbers of all steps of the call, and each step gets one as its batch.
 
     Args:
         step: `(state, batch) -> (logs, state)`, as `Model.train_step`.
         count: Largest number of steps.
-        numbered: Whether the iterator yields the numbers of all steps of a
-            call at once, as `StepNumbers` does, instead of single batches.
 
     Returns:
         `(state, iterator) -> (logs, state)`. The state is donated; the logs
@@ -38,13 +37,14 @@ def fuse(step: Callable, count: int, numbered: bool = False) -> Callable:
     run = compiled(step)
 
     def function(state, iterator):
-        if numbered:
-            return run(state, next(iterator))
-        logs = None
-        for batches in _groups(itertools.islice(iterator, count)):
-            logs, state = run(state, batches)
-        if logs is None:
-            raise StopIteration
+        first = next(iterator)
+        if len(first) == 1 and first[0].ndim == 1:
+            return run(state, first)
+        batches = itertools.chain(
+            [first], itertools.islice(iterator, count - 1)
+        )
+        for group in _groups(batches):
+            logs, state = run(state, group)
         return logs, state
 
     return function

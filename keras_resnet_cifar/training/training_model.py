@@ -61,6 +61,7 @@ class TrainingModel(keras.Model):
         stock: The model of stock layers that receives the weights.
         steps_per_epoch: Steps of one epoch.
         source: Optional `ResidentSplit`; `fit` then feeds step numbers.
+        held_out: The same for the validation split.
         image_layers: Layers on images, applied in each train step; they have
             an integer `seed` and draw from a `SeedGenerator` `generator`.
         mixing_layers: Layers on `{"images", "labels"}`, likewise.
@@ -77,6 +78,7 @@ class TrainingModel(keras.Model):
         stock: keras.Model,
         steps_per_epoch: int,
         source: keras.layers.Layer | None = None,
+        held_out: keras.layers.Layer | None = None,
         image_layers: Sequence[keras.layers.Layer] = (),
         mixing_layers: Sequence[keras.layers.Layer] = (),
         label_smoothing: float = 0.0,
@@ -91,6 +93,7 @@ class TrainingModel(keras.Model):
         self._stock = lambda: stock  # a function, so that Keras does not track
         self.steps_per_epoch = steps_per_epoch
         self.source = source
+        self.held_out = held_out
         self.image_layers = list(image_layers)
         self.mixing_layers = list(mixing_layers)
         self.label_smoothing = label_smoothing
@@ -179,6 +182,11 @@ class TrainingModel(keras.Model):
             weights = [weights[0] * ops.cast(weights[1], "float32")]
         return images, targets, *weights
 
+    def _held_out_batch(self, data):
+        if self.held_out is None or len(data) > 1:  # images and labels
+            return data
+        return self.held_out(data[0])
+
     def _one_hot(self, targets):
         """Returns targets `[N, classes]` of these or of labels `[N]`."""
         classes = self.network.output_shape[-1]
@@ -221,11 +229,7 @@ class TrainingModel(keras.Model):
         if self.train_function is not None and not force:
             return
         if self.fused_steps > 1:
-            function = _fuse(
-                self.train_step,
-                self.steps_per_execution,
-                numbered=self.source is not None,
-            )
+            function = _fuse(self.train_step, self.steps_per_execution)
         else:
             super().make_train_function(force)
             function = self.train_function
@@ -274,6 +278,13 @@ class TrainingModel(keras.Model):
             )
             return logs, (trainable, other, optimizer, metrics)
 
+        def test_step(self, state: tuple, data: tuple) -> tuple:
+            trainable, other, _ = state
+            data, _ = self._stateless(
+                lambda: self._held_out_batch(data), (trainable, other)
+            )
+            return super().test_step(state, data)
+
         def _stateless(self, function, values):
             """Runs `function` on given values of the variables.
 
@@ -299,6 +310,9 @@ class TrainingModel(keras.Model):
             logs = super().train_step(self._augmented(data))
             self.after_step(logs)
             return logs
+
+        def test_step(self, data: tuple) -> dict:  # type: ignore[misc]
+            return super().test_step(self._held_out_batch(data))
 
     # --- The weights to keep
 
@@ -368,7 +382,7 @@ def _arrays(variables):
     return [np.array(ops.convert_to_numpy(v.value)) for v in variables]
 
 
-def _fuse(step, count, numbered=False):
+def _fuse(step, count):
     from keras_resnet_cifar.training.jax_steps import fuse
 
-    return fuse(step, count, numbered)
+    return fuse(step, count)

@@ -11,11 +11,12 @@ from helpers import TINY
 
 from keras_resnet_cifar.data.batches import ShuffledBatches, even_batch_size
 from keras_resnet_cifar.data.datasets import DATASETS
+from keras_resnet_cifar.data.load import Split
 from keras_resnet_cifar.errors import Diverged, InputError
 from keras_resnet_cifar.evaluation.evaluate import evaluate, logits_of
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import load_model
-from keras_resnet_cifar.training import callbacks
+from keras_resnet_cifar.training import callbacks, compilation
 from keras_resnet_cifar.training.recipes import get_recipe
 from keras_resnet_cifar.training.run_directory import RunDirectory
 from keras_resnet_cifar.training.train import train
@@ -402,6 +403,20 @@ def test_even_batches_need_one_compilation():
     assert even_batch_size(5_000) == 500
     assert even_batch_size(97) == 97
     assert even_batch_size(997) == 512
+
+
+def test_validation_images_on_the_device_or_fed(
+    tiny_model, tiny_data, monkeypatch
+):
+    images = np.resize(tiny_data.train.images, (640, 32, 32, 3))
+    labels = np.resize(tiny_data.train.labels, 640)  # 2 batches
+    data = dataclasses.replace(tiny_data, validation=Split(images, labels))
+    rows = []
+    for limit in (2**20 * 10, 0):
+        monkeypatch.setattr(compilation, "RESIDENT_BYTES", limit)
+        rows += quietly(tiny_model(), data, epochs=1).history
+    for name in ("val_loss", "val_accuracy"):
+        assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-5)
 
 
 def test_recipes_normalise_by_their_data():
