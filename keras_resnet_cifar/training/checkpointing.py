@@ -13,7 +13,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import atomic_write, check_zip
@@ -21,6 +20,7 @@ from keras_resnet_cifar.training.callbacks import Logs
 from keras_resnet_cifar.training.recipes import Recipe, get_recipe
 from keras_resnet_cifar.training.run_directory import Interval, RunDirectory
 from keras_resnet_cifar.training.training_model import TrainingModel
+from keras_resnet_cifar.training.variables import arrays, assign
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Snapshot:
 
     def write(self, directory: RunDirectory) -> None:
         """Writes the backup whole; the one before becomes the previous."""
-        arrays = {
+        named = {
             f"{group}-{index}": array
             for group in ("variables", "metrics")
             for index, array in enumerate(getattr(self, group))
@@ -50,7 +50,7 @@ class Snapshot:
         with atomic_write(
             directory.backup, keep=directory.previous_backup
         ) as temporary:
-            np.savez(temporary, state=np.array(state), **arrays)
+            np.savez(temporary, state=np.array(state), **named)
 
     @classmethod
     def read(cls, path: Path) -> "Snapshot":
@@ -196,7 +196,7 @@ class Backup(keras.callbacks.Callback):
             InputError: See `read_snapshot`.
         """
         snapshot, fault = read_snapshot(self.directory, self.model, self.run)
-        _assign(resumed_variables(self.model), snapshot.variables)
+        assign(resumed_variables(self.model), snapshot.variables)
         self.rows += snapshot.rows
         self._epochs = len(self.rows)
         self._metrics = snapshot.metrics
@@ -218,8 +218,8 @@ class Backup(keras.callbacks.Callback):
         Snapshot(
             self.run,
             self.rows[: self._epochs],
-            _arrays(resumed_variables(self.model)),
-            self._metrics or _arrays(self.model.metrics_variables),
+            arrays(resumed_variables(self.model)),
+            self._metrics or arrays(self.model.metrics_variables),
         ).write(self.directory)
         self._saved = self.steps_done()
         self._saved_at = time.monotonic()
@@ -234,7 +234,7 @@ class Backup(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         if self._metrics and self.steps_in_epoch():
             # `fit` has just reset the metrics of the epoch that is resumed.
-            _assign(self.model.metrics_variables, self._metrics)
+            assign(self.model.metrics_variables, self._metrics)
         self._metrics = None
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
@@ -243,7 +243,7 @@ class Backup(keras.callbacks.Callback):
 
     def on_test_begin(self, logs: Logs = None) -> None:
         # `evaluate` is about to reset them.
-        self._metrics = _arrays(self.model.metrics_variables)
+        self._metrics = arrays(self.model.metrics_variables)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         self._metrics = None
@@ -327,13 +327,3 @@ def resumed_variables(model: TrainingModel) -> list[keras.Variable]:
         for variable in [*model.variables, *model.optimizer.variables]
         if id(variable) not in ids
     ]
-
-
-def _assign(variables, arrays):
-    for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array)
-
-
-def _arrays(variables):
-    # Copies: under TensorFlow an array may be a view of what training changes.
-    return [np.array(ops.convert_to_numpy(v.value)) for v in variables]

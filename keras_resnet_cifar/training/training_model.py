@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_resnet_cifar.files import atomic_write
 from keras_resnet_cifar.models.cloning import clone_with
 from keras_resnet_cifar.training.layers import faster_class
+from keras_resnet_cifar.training.variables import arrays, assign, copies
 
 _BACKEND = keras.backend.backend()
 _MOST_DRAWS = 64  # of one layer in one step; the layers here draw 3 to 8 times
@@ -319,23 +319,24 @@ class TrainingModel(keras.Model):
     def swap_in_averages(self) -> None:
         """Puts the averaged weights into the net, if there are any."""
         if self.ema and self._raw_weights is None:
-            self._raw_weights = self.network.get_weights()
-            self.network.set_weights(_arrays(self.averages))
+            self._raw_weights = copies(self.network.weights)
+            assign(self.network.weights, copies(self.averages))
 
     def swap_out_averages(self) -> None:
         """Undoes `swap_in_averages`."""
         if self._raw_weights is not None:
-            self.network.set_weights(self._raw_weights)
+            assign(self.network.weights, self._raw_weights)
             self._raw_weights = None
 
     def update_stock_model(self) -> keras.Model:
         """Copies the trained (or averaged) weights to the stock model."""
-        self._stock().set_weights(self.get_weights())
+        kept = self.averages or self.network.weights
+        assign(self._stock().weights, copies(kept))
         return self._stock()
 
     def get_weights(self) -> list:
         """Returns the trained (or averaged) weights of the net."""
-        return _arrays(self.averages or self.network.weights)
+        return arrays(self.averages or self.network.weights)
 
     def set_weights(self, weights: Sequence) -> None:
         """Sets the net's weights, and its averages to the same."""
@@ -375,11 +376,6 @@ class TrainingModel(keras.Model):
         """Loads weights that `save_weights` or the stock model wrote."""
         self._stock().load_weights(filepath, **kwargs)
         self.set_weights(self._stock().get_weights())
-
-
-def _arrays(variables):
-    # Copies: under TensorFlow an array may be a view of what training changes.
-    return [np.array(ops.convert_to_numpy(v.value)) for v in variables]
 
 
 def _fuse(step, count):
