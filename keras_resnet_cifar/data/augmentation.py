@@ -267,7 +267,7 @@ class RandomCutout(_PerImage):
         return ops.logical_and(position >= first, position < first + self.size)
 
 
-class _MixUp(layers.MixUp):
+class QuantileMixUp(layers.MixUp):
     """`keras.layers.MixUp` on batches, without rejection sampling.
 
     Keras draws from Beta(alpha, alpha) in loops that end when all samples are
@@ -349,7 +349,7 @@ def mixing_layers(recipe: Any, seed: int) -> list:
     """Returns the layers on `{"images", "labels"}` of a `Recipe`."""
     chain: list[layers.Layer] = []
     if recipe.mixup:
-        chain.append(_MixUp(alpha=recipe.mixup, seed=seed + 2))
+        chain.append(QuantileMixUp(alpha=recipe.mixup, seed=seed + 2))
     if recipe.cutmix:
         chain.append(layers.CutMix(factor=recipe.cutmix, seed=seed + 3))
     return chain
