@@ -21,8 +21,8 @@ _HEAD = (
 )
 _HOW = (
     "Test accuracy at the last epoch, mean ± standard deviation over seeds; "
-    "seconds of training, mean. A row is repeated by `python "
-    "scripts/reproduce.py --only ROW`"
+    "seconds of training, mean, whatever else the machine was doing. A row is "
+    "repeated by `python scripts/reproduce.py --only ROW`"
 )
 
 
@@ -106,11 +106,16 @@ def _with_earlier(seeds, path):
     """Adds the seeds that were trained elsewhere by the same recipe."""
     found = {seed["seed"]: seed for seed in seeds}
     if path.exists():
-        recipe = seeds[0]["recipe"]
+        recipe = _settings(seeds[0])
         for seed in _json(path)["seeds"]:
-            if seed["recipe"] == recipe and seed["accuracy"] is not None:
+            if _settings(seed) == recipe and seed["accuracy"] is not None:
                 found.setdefault(seed["seed"], seed)
     return [found[seed] for seed in sorted(found)]
+
+
+def _settings(seed):
+    recipe = seed["recipe"]
+    return {k: recipe[k] for k in recipe if k not in ("source", "expected")}
 
 
 def _around_the_table(readme):
