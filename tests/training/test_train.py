@@ -162,6 +162,7 @@ def test_training_learns(tiny_model, tiny_data):
     quietly(
         model,
         tiny_data,
+        recipe="onecycle",
         epochs=30,
         padding=0,
         flip=False,
