@@ -6,7 +6,7 @@
 runs the stages below one after the other, each in ten minutes at most, and
 prints a table of all that is in the output folder. A stage that is run again
 replaces its result; a training that ran out of time goes on where it was.
-`--smoke` takes the same path with tiny settings, on a CPU in some minutes.
+`--smoke` takes the same path with tiny settings, on a CPU too.
 """
 
 import argparse

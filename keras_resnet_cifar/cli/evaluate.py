@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--output-dir", Path, folder)
     tta = "test-time augmentation: flip averages the logits with the mirror's"
     add("--tta", TEST_TIME_AUGMENTATIONS, tta, "none")
-    calibrate = "fit a temperature on the validation split and apply it"
+    calibrate = "calibration error before and after temperature scaling"
     add("--calibrate", bool, calibrate)
     add("--mistakes", int, "how many confident mistakes to draw", 25)
     options.add_data_options(parser, "the run's")
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"mistakes={args.mistakes}: give 1 to 100")
     if args.calibrate and args.tta != "none":
         raise InputError(
-            "calibrate= is of plain logits: leave out tta= or evaluate twice"
+            "calibrate= does not go with tta=: evaluate once with each"
         )
     jobs: dict[Path, tuple[Path, dict]] = {}
     for model_or_run in args.models:

@@ -45,12 +45,12 @@ def grad_cam(
             f"{model.name} does not end in GlobalAveragePooling2D and Dense: "
             "give a model of build_resnet or build_finetuned"
         )
-    kernel, bias = map(ops.convert_to_numpy, dense.get_weights())
+    kernel, *bias = dense.get_weights()
     maps = logits_of(keras.Model(model.inputs, pooling.input), images)
     if class_ids is None:
-        chosen = (maps.mean(axis=(1, 2)) @ kernel + bias).argmax(axis=1)
+        chosen = (maps.mean(axis=(1, 2)) @ kernel + sum(bias)).argmax(axis=1)
     else:
-        chosen = _checked(class_ids, len(images), len(bias))
+        chosen = _checked(class_ids, len(images), kernel.shape[1])
     heat = np.einsum("nhwc,nc->nhw", maps, kernel.T[chosen])
     heat = np.maximum(heat, 0)
     resized = ops.image.resize(heat[..., None], images.shape[1:3])

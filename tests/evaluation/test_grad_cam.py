@@ -65,12 +65,13 @@ def test_it_points_at_what_decides():
     """A net of one kernel that sees red in one corner only."""
     pixels = keras.Input((8, 8, 3))
     x = keras.layers.GlobalAveragePooling2D()(pixels)
-    model = keras.Model(pixels, keras.layers.Dense(2)(x))
-    model.set_weights([np.array([[1, 0], [0, 0], [0, 0]]), np.zeros(2)])
+    model = keras.Model(pixels, keras.layers.Dense(2, use_bias=False)(x))
+    model.set_weights([np.array([[1, 0], [0, 0], [0, 0]])])
     image = np.zeros((1, 8, 8, 3), "uint8")
     image[0, :4, 4:, 0] = 255
     heat = grad_cam(model, image, 0)
     np.testing.assert_array_equal(heat, image[..., 0] / 255)
+    np.testing.assert_array_equal(heat, grad_cam(model, image))
     assert not grad_cam(model, image, 1).any()
 
 
