@@ -1,16 +1,42 @@
-"""The README says what is there."""
+"""The README and the pages under docs/ say what is there."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.finetuning.backbones import BACKBONES
 from keras_resnet_cifar.pytorch.schemes import SCHEMES
 from keras_resnet_cifar.training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+# What the blocks of the README say, and what takes less time.
+SHORTER = {
+    '"fast"': 'krc.get_recipe("fast", epochs=1)',
+    '"resnet20")': '"resnet8")',
+    "resnet20 --dataset cifar10": "resnet8 --dataset shapes --epochs 1",
+    "--epochs 10": "--epochs 1",
+    "128, 12,": "128, 1,",
+    'load_dataset("cifar10", validation=5000)': (
+        'load_dataset("shapes", validation=5000)'
+    ),
+}
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def shortened(text):
+    for long, short in SHORTER.items():
+        text = text.replace(long, short)
+    return text
 
 
 def test_it_describes_each_room():
@@ -20,15 +46,41 @@ def test_it_describes_each_room():
     assert set(described) == rooms
 
 
-@pytest.mark.parametrize("table", [RECIPES, SCHEMES], ids=["recipe", "scheme"])
-def test_its_tables_have_a_row_for_each_name(table):
+def test_it_can_be_finished():
+    assert len(README.splitlines()) <= 180
+
+
+@pytest.mark.parametrize(
+    ("page", "table"),
+    [
+        ("recipes", RECIPES),
+        ("pytorch", SCHEMES),
+        ("finetuning", [b.removeprefix("resnet") for b in BACKBONES]),
+        ("data", DATASETS),
+    ],
+    ids=["recipes", "schemes", "backbones", "datasets"],
+)
+def test_a_page_names_each_row_of_a_table(page, table):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
     for name in table:
-        assert f"`{name}`" in README
+        assert re.search(rf"`(?:resnet)?{name}`", text), name
 
 
-def test_it_names_each_backbone():
-    for name in BACKBONES:
-        assert name.removeprefix("resnet") in README
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_and_paths_exist(page):
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / link).exists(), link
+    paths = r"(?:scripts|docs|tests|benchmarks)/\w+\.(?:py|md|ipynb)"
+    for path in set(re.findall(paths, text)):
+        assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_code_is_in_blocks_of_a_language(page):
+    fences = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)
+    assert all(fences[::2])
+    assert not any(fences[1::2])
 
 
 def test_ci_calls_the_test_command():
@@ -36,8 +88,31 @@ def test_ci_calls_the_test_command():
     assert command in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_scripts_it_names_are_there():
-    for path in set(
-        re.findall(r"(?:scripts|docs|tests|benchmarks)/\w+\.\w+", README)
-    ):
-        assert (ROOT / path).is_file(), path
+@pytest.mark.slow
+def test_its_python_runs(tmp_path, real_data):
+    first, *others = blocks("python")
+    code = first + "".join(map(shortened, others))
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    printed = result.stdout.splitlines()
+    shown = re.search(r"# (\d+\.\d\d%)", first)[1]
+    assert shown in printed
+
+
+@pytest.mark.slow
+def test_its_commands_run(tmp_path):
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    commands = " && ".join(blocks("bash")).replace("\n", " ").split("&&")
+    scripts = [c for c in commands if "scripts/" in c]
+    assert scripts
+    for command in map(shortened, scripts):
+        command = command.replace(".venv/bin/python", sys.executable)
+        result = subprocess.run(
+            command, shell=True, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
