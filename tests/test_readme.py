@@ -3,10 +3,12 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import keras_resnet_cifar as krc
 from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.finetuning.backbones import BACKBONES
 from keras_resnet_cifar.pytorch.schemes import SCHEMES
@@ -81,6 +83,37 @@ def test_code_is_in_blocks_of_a_language(page):
     fences = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)
     assert all(fences[::2])
     assert not any(fences[1::2])
+
+
+def test_the_reference_has_each_public_name():
+    text = (ROOT / "docs" / "api.md").read_text()
+    names = re.findall(r"^::: keras_resnet_cifar\.(\w+)$", text, re.MULTILINE)
+    assert sorted(names) == sorted(krc.__all__)
+
+
+@pytest.mark.parametrize("name", krc.__all__)
+def test_public_names_have_docstrings(name):
+    value = getattr(krc, name)
+    if not isinstance(value, dict):
+        assert value.__doc__
+
+
+def test_the_site_has_each_page():
+    site = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
+    listed = re.findall(r"[\w-]+\.md", str(site["nav"]))
+    pages = [p.name for p in (ROOT / "docs").glob("*.md")]
+    assert sorted(listed) == sorted(pages)
+
+
+def test_versions_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    version = project["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version} - " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_ci_uses_the_tested_versions():
+    assert "-c constraints.txt" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_ci_calls_the_test_command():

@@ -87,7 +87,7 @@ def load_dataset(
         InputError: A name is unknown, no copy exists, a file is defective,
             verification fails, or an argument does not fit the dataset.
 
-    Example:
+    Examples:
 
     >>> data = load_dataset("shapes", validation=1000)
     >>> data.train.images.shape

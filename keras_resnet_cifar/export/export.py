@@ -85,7 +85,7 @@ def export_saved_model(
     `probabilities` (float32 `[N, C]`), `class_id` (int64 `[N]`) and `label`
     (string `[N]`).
 
-    Example:
+    Examples:
 
         export_saved_model(run, "saved_models/resnet20").path
     """

@@ -74,7 +74,7 @@ def build_finetuned(
         InputError: An argument is unknown or out of range, or the weights are
             not available.
 
-    Example:
+    Examples:
         >>> model = build_finetuned("resnet50", num_classes=100)
     """
     nets.check_head(num_classes)
@@ -205,7 +205,7 @@ def finetune(
     Raises:
         InputError, Diverged, Stopped: See `train` and `freeze_backbone`.
 
-    Example:
+    Examples:
         >>> model = build_finetuned("resnet50", data.num_classes)
         >>> run = finetune(model, data, output_dir="runs/ft", freeze="stage3")
     """

@@ -71,7 +71,7 @@ def build_resnet(
             others), the arguments contradict each other, or the weights are
             unknown, of another net, damaged or not to be had.
 
-    Example:
+    Examples:
         >>> model = build_resnet("resnet20")
         >>> model.count_params()  # 269,722 and the BatchNorm statistics
         271098

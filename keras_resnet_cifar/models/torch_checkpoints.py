@@ -60,7 +60,7 @@ def load_torch_checkpoint(
             scheme has its names; a tensor is missing, unexpected or misshapen;
             the architecture is not `arch`.
 
-    Example:
+    Examples:
         >>> model = load_torch_checkpoint("resnet20.th", arch="resnet20")
     """
     expected = resolve(arch) if arch else None

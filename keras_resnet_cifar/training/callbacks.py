@@ -149,7 +149,7 @@ class StopOnSignal(keras.callbacks.Callback):
 
     A second signal has its default effect.
 
-    Example:
+    Examples:
 
         stop = StopOnSignal()
         with stop.listening():

@@ -45,7 +45,7 @@ def push_to_hub(
         InputError: The run is not finished, `huggingface_hub` is not installed
             (the extra huggingface), or the Hub refuses.
 
-    Example:
+    Examples:
         >>> push_to_hub("runs/r20", "user/resnet20-cifar10")
     """
     client = import_hub()

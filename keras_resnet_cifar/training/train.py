@@ -134,7 +134,7 @@ def train(
         Diverged: The loss became infinite or NaN.
         Stopped: A signal came; the run is saved.
 
-    Example:
+    Examples:
         >>> run = train(model, data, "fast", "runs/r20")
         >>> run.metrics["last"]["test"]["top1"]
     """
