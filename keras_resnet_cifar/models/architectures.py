@@ -70,6 +70,7 @@ class Architecture:
     shortcut: str
     widths: tuple[int, ...]
     stage_blocks: tuple[int, ...]
+    stem_width: int
     preactivation: bool = False
     stem: str = "cifar"
     final_norm: bool = True
@@ -121,8 +122,11 @@ def resolve(name: str | None = None, **fields: Any) -> Architecture:
     for key in given.keys() & {"preactivation", "final_norm"}:
         if not isinstance(given[key], bool):
             raise InputError(f"{key}={given[key]!r}: give True or False")
-    if not isinstance(given.get("depth", 0), numbers.Integral):
-        raise InputError(f"depth={given['depth']!r}: give a whole number")
+    for key in given.keys() & {"depth", "stem_width"}:
+        if not isinstance(given[key], numbers.Integral):
+            raise InputError(f"{key}={given[key]!r}: give a whole number")
+    if given.get("stem_width", 1) < 1:
+        raise InputError(f"stem_width={given['stem_width']}: give 1 or more")
     if name is None:
         return _complete(given)
     if "depth" in given:
@@ -177,6 +181,7 @@ def _complete(given: dict[str, Any]) -> Architecture:
             f"widths={widths} do not fit stage_blocks={stage_blocks}: their "
             "lengths differ; give one width per stage"
         )
+    fields.setdefault("stem_width", widths[0])
     depth = BLOCKS[block] * sum(stage_blocks) + 2
     if fields.setdefault("depth", depth) != depth:
         raise InputError(
@@ -189,10 +194,11 @@ def _complete(given: dict[str, Any]) -> Architecture:
     arch = Architecture(**fields)
     if not (arch.final_norm or arch.preactivation):
         raise InputError("final_norm=False is for pre-activation nets: omit it")
-    if arch.shortcut == "identity" and list(widths) != sorted(widths):
+    filters = [arch.stem_width, *widths]
+    if arch.shortcut == "identity" and filters != sorted(filters):
         raise InputError(
             f"widths={widths}: with identity shortcuts no stage is narrower "
-            "than the one before; use shortcut='projection'"
+            "than the one before, or the stem; use shortcut='projection'"
         )
     return arch
 
@@ -292,6 +298,17 @@ ARCHITECTURES = {
             "stage_blocks": (2, 4, 4, 2),
             "widths": (32, 64, 128, 256),
             "shortcut": "conv3x3",
+        },
+    ),
+    "wideresnet16-4": Entry(
+        2_748_890,
+        "Zagoruyko and Komodakis 2016, arXiv:1605.07146, which counts the "
+        "shortcuts too: depth 16",
+        {
+            "stage_blocks": (2, 2, 2),
+            "widths": (64, 128, 256),
+            "stem_width": 16,
+            "preactivation": True,
         },
     ),
     "resnet18": Entry(11_173_962, f"{_V1}, table 1; {_STEM}"),

@@ -39,7 +39,7 @@ def assemble(
     shape = _checked_input_shape(shape, len(net.widths))
     inputs = keras.Input(shape, name="image")
     x = input_normalization(normalization, name="normalization")(inputs)
-    x = blocks.STEMS[net.stem](x, net.widths[0], net.preactivation)
+    x = blocks.STEMS[net.stem](x, net.stem_width, net.preactivation)
     x = _stages(x, net)
     if net.preactivation and net.final_norm:
         x = blocks.relu(blocks.norm(x, "head_bn"), "head_relu")

@@ -21,6 +21,7 @@ def build_resnet(
     widths: Sequence[int] | None = None,
     stage_blocks: Sequence[int] | None = None,
     stem: str | None = None,
+    stem_width: int | None = None,
     final_norm: bool | None = None,
     weights: str | Path | None = None,
     num_classes: int | None = None,
@@ -47,6 +48,7 @@ def build_resnet(
         widths: Filters of each stage, before a bottleneck's expansion.
         stage_blocks: Blocks of each stage.
         stem: `"cifar"` (3x3) or `"imagenet"` (7x7 stride 2, max pooling).
+        stem_width: Filters of the stem; by default those of the first stage.
         final_norm: `False` omits the BatchNorm and ReLU at the end of a
             pre-activation net, as in kuangliu/pytorch-cifar.
         weights: Trained weights, as in `keras.applications`: a name that
@@ -86,6 +88,7 @@ def build_resnet(
         widths=widths,
         stage_blocks=stage_blocks,
         stem=stem,
+        stem_width=stem_width,
         final_norm=final_norm,
     )
     auto = isinstance(normalization, str) and normalization == "auto"

@@ -230,6 +230,23 @@ RECIPES = {
             arch="resnet110",
             warmup_steps=400,
         ),
+        replace(
+            _PAPER,
+            name="wide",
+            source="Zagoruyko and Komodakis 2016, arXiv:1605.07146: rate / 5 "
+            "after 60, 120 and 160 epochs",
+            expected="CIFAR-10: wideresnet16-4 94.98 %; CIFAR-100: 75.97 %",
+            arch="wideresnet16-4",
+            epochs=200,
+            nesterov=True,
+            weight_decay=5e-4,
+            schedule=(
+                "multistep",
+                {"milestones": (0.3, 0.6, 0.8), "gamma": 0.2},
+            ),
+            padding_mode="reflect",
+            validation=0,
+        ),
         _COSINE,
         _STRONG,
         replace(

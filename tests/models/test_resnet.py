@@ -24,7 +24,7 @@ def parameters(arch, classes):
     its outputs (of its inputs in a pre-activation block) with two per channel.
     """
     imagenet, before = arch.stem == "imagenet", arch.preactivation
-    channels = arch.widths[0]
+    channels = arch.stem_width
     total = 3 * channels * (49 if imagenet else 9)
     total += 2 * channels * (imagenet or not before)
     for stage, (width, blocks) in enumerate(
