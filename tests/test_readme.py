@@ -1,5 +1,7 @@
 """The README and the pages under docs/ say what is there."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -135,6 +137,25 @@ def test_its_python_runs(tmp_path, real_data):
     printed = result.stdout.splitlines()
     shown = re.search(r"# (\d+\.\d\d%)", first)[1]
     assert shown in printed
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    notebook = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())
+    cells = [
+        "".join(cell["source"])
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "code"
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", "\n".join(cells)],
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "interrupted" in result.stdout
 
 
 @pytest.mark.slow
