@@ -1,0 +1,84 @@
+"""The newest exported ONNX model of a folder; it needs onnxruntime and Pillow.
+
+`scripts/export.py RUN --out FOLDER --format onnx` writes `FOLDER/onnx/1/`,
+`2/`, ...: give `FOLDER/onnx`. A new version is used as soon as it is there.
+"""
+
+import base64
+import binascii
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+
+class Classifier:
+    """Classifies raw images.
+
+    Args:
+        folder: Holds one folder per version, named by its number.
+
+    Attributes:
+        version: The number of the version in use.
+        labels: The names of the classes.
+        size: Height and width of the images.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+        self.version = 0
+        self.load_newest()
+
+    def load_newest(self) -> None:
+        """Takes the newest version, if there is one that is newer."""
+        names = (path.name for path in self.folder.iterdir())
+        versions = [int(name) for name in names if name.isdigit()]
+        newest = max(versions, default=0)
+        if newest <= self.version:
+            return
+        folder = self.folder / str(newest)
+        # A request that came before keeps the session that it has begun with.
+        self.session = onnxruntime.InferenceSession(folder / "model.onnx")
+        self.labels = (folder / "labels.txt").read_text().splitlines()
+        self.size = tuple(self.session.get_inputs()[0].shape[1:3])
+        self.version = newest
+
+    def __call__(self, images: Any) -> np.ndarray:
+        """Returns float32 probabilities `[N, C]` of uint8 `[N, H, W, 3]`.
+
+        Raises:
+            ValueError: The images have another shape, or are not pixels.
+        """
+        self.load_newest()
+        try:
+            pixels = np.asarray(images)
+            whole = pixels.astype("uint8")
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "the images are not arrays of one shape"
+            ) from error
+        shape = (*self.size, 3)
+        if pixels.shape[1:] != shape or not len(pixels):
+            raise ValueError(f"give images of shape {shape}")
+        if not np.array_equal(whole, pixels):
+            raise ValueError("give whole numbers from 0 to 255")
+        return self.session.run(["probabilities"], {"image": whole})[0]
+
+    def decode(self, encoded: str) -> np.ndarray:
+        """Returns the uint8 image `[H, W, 3]` of a picture file in base64.
+
+        Raises:
+            ValueError: It is not a picture.
+        """
+        try:
+            file = io.BytesIO(base64.b64decode(encoded, validate=True))
+            with Image.open(file, formats=("JPEG", "PNG", "BMP")) as picture:
+                image = picture.convert("RGB").resize(self.size[::-1])
+        except (OSError, TypeError, ValueError, binascii.Error) as error:
+            raise ValueError("this is not a JPEG, PNG or BMP file") from error
+        except Image.DecompressionBombError as error:
+            raise ValueError("the picture has too many pixels") from error
+        return np.asarray(image)
