@@ -9,6 +9,7 @@ from .errors import ExportFailed as ExportFailed
 from .errors import InputError as InputError
 from .errors import Stopped as Stopped
 from .evaluation.calibration import fit_temperature as fit_temperature
+from .evaluation.corruptions import corrupt as corrupt
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.evaluate import logits_of as logits_of
 from .evaluation.grad_cam import grad_cam as grad_cam

@@ -2,13 +2,18 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from keras_resnet_cifar.cli import options
 from keras_resnet_cifar.cli.start import import_keras
 from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.evaluation.html_report import Page, write_report
 from keras_resnet_cifar.evaluation.metrics import TEST_TIME_AUGMENTATIONS
+from keras_resnet_cifar.files import make_folder
+from keras_resnet_cifar.training.run_directory import find_run, versions
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +30,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--tta", TEST_TIME_AUGMENTATIONS, tta, "none")
     calibrate = "calibration error before and after temperature scaling"
     add("--calibrate", bool, calibrate)
+    corruptions = (
+        "accuracy under the corruptions of CIFAR-10-C, made from the images, "
+        "or read from the FOLDER that has its files"
+    )
+    made: dict = {"nargs": "?", "const": True, "metavar": "FOLDER"}
+    add("--corruptions", Path, corruptions, **made)
+    few = "how many images of each corruption and severity to take"
+    add("--corruption-images", int, few, 1000)
+    page = "one HTML file with all results, pictures inside"
+    add("--report", Path, page, metavar="FILE.html")
     add("--mistakes", int, "how many confident mistakes to draw", 25)
     options.add_data_options(parser, "the run's")
 
@@ -33,10 +48,9 @@ def run(args: argparse.Namespace) -> None:
     """Evaluate checkpoints: accuracy, calibration, confusion, mistakes."""
     if not 1 <= args.mistakes <= 100:
         raise InputError(f"mistakes={args.mistakes}: give 1 to 100")
-    if args.calibrate and args.tta != "none":
-        raise InputError(
-            "calibrate= does not go with tta=: evaluate once with each"
-        )
+    if args.corruption_images < 1:
+        given = args.corruption_images
+        raise InputError(f"corruption_images={given}: give 1 or more")
     jobs: dict[Path, tuple[Path, dict]] = {}
     for model_or_run in args.models:
         for path in options.checkpoints(model_or_run, args.checkpoint):
@@ -50,38 +64,81 @@ def run(args: argparse.Namespace) -> None:
             jobs[folder] = path, request
     import_keras()
     from keras_resnet_cifar.data.load import load_dataset
-    from keras_resnet_cifar.evaluation.evaluate import calibrate, report
-    from keras_resnet_cifar.models.saving import load_model
+    from keras_resnet_cifar.evaluation.corruptions import read_corrupted
 
-    loaded = None
+    files = args.corruptions
+    if isinstance(files, Path):
+        files = read_corrupted(files)
+    loaded, pages = None, []
     for folder, (path, request) in jobs.items():
         if request != loaded:  # most often, all models share one dataset
             data, loaded = load_dataset(**request), request
-        split = getattr(data, args.split)
-        if split is None:
+        if getattr(data, args.split) is None:
             raise InputError(
-                f"the data for {path} has no validation split: use --split "
+                f"the data for {path} has no {args.split} split: use --split "
                 "test or train"
             )
-        model = load_model(path)
-        start = time.perf_counter()
-        result = report(
-            model, split, data.class_names, folder, args.mistakes, args.tta
-        )
-        seconds = time.perf_counter() - start
-        scores = options.scores(result.to_json())
-        if args.tta != "none":
-            scores = f"with --tta {args.tta} {scores}"
-        print(
-            f"{path}: {args.split} {scores} "
-            f"({len(split):,} images, {seconds:.1f} s; {folder})"
-        )
-        if args.calibrate:
-            values = calibrate(model, data.validation, split, folder)
-            print(
-                f"{path}: temperature {values['temperature']:.3f}, calibration "
-                f"error {values['ece_before']:.4f} -> {values['ece_after']:.4f}"
+        if args.calibrate and data.validation is None:
+            raise InputError(
+                f"the data for {path} has no validation split to fit a "
+                "temperature on: train with --validation 5000"
             )
+        make_folder(folder)
+        pages.append(_evaluate(path, data, folder, args, files))
+        if args.report:
+            write_report(args.report, pages, versions())
+
+
+def _evaluate(
+    path: Path, data: Any, folder: Path, args: argparse.Namespace, files: Any
+) -> Any:
+    """Evaluates one model, prints the results, and returns its `Page`."""
+    from keras_resnet_cifar.evaluation import evaluate
+    from keras_resnet_cifar.models.saving import load_model
+
+    model, names = load_model(path), data.class_names
+    split = getattr(data, args.split)
+    start = time.perf_counter()
+    logits = evaluate.split_logits(model, split, names, args.tta)
+    result = evaluate.report(logits, split, names, folder, args.mistakes)
+    seconds = time.perf_counter() - start
+    run, where = find_run(path), f"{args.split} split of {data.name}"
+    page = Page(str(path), where, folder, result.to_json())
+    page.config = run.read_config() if run else {}
+    scores = options.scores(page.metrics)
+    if args.tta != "none":
+        scores = f"with --tta {args.tta} {scores}"
+    print(
+        f"{path}: {args.split} {scores} "
+        f"({len(split):,} images, {seconds:.1f} s; {folder})"
+    )
+    if args.calibrate:
+        held_out = evaluate.split_logits(
+            model, data.validation, names, args.tta
+        )
+        page.calibration = values = evaluate.calibrate(
+            (held_out, data.validation.labels), (logits, split.labels), folder
+        )
+        print(
+            f"{path}: temperature {values['temperature']:.3f}, calibration "
+            f"error {values['ece_before']:.4f} -> {values['ece_after']:.4f}"
+        )
+    if files:
+        print(f"{'accuracy in % at severity':25}     1     2     3     4     5")
+        page.corruptions = values = evaluate.evaluate_corruptions(
+            *(model, split, names, folder, None if files is True else files),
+            *(args.corruption_images, args.tta, _print_accuracies),
+        )
+        print(
+            f"{path}: mean corruption error "
+            f"{values['mean_corruption_error']:.2%} ({values['images']:,} "
+            "images of each corruption and severity, the first 15)"
+        )
+    return page
+
+
+def _print_accuracies(name: str, accuracies: Sequence[float]) -> None:
+    print(f"{name:25}" + "".join(f"{100 * x:6.1f}" for x in accuracies))
 
 
 def _folder(path: Path, args: argparse.Namespace, same: bool) -> Path:

@@ -1,8 +1,9 @@
 """Evaluates a model on a split: logits, metrics and a report on disk."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,19 +13,27 @@ from keras_resnet_cifar.data.load import Split
 from keras_resnet_cifar.device import has_accelerator, jit_compile
 from keras_resnet_cifar.errors import InputError, unknown
 from keras_resnet_cifar.evaluation.calibration import fit_temperature
+from keras_resnet_cifar.evaluation.corruptions import (
+    SEVERITIES,
+    STANDARD,
+    corrupted,
+    some_of,
+)
 from keras_resnet_cifar.evaluation.metrics import (
     TEST_TIME_AUGMENTATIONS,
     Evaluation,
+    checked,
     most_confident_mistakes,
     reliability,
     score,
 )
 from keras_resnet_cifar.evaluation.plots import (
     plot_confusion,
+    plot_corruptions,
     plot_mistakes,
     plot_reliability,
 )
-from keras_resnet_cifar.files import make_folder, write_json
+from keras_resnet_cifar.files import write_json
 from keras_resnet_cifar.models.saving import check_classifier
 
 # The compiled predictor of each model, as long as the model lives: it refers
@@ -131,7 +140,14 @@ def _in_batches(images, batch_size):
     return images.reshape(-1, batch_size, *images.shape[1:])
 
 
-def _logits(model, split, class_names, tta, *options):
+def split_logits(
+    model: keras.Model,
+    split: Split,
+    class_names: Sequence[str],
+    tta: str = "none",
+    *options: Any,
+) -> np.ndarray:
+    """Returns the logits of a split; arguments and errors as of `evaluate`."""
     if tta not in TEST_TIME_AUGMENTATIONS:
         raise unknown("tta", tta, TEST_TIME_AUGMENTATIONS)
     check_classifier(model, len(class_names), split.images.shape[1:])
@@ -164,31 +180,28 @@ def evaluate(
         InputError: The model does not fit the classes or the images, its
             logits are not finite, or an unknown `tta`.
     """
-    logits = _logits(model, split, class_names, tta, batch_size, callbacks)
+    logits = split_logits(model, split, class_names, tta, batch_size, callbacks)
     return score(logits, split.labels, class_names)
 
 
 def report(
-    model: keras.Model,
+    logits: np.ndarray,
     split: Split,
     class_names: Sequence[str],
     folder: Path,
     mistakes: int = 25,
-    tta: str = "none",
 ) -> Evaluation:
-    """Evaluates a model; writes metrics.json, confusion.png and mistakes.png.
+    """Writes metrics.json, confusion.png and mistakes.png.
 
     Args:
-        model, split, class_names, tta: See `evaluate`.
-        folder: Where the files go; it is made if need be.
+        logits: Those of the split, as from `split_logits`.
+        split, class_names: See `evaluate`.
+        folder: Where the files go.
         mistakes: How many of the most confident mistakes to draw.
 
     Raises:
-        InputError: As `evaluate`, or the folder cannot be written.
+        InputError: As `score`, or the folder cannot be written.
     """
-    check_classifier(model, len(class_names), split.images.shape[1:])
-    make_folder(folder)
-    logits = _logits(model, split, class_names, tta)
     result = score(logits, split.labels, class_names)
     wrong = most_confident_mistakes(logits, split.labels, mistakes)
     write_json(folder / "metrics.json", result.to_json())
@@ -198,43 +211,87 @@ def report(
 
 
 def calibrate(
-    model: keras.Model, validation: Split | None, split: Split, folder: Path
+    held_out: tuple[np.ndarray, np.ndarray],
+    measured: tuple[np.ndarray, np.ndarray],
+    folder: Path,
 ) -> dict[str, float]:
     """Fits a temperature; writes calibration.json and reliability.png.
 
     Args:
-        model: From raw images to logits; it stays as it is.
-        validation: The split that the temperature is fitted on: not one that
-            the model was trained on.
-        split: The split whose calibration is measured.
-        folder: Where the files go; it is made if need be.
+        held_out: Logits and labels that the temperature is fitted on: not of
+            images that the model was trained on.
+        measured: Logits and labels whose calibration is measured.
+        folder: Where the files go.
 
     Returns:
-        What is in calibration.json: `temperature` (see `fit_temperature`), and
-        of `split` `loss_before`, `ece_before`, `loss_after` and `ece_after`.
+        What is in calibration.json: `temperature` (see `fit_temperature`),
+        `fitted_on`, a number of images, and of those measured `loss_before`,
+        `ece_before`, `loss_after` and `ece_after`.
 
     Raises:
-        InputError: As `evaluate`, there is no validation split, or the folder
-            cannot be written.
+        InputError: As `score`, or the folder cannot be written.
     """
-    if validation is None:
-        raise InputError(
-            "there is no validation split to fit a temperature on: train with "
-            "validation=5000"
-        )
-    temperature = fit_temperature(
-        logits_of(model, validation.images), validation.labels
-    )
-    logits, labels = logits_of(model, split.images), split.labels
+    temperature = fit_temperature(*held_out)
+    logits, labels = measured
     scaled = {"before": logits, "after": logits / temperature}
     names = list(map(str, range(logits.shape[1])))
-    values, bins = {"temperature": temperature}, {}
+    values = {"temperature": temperature, "fitted_on": len(held_out[0])}
+    bins = {}
     for when, each in scaled.items():
         result = score(each, labels, names)
         values |= {f"loss_{when}": result.loss, f"ece_{when}": result.ece}
         label = f"{when}: calibration error {result.ece:.4f}"
         bins[label] = reliability(each, labels)
-    make_folder(folder)
     write_json(folder / "calibration.json", values)
     plot_reliability(bins, folder / "reliability.png")
+    return values
+
+
+def evaluate_corruptions(
+    model: keras.Model,
+    split: Split,
+    class_names: Sequence[str],
+    folder: Path,
+    files: Mapping[str, Split] | None = None,
+    images: int = 1000,
+    tta: str = "none",
+    each: Callable[[str, list[float]], None] = lambda name, accuracies: None,
+) -> dict[str, Any]:
+    """Evaluates corrupted images; writes corruptions.json and corruptions.png.
+
+    Args:
+        model, split, class_names, tta: See `evaluate`.
+        folder: Where the files go.
+        files, images: See `corrupted`.
+        each: Called with a name and its accuracies as soon as they are known.
+
+    Returns:
+        What is in corruptions.json: `images`; `source`, `"made"` or `"files"`;
+        `clean`, the accuracy without a corruption; `accuracy`, five for each
+        name; and `mean_corruption_error`, 0 to 1, over the 15 of Hendrycks and
+        Dietterich and the five severities, not divided by another net's.
+
+    Raises:
+        InputError: As `evaluate`, or the folder cannot be written.
+    """
+    clean = some_of(split, images)
+    top1 = evaluate(model, clean, class_names, tta=tta).top1
+    each("none", [top1])
+    accuracy: dict[str, list[float]] = {}
+    for name, part in corrupted(split, files, images):
+        logits = split_logits(model, part, class_names, tta)
+        logits, labels = checked(logits, part.labels)
+        right = (logits.argmax(axis=1) == labels).reshape(len(SEVERITIES), -1)
+        accuracy[name] = right.mean(axis=1).tolist()
+        each(name, accuracy[name])
+    standard = [accuracy[name] for name in STANDARD]
+    values = {
+        "images": right.shape[1],
+        "source": "files" if files else "made",
+        "clean": top1,
+        "accuracy": accuracy,
+        "mean_corruption_error": 1 - float(np.mean(standard)),
+    }
+    write_json(folder / "corruptions.json", values)
+    plot_corruptions(accuracy, top1, folder / "corruptions.png")
     return values

@@ -126,6 +126,33 @@ def plot_reliability(bins: Mapping[str, Reliability], path: Path) -> None:
     _save(figure, path)
 
 
+def plot_corruptions(
+    accuracy: Mapping[str, Sequence[float]], clean: float, path: Path
+) -> None:
+    """Draws the accuracy of each corruption and severity as a heat map.
+
+    Args:
+        accuracy: Five values, 0 to 1, by the corruption's name.
+        clean: The accuracy without a corruption.
+        path: PNG file to write; `InputError` if that fails.
+    """
+    names = [name.replace("_", " ") for name in accuracy]
+    values = np.array(list(accuracy.values()))
+    figure = _figure(6, 1.2 + 0.3 * len(names))
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    figure.colorbar(image, label="accuracy")
+    title = f"accuracy in %; without a corruption {100 * clean:.1f}"
+    axes.set(title=title, xlabel="severity")
+    axes.set_xticks(range(values.shape[1]), range(1, values.shape[1] + 1))
+    axes.set_yticks(range(len(names)), names)
+    for (row, column), value in np.ndenumerate(values):
+        colour = "black" if value > 0.6 else "white"
+        text = f"{100 * value:.1f}"
+        axes.text(column, row, text, color=colour, fontsize=8, **_CENTRED)
+    _save(figure, path)
+
+
 def plot_grad_cam(
     images: np.ndarray, heat: np.ndarray, titles: Sequence[str], path: Path
 ) -> None:

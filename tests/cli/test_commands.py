@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -64,7 +65,25 @@ def test_calibration(trained, run, tmp_path, capsys):
     assert run("evaluate", trained[0], *options) == 0
     assert ", calibration error 0." in capsys.readouterr().out
     assert (tmp_path / "run-last-test" / "reliability.png").exists()
-    assert run("evaluate", trained[0], *options, "--tta", "flip") == 2
+    assert run("evaluate", trained[0], *options, "--tta", "flip") == 0
+    page = (tmp_path / "run-last-test-flip" / "calibration.json").read_text()
+    assert json.loads(page)["fitted_on"] == 56
+
+
+@pytest.mark.slow
+def test_corruptions_and_a_report(trained, run, tmp_path, capsys):
+    page = tmp_path / "report.html"
+    options = ["--mistakes", 1, "--output-dir", tmp_path, "--calibrate"]
+    options += ["--corruptions", "--corruption-images", 20, "--report", page]
+    assert run("evaluate", trained[0], trained[0] / "best.keras", *options) == 0
+    output = capsys.readouterr().out
+    assert output.count("\ngaussian_noise ") == 2
+    assert "(20 images of each corruption and severity" in output
+    html = page.read_text("utf-8")
+    assert html.count("data:image/png;base64,") == 8
+    for text in ("Temperature", "Mean corruption error", "numpy", "recipe"):
+        assert text in html
+    assert not re.search(r"https?://|<script|<link|@import|url\(", html)
 
 
 def test_flips_at_test_time_are_reported_apart(trained, run, tmp_path, capsys):
@@ -163,7 +182,7 @@ BAD_TRAIN = {
     "weights of another net": (["--weights", "shapes"], "only for resnet8"),
     "resume": (["--resume", "/nowhere"], "/nowhere"),
     "backup": (["--backup-every", "often"], "--backup-every often"),
-    "tensorboard": (["--tensorboard", "--data-dir"], "--data-dir"),
+    "tracker": (["--track", "tensorbord"], "tensorboard"),
 }
 
 
@@ -239,6 +258,18 @@ def test_bad_models_and_images(trained, run, data_options, tmp_path, capfd):
         ),
         (("evaluate", directory, "--checkpoint", "first"), "first"),
         (("evaluate", directory, "--mistakes", "0"), "--mistakes 0: give 1 to"),
+        (
+            ("evaluate", directory, "--corruptions", "--corruption-images", 0),
+            "--corruption-images 0",
+        ),
+        (
+            ("evaluate", directory, "--corruptions", tmp_path / "empty"),
+            "labels.npy",
+        ),
+        (
+            ("evaluate", lonely, *data_options, "--calibrate"),
+            "no validation split to fit",
+        ),
         (("evaluate", directory, directory), "two models"),
         (("predict", directory, tmp_path / "text.png"), "text.png"),
         (("predict", directory, tmp_path / "none.png"), "none.png"),

@@ -47,10 +47,9 @@ def test_the_ends_of_the_range():
     assert "labels" in refusal(fit_temperature, logits, np.array([0, 2]))
 
 
-def test_a_calibration_is_json_and_a_picture(tiny_model, tiny_data, tmp_path):
-    folder = tmp_path / "deep" / "report"
-    model = tiny_model()
-    values = calibrate(model, tiny_data.validation, tiny_data.test, folder)
-    assert json.loads((folder / "calibration.json").read_text()) == values
-    assert (folder / "reliability.png").read_bytes().startswith(b"\x89PNG")
-    assert values["loss_after"] != values["loss_before"]
+def test_a_calibration_is_json_and_a_picture(tmp_path):
+    values = calibrate(drawn(3.0, 200), drawn(3.0, 500), tmp_path)
+    assert json.loads((tmp_path / "calibration.json").read_text()) == values
+    assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    assert values["loss_after"] < values["loss_before"]
+    assert values["fitted_on"] == 200

@@ -13,7 +13,12 @@ from PIL import Image
 
 from keras_resnet_cifar.errors import InputError, Stopped
 from keras_resnet_cifar.evaluation import evaluate as evaluation
-from keras_resnet_cifar.evaluation.evaluate import evaluate, logits_of, report
+from keras_resnet_cifar.evaluation.evaluate import (
+    evaluate,
+    logits_of,
+    report,
+    split_logits,
+)
 from keras_resnet_cifar.evaluation.predict import predict_files, read_image
 from keras_resnet_cifar.models.saving import load_model
 
@@ -45,16 +50,15 @@ def test_flips_at_test_time_do_not_see_a_mirrored_split(tiny_model, tiny_data):
 
 
 def test_a_report_is_json_and_two_pictures(tiny_model, tiny_data, tmp_path):
-    folder = tmp_path / "deep" / "report"
-    result = report(
-        tiny_model(), tiny_data.test, tiny_data.class_names, folder, 9
-    )
-    assert {p.name for p in folder.iterdir()} == {
+    names, test = tiny_data.class_names, tiny_data.test
+    logits = split_logits(tiny_model(), test, names)
+    result = report(logits, test, names, tmp_path, 9)
+    assert {p.name for p in tmp_path.iterdir()} == {
         "metrics.json",
         "confusion.png",
         "mistakes.png",
     }
-    read = json.loads((folder / "metrics.json").read_text())
+    read = json.loads((tmp_path / "metrics.json").read_text())
     assert read["top1"] == result.top1
 
 

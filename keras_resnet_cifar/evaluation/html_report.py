@@ -1,0 +1,188 @@
+"""One HTML file with the results of `evaluate`; it refers to no other file."""
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from keras_resnet_cifar.evaluation.metrics import top1_interval
+from keras_resnet_cifar.files import write_text
+
+_STYLE = """
+:root { font: 16px/1.5 system-ui, sans-serif; color: #222; }
+body { max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h2 { margin-top: 3rem; border-bottom: 2px solid #4477aa; }
+h1, h2 { line-height: 1.2; overflow-wrap: anywhere; }
+figure { margin: 1rem 0; }
+img { max-width: 100%; height: auto; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.2rem 0.7rem; border-bottom: 1px solid #ddd; }
+th, td { text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+pre { overflow-x: auto; padding: 1rem; background: #f4f4f4; font-size: 80%; }
+"""
+_WHEN = ("before", "after")
+
+
+@dataclass
+class Page:
+    """What a report says of one model.
+
+    Attributes:
+        model: Its name or path.
+        split: What it was evaluated on, in words.
+        folder: Where the pictures of the evaluation are.
+        metrics: An `Evaluation` as JSON.
+        calibration: What `calibrate` returned, or `None`.
+        corruptions: What `evaluate_corruptions` returned, or `None`.
+        config: That of its run; empty without one.
+    """
+
+    model: str
+    split: str
+    folder: Path
+    metrics: dict[str, Any]
+    calibration: dict[str, Any] | None = None
+    corruptions: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def write_report(
+    path: Path, pages: Sequence[Page], environment: Mapping[str, str]
+) -> None:
+    """Writes a report on one or more models.
+
+    Args:
+        path: HTML file to write; `InputError` if that fails.
+        pages: One for each model.
+        environment: Versions, by package.
+    """
+    summary = _table(
+        ("model", "top-1", "95 % interval", "top-5", "loss", "calibration"),
+        (_summary(page) for page in pages),
+    )
+    content = "".join(_page(page) for page in pages)
+    versions = _table(("package", "version"), environment.items())
+    write_text(
+        path,
+        f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>Evaluation</title><style>{_STYLE}</style></head>
+<body><h1>Evaluation</h1>
+{summary}
+<p>The interval is a bootstrap over the images: another test split of as many
+could differ by so much. Calibration is the expected calibration error, the mean
+gap between probability and accuracy in 15 bins.</p>
+{content}
+<h2>Environment of the evaluation</h2>
+{versions}
+</body></html>
+""",
+    )
+
+
+def _summary(page):
+    metrics = page.metrics
+    low, high = top1_interval(metrics["top1"], metrics["n"])
+    return (
+        page.model,
+        f"{metrics['top1']:.2%}",
+        f"{low:.2%} to {high:.2%}",
+        f"{metrics['top5']:.2%}",
+        f"{metrics['loss']:.4f}",
+        f"{metrics['ece']:.4f}",
+    )
+
+
+def _page(page):
+    metrics = page.metrics
+    counts = [sum(row) for row in metrics["confusion"]]
+    classes = _table(
+        ("class", "images", "top-1", "95 % interval"),
+        (
+            _class(name, top1, count)
+            for (name, top1), count in zip(
+                metrics["per_class"].items(), counts, strict=True
+            )
+        ),
+    )
+    parts = [
+        f"<h2>{escape(page.model)}</h2>",
+        f"<p>The {escape(page.split)}, {metrics['n']:,} images.</p>",
+        f"<h3>Classes</h3>{classes}",
+        f"<h3>Confusion</h3>{_picture(page, 'confusion')}",
+    ]
+    if page.calibration:
+        parts += ["<h3>Calibration</h3>", _calibration(page)]
+    parts += ["<h3>Most confident mistakes</h3>", _picture(page, "mistakes")]
+    if page.corruptions:
+        parts += ["<h3>Corruptions</h3>", _corruptions(page)]
+    if page.config:
+        text = escape(json.dumps(page.config, indent=2))
+        text = f"<details><summary>config.json</summary><pre>{text}</pre>"
+        parts += [f"<h3>Training</h3>{text}</details>"]
+    return "\n".join(parts)
+
+
+def _class(name, top1, count):
+    if top1 is None:
+        return name, count, "", ""
+    low, high = top1_interval(top1, count)
+    return name, f"{count:,}", f"{top1:.2%}", f"{low:.2%} to {high:.2%}"
+
+
+def _calibration(page):
+    values = page.calibration
+    rows = [
+        (name, *(f"{values[f'{key}_{when}']:.4f}" for when in _WHEN))
+        for name, key in (("calibration error", "ece"), ("loss", "loss"))
+    ]
+    return (
+        f"<p>Temperature {values['temperature']:.3f}, fitted on "
+        f"{values['fitted_on']:,} validation images.</p>"
+        + _table(("", *_WHEN), rows)
+        + _picture(page, "reliability")
+    )
+
+
+def _corruptions(page):
+    values = page.corruptions
+    made = {"made": "made from the split", "files": "read from files"}
+    rows = (
+        (name.replace("_", " "), *(f"{100 * x:.1f}" for x in row))
+        for name, row in values["accuracy"].items()
+    )
+    return (
+        f"<p>Mean corruption error {values['mean_corruption_error']:.2%} "
+        "over the first 15 (Hendrycks and Dietterich 2019); accuracy without a "
+        f"corruption {values['clean']:.2%}. {values['images']:,} images of "
+        f"each corruption and severity, {made[values['source']]}.</p>"
+        + _picture(page, "corruptions")
+        + "<details><summary>Accuracy in % as a table</summary>"
+        + _table(("severity", 1, 2, 3, 4, 5), rows)
+        + "</details>"
+    )
+
+
+def _picture(page, name):
+    content = (page.folder / f"{name}.png").read_bytes()
+    data = base64.b64encode(content).decode()
+    source = f"data:image/png;base64,{data}"
+    return f'<figure><img alt="{name}" src="{source}"></figure>'
+
+
+def _table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
+    lines = [_row("th", head), *(_row("td", row) for row in rows)]
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+
+
+def _row(tag, cells):
+    cells = (f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells)
+    return f"<tr>{''.join(cells)}</tr>"
