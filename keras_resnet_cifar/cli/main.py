@@ -54,8 +54,8 @@ class Parser(argparse.ArgumentParser):
         """Rewrites the Python arguments in a message as this command's options.
 
         `batch_size=64` becomes `--batch-size 64`, `data_dir=` `--data-dir`,
-        `tensorboard=True` `--tensorboard`, `flip=False` `--no-flip`, and
-        `images=` `IMAGE` where that is a positional argument. Other
+        `quiet=True` `--quiet`, `flip=False` `--no-flip`, and `images=`
+        `IMAGE` where that is a positional argument. Other
         names, `name=None` and calls such as `f(seed=1)` stay as they are.
         """
         actions = {action.dest: action for action in self._actions}

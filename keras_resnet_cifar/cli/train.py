@@ -10,6 +10,7 @@ from keras_resnet_cifar.models import architectures
 from keras_resnet_cifar.models.weights import find_weights
 from keras_resnet_cifar.training.recipes import DEFAULT, Recipe, get_recipe
 from keras_resnet_cifar.training.run_directory import RunDirectory
+from keras_resnet_cifar.training.tracking import TRACKERS, check_trackers
 
 _ARCH = (
     "a name that the list command shows, or by the rule "
@@ -21,7 +22,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `train`."""
     options.add(parser, "--arch", str, _ARCH)
     options.add(parser, "--weights", str, options.WEIGHTS)
-    options.add(parser, "--tensorboard", bool, "write TensorBoard logs too")
+    trackers = f"trackers that follow the run: {', '.join(TRACKERS)}"
+    several = {"nargs": "+", "metavar": "NAME"}
+    options.add(parser, "--track", tuple(TRACKERS), trackers, **several)
     dataset = "the dataset of --recipe if given, otherwise shapes"
     runs.add_run_options(parser, DEFAULT, dataset)
 
@@ -29,7 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train a net by a recipe and evaluate it on the test split."""
     request = _resumed(args) if args.resume else _new(args)
-    request.settings["tensorboard"] = args.tensorboard
+    request.settings["track"] = args.track or ()
+    check_trackers(request.settings["track"], request.settings["output_dir"])
     runs.carry_out(args, request, _new_model)
 
 

@@ -236,7 +236,7 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
         InputError: An entry differs.
     """
     arguments = {"recipe.name": "recipe", "dataset.name": "dataset"}
-    old, new = _flat(config), _flat(changes)
+    old, new = flattened(config), flattened(changes)
     different = [
         f"{arguments.get(key, key.removeprefix('recipe.'))}={value!r}, which "
         f"was {old.get(key)!r}"
@@ -254,19 +254,19 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
 
 def identity(config: Mapping[str, Any]) -> str:
     """Returns a hash of all that a run and its continuation must share."""
-    shared = _flat(resume_keys(config))
+    shared = flattened(resume_keys(config))
     for key in _MAY_CHANGE:
         shared.pop(key, None)
     text = json.dumps(shared, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns `{"a.b": value}`, with values as JSON gives them back."""
     flat: dict[str, Any] = {}
     for key, value in json.loads(json.dumps(tree)).items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flattened(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -5,7 +5,6 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from keras_resnet_cifar.training.recipes import (
     get_recipe,
 )
 from keras_resnet_cifar.training.run_directory import Interval, RunDirectory
+from keras_resnet_cifar.training.tracking import Tracking, check_trackers
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def train(
     backup_every: str | int = run_directory.DEFAULT_INTERVAL,
     deterministic: bool = False,
     callbacks: Sequence[Callback] | Callback | None = (),
-    tensorboard: bool = False,
+    track: str | Sequence[str] = (),
     verbose: bool = True,
     **changes: Any,
 ) -> Run:
@@ -120,7 +120,10 @@ def train(
             model is a `TrainingModel`, which saves the model of stock layers.
             A run that is resumed within an epoch begins them twice. The
             recipe sets the rate: `LearningRateScheduler` is refused.
-        tensorboard: Also write TensorBoard logs (needs TensorFlow).
+        track: Trackers that follow the run, a name or several of
+            `"tensorboard"` (in the output_dir), `"mlflow"` and `"wandb"`. One
+            that fails is left out, with a warning. A resumed run goes on in
+            the same run of theirs.
         verbose: Print Keras's line per epoch, or its bar on a terminal.
         **changes: Fields of the recipe to replace, e.g. `epochs=12`.
 
@@ -139,7 +142,9 @@ def train(
         >>> run.metrics["last"]["test"]["top1"]
     """
     # Set up.
-    more_callbacks = _checked_callbacks(callbacks, tensorboard, output_dir)
+    more_callbacks = _checked_callbacks(callbacks)
+    track = [track] if isinstance(track, str) else list(track)
+    check_trackers(track, output_dir)
     data = inputs.as_dataset(model, data, validation_data)
     recipe = _recipe_for(model, data, recipe, changes)
     seed = checked_seed(seed)
@@ -167,7 +172,8 @@ def train(
     backup, writers = None, []
 
     locked = directory.locked() if directory else contextlib.nullcontext()
-    with locked, _one_line_if_out_of_memory(recipe):
+    memory = _one_line_if_out_of_memory(recipe)
+    with locked, memory, contextlib.ExitStack() as stack:
         trained = compile_for_training(
             model, data, recipe, precision, seed, feed, config["class_weight"]
         )
@@ -181,11 +187,13 @@ def train(
             writers = [*checkpoints(directory, rows, every, validated), backup]
 
         # Fit, evaluate, write.
+        tracking = stack.enter_context(Tracking(track, directory, config))
         callback_list = [
             cb.StopOnDivergence(_advice(precision, directory)),
             cb.RunEpoch(feed, schedule, rows, recipe.patience, directory),
             *writers,
             cb.ValidateAverages(),
+            keras.callbacks.LambdaCallback(on_epoch_end=tracking.log),
             *more_callbacks,
             stop,
         ]
@@ -203,6 +211,7 @@ def train(
             files.write_json(directory.metrics, metrics)
             plot_curves(rows, directory.curves)
             files.write_text(directory.card, model_card(config, epoch, metrics))
+            tracking.finish(metrics, epoch)
     path = directory.path if directory else None
     return Run(model, rows, metrics, config, path)
 
@@ -274,7 +283,7 @@ def _advice(precision, directory):
     return f"try a lower learning_rate={other}{kept}"
 
 
-def _checked_callbacks(callbacks, tensorboard, output_dir):
+def _checked_callbacks(callbacks):
     callbacks = keras.tree.flatten(callbacks or [])
     refused = (
         keras.callbacks.LearningRateScheduler,
@@ -292,17 +301,7 @@ def _checked_callbacks(callbacks, tensorboard, output_dir):
                 "recipe sets at each step: give schedule= or learning_rate= "
                 "instead, or use plain fit with one of krc.schedules"
             )
-    if not tensorboard:
-        return callbacks
-    if not output_dir:
-        raise InputError("tensorboard=True needs output_dir= for its logs")
-    if not (find_spec("tensorboard") and find_spec("tensorflow")):
-        raise InputError(
-            "tensorboard=True needs TensorFlow and TensorBoard: pip install "
-            "tensorflow tensorboard, or leave it out"
-        )
-    logs = Path(output_dir) / "tensorboard"
-    return [*callbacks, keras.callbacks.TensorBoard(logs)]
+    return callbacks
 
 
 # --- The start of a run

@@ -135,28 +135,6 @@ def test_early_stopping_restores_the_best_weights(
     assert finished.metrics["last"]["epoch"] == np.argmax(losses) + 1
 
 
-@pytest.mark.slow
-def test_tensorboard(tiny_model, tiny_data, tmp_path):
-    pytest.importorskip("tensorflow")
-    pytest.importorskip("tensorboard")
-    for number, options in enumerate(
-        (
-            {"tensorboard": True},
-            {"callbacks": [keras.callbacks.TensorBoard(tmp_path / "board")]},
-        )
-    ):
-        krc.train(
-            tiny_model(),
-            tiny_data,
-            output_dir=tmp_path / f"{number}",
-            verbose=False,
-            **SHORT,
-            **options,
-        )
-    for folder in (tmp_path / "0" / "tensorboard", tmp_path / "board"):
-        assert list(folder.rglob("events.out.tfevents.*"))
-
-
 def test_a_checkpoint_that_cannot_be_written(tiny_model, tiny_data, tmp_path):
     (tmp_path / "taken.keras").mkdir()
     checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "taken.keras")

@@ -1,0 +1,231 @@
+"""Follows a run with experiment trackers, by their own log functions."""
+
+import contextlib
+import json
+import math
+import secrets
+import time
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from keras_resnet_cifar.errors import InputError, one_line, unknown
+from keras_resnet_cifar.files import write_json
+from keras_resnet_cifar.training.run_directory import RunDirectory, flattened
+
+# Each tracker has the methods of the first one. It begins a run, or continues
+# the one that `run` names, an attribute of the tracker that began it.
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, params: dict[str, Any], run: str | None):
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self.run = "tensorboard"  # a folder, with a file for each part of a run
+        self._writer = EventFileWriter(str(folder / self.run))
+        if run is None:
+            rows = "".join(f"\n| {key} | {params[key]} |" for key in params)
+            self._text("params", f"| param | value |\n| --- | --- |{rows}")
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Logs metrics."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        rows = [
+            Summary.Value(tag=key, simple_value=values[key]) for key in values
+        ]
+        self._write(Summary(value=rows), step)
+        self._writer.flush()
+
+    def finish(self, pictures: Sequence[Path], card: Path) -> None:
+        """Logs what there is at the end of a run."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for path in pictures:
+            image = Summary.Image(encoded_image_string=path.read_bytes())
+            row = Summary.Value(tag=path.stem, image=image)
+            self._write(Summary(value=[row]), 0)
+        self._text("model card", card.read_text("utf-8"))
+
+    def close(self, failed: bool) -> None:
+        """Ends the run, or this part of it."""
+        self._writer.close()
+
+    def _text(self, tag, text):
+        from tensorboard.plugins.text.summary import text_pb
+
+        self._write(text_pb(tag, text), 0)
+
+    def _write(self, summary, step):
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        now = time.time()
+        event = Event(wall_time=now, step=step, summary=summary)
+        self._writer.add_event(event)
+
+
+class _MLflow:
+    def __init__(self, folder: Path, params: dict[str, Any], run: str | None):
+        import mlflow
+
+        self._mlflow = mlflow
+        self.run = mlflow.start_run(run, run_name=folder.name).info.run_id
+        if run is None:  # of a run that exists, MLflow refuses other ones
+            mlflow.log_params(params)
+
+    def log(self, values, step):
+        self._mlflow.log_metrics(values, step)
+
+    def finish(self, pictures, card):
+        for path in (*pictures, card):
+            self._mlflow.log_artifact(str(path))
+
+    def close(self, failed):
+        self._mlflow.end_run("FAILED" if failed else "FINISHED")
+
+
+class _WandB:
+    def __init__(self, folder: Path, params: dict[str, Any], run: str | None):
+        import wandb
+
+        self._wandb = wandb
+        self.run = run or secrets.token_hex(4)
+        self._log = wandb.init(
+            project="keras_resnet_cifar",
+            name=folder.name,
+            id=self.run,
+            resume="allow",
+            config=params,
+            dir=folder,
+        )
+
+    def log(self, values, step):
+        self._log.log(values, step)
+
+    def finish(self, pictures, card):
+        images = {path.stem: self._wandb.Image(str(path)) for path in pictures}
+        self._log.log(images)
+        self._log.save(str(card), card.parent, policy="now")
+
+    def close(self, failed):
+        self._log.finish(int(failed))
+
+
+TRACKERS: dict[str, Any] = {
+    "tensorboard": _TensorBoard,
+    "mlflow": _MLflow,
+    "wandb": _WandB,
+}
+
+
+def check_trackers(names: Sequence[str], folder: Any) -> None:
+    """Checks that runs can be followed.
+
+    Raises:
+        InputError: A tracker is unknown or not installed, or there is no
+            folder.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise unknown("tracker", name, TRACKERS)
+        if not find_spec(name):
+            raise InputError(
+                f"track={name} needs more packages: pip install "
+                f"'keras_resnet_cifar[{name}]'"
+            )
+    if names and not folder:
+        raise InputError("track= needs output_dir=, which remembers the runs")
+
+
+class Tracking:
+    """Sends a run to trackers. One that fails is left out, with a warning.
+
+    They get the config as params and the metrics of each epoch. Their runs
+    begin and end with this context.
+
+    Args:
+        names: Names of `TRACKERS`.
+        directory: The run, or `None` without trackers. Its tracking.json names
+            the trackers' runs, which a resumed run continues.
+        config: The config of the run.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        directory: RunDirectory | None,
+        config: dict[str, Any],
+    ):
+        self._names = names
+        self._directory = directory
+        self._config = config
+        self._trackers: dict[str, Any] = {}
+
+    def __enter__(self) -> "Tracking":
+        if self._names:
+            self._begin()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._each(lambda tracker: tracker.close(error is not None))
+
+    def _begin(self):
+        assert self._directory is not None
+        path = self._directory.path / "tracking.json"
+        runs = {}
+        with contextlib.suppress(OSError, ValueError):
+            runs = json.loads(path.read_text("utf-8"))
+        params, folder = (
+            flattened(self._config),
+            self._directory.path.absolute(),
+        )
+        for name in self._names:
+            with self._going_on(name):
+                tracker = TRACKERS[name](folder, params, runs.get(name))
+                self._trackers[name] = tracker
+                runs[name] = tracker.run
+        write_json(path, runs)
+
+    def log(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Sends the metrics of an epoch, from 0, as `on_epoch_end` has them."""
+        values = {
+            key: float(value)
+            for key, value in logs.items()
+            if value is not None and math.isfinite(value)
+        }
+        self._each(lambda tracker: tracker.log(values, epoch + 1))
+
+    def finish(self, metrics: dict[str, Any], epoch: int) -> None:
+        """Sends metrics of the test split, curves.png and the model card.
+
+        Args:
+            metrics: As in `Run`.
+            epoch: That of the last model.
+        """
+        if self._directory is None or not self._trackers:
+            return
+        curves, card = self._directory.curves, self._directory.card
+        test = metrics["last"]["test"] if metrics else {}
+        kept = ("top1", "top5", "loss", "ece")
+        values = {f"test_{key}": test[key] for key in kept if key in test}
+        self._each(lambda tracker: tracker.log(values, epoch))
+        self._each(lambda tracker: tracker.finish([curves], card))
+
+    def _each(self, action):
+        for name in list(self._trackers):
+            with self._going_on(name):
+                action(self._trackers[name])
+
+    @contextlib.contextmanager
+    def _going_on(self, name):
+        try:
+            yield
+        except Exception as error:  # of the network, a disk, a new version
+            self._trackers.pop(name, None)
+            warnings.warn(
+                f"{name} failed ({one_line(error)}): the run goes on without "
+                "it",
+                stacklevel=1,
+            )
