@@ -24,6 +24,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--out", Path, out, required=True)
     add("--format", tuple(FORMATS), "export format", "saved_model")
     add("--int8", bool, int8)
+    calibrated = "with a temperature fitted on the validation split"
+    add("--calibrated", bool, calibrated)
     add("--checkpoint", which, "which one of a run", "last")
     add("--images", int, images)
     add("--tolerance", float, off, TOLERANCE)
@@ -45,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
         data=request,
         images=args.images,
         tolerance=args.tolerance,
+        calibrated=args.calibrated,
     )
     print(
         f"wrote {result.path}: {args.format}{' int8' * args.int8}, "

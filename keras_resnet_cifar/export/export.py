@@ -30,16 +30,24 @@ from keras_resnet_cifar.errors import (
     one_line,
     unknown,
 )
+from keras_resnet_cifar.evaluation.calibration import fit_temperature
+from keras_resnet_cifar.evaluation.evaluate import logits_of
+from keras_resnet_cifar.evaluation.metrics import score
 from keras_resnet_cifar.export import verify
 from keras_resnet_cifar.export.verify import FORMATS, TOLERANCE
-from keras_resnet_cifar.files import atomic_write, move_folder, staged_folder
+from keras_resnet_cifar.files import (
+    atomic_write,
+    move_folder,
+    staged_folder,
+    write_text,
+)
 from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.models.saving import (
     check_classifier,
     load_model,
     save_model,
 )
-from keras_resnet_cifar.training.run_directory import find_run
+from keras_resnet_cifar.training.run_directory import RunDirectory, find_run
 from keras_resnet_cifar.training.train import Run
 
 CALIBRATION_IMAGES = 500
@@ -101,6 +109,7 @@ def export_model(
     data: Dataset | dict[str, Any] | None = None,
     images: int | None = None,
     tolerance: float = TOLERANCE,
+    calibrated: bool = False,
 ) -> Export:
     """Exports a model, and verifies it before it appears at its path.
 
@@ -122,6 +131,9 @@ def export_model(
             in the run's config or numbers.
         images: How many images of the test split to use; all by default.
         tolerance: How far a probability may be off from the Keras model's.
+        calibrated: Divide the logits by a temperature, which is fitted on the
+            validation split (see `fit_temperature`), in the exported graph.
+            README.md, a model card beside it, says so.
 
     Raises:
         InputError: Unknown model, format or data, a package is missing, or
@@ -137,8 +149,14 @@ def export_model(
         tempfile.TemporaryDirectory() as temporary,
     ):
         scratch = Path(temporary)
-        model, config = _source(model_or_run)
+        model, config, card = _source(model_or_run)
+        check_classifier(model)
+        config = config or {"request": {}, "dataset": {}}
+        data = _loaded(config["request"], data)
         description, sample = _sample(model, config, data, int8, images)
+        if calibrated:
+            model, text = _calibrated(model, data)
+            write_text(staged / "README.md", f"{card}\n{text}")
         with atomic_write(scratch / "sample.npz") as file:
             np.savez(file, **sample)
         _save(model, scratch / "model.keras", format)
@@ -194,27 +212,70 @@ def _place(path, format, int8):
 
 
 def _source(model_or_run):
-    """Returns a model, and the config of its run if it has one."""
+    """Returns a model, the config of its run if it has one, and its card."""
     if isinstance(model_or_run, str | Path):
         path = Path(model_or_run)
         file = newest_run(path).last if path.is_dir() else path
-        run = find_run(file)
-        return load_model(file), run and run.read_config()
-    if isinstance(model_or_run, Run):
-        return model_or_run.model, model_or_run.config
-    return model_or_run, None
+        model, run = load_model(file), find_run(file)
+        config = run and run.read_config()
+    elif isinstance(model_or_run, Run):
+        model, config = model_or_run.model, model_or_run.config
+        folder = model_or_run.directory
+        run = folder and RunDirectory(folder)
+    else:
+        model, config, run = model_or_run, None, None
+    card = f"# {getattr(model, 'name', model)}\n"
+    if run and run.card.is_file():
+        card = run.card.read_text("utf-8")
+    return model, config, card
 
 
-def _sample(model, config, data, int8, count):
-    """Describes and returns the arrays that the model is verified on."""
-    check_classifier(model)
-    config = config or {"request": {}, "dataset": {}}
-    request = config["request"]
+def _loaded(request, data):
+    """Returns the `Dataset` to use, or `None` where nothing names one."""
     if isinstance(data, dict):
         same = data.get("name") in (None, request.get("name"))
         data, request = None, (request if same else {}) | data
     if data is None and "name" in request:
         data = load_dataset(**request)
+    return data
+
+
+def _calibrated(model, data):
+    """Returns a model with its temperature in it, and a card's section."""
+    held_out = data and data.validation
+    if not held_out:
+        raise InputError(
+            "calibrated=True fits a temperature on the validation split: give "
+            "data= with one, such as that of a run with validation=5000"
+        )
+    temperature = fit_temperature(
+        logits_of(model, held_out.images), held_out.labels
+    )
+    scaled = keras.layers.Rescaling(1 / temperature, name="temperature")
+    measured = ""
+    if data.test:
+        logits = logits_of(model, data.test.images)
+        before, after = (
+            score(x, data.test.labels, data.class_names)
+            for x in (logits, logits / temperature)
+        )
+        measured = (
+            f"On the {after.n:,} images of the test split the expected "
+            f"calibration error is {before.ece:.4f} without it and "
+            f"{after.ece:.4f} with it, the loss {before.loss:.4f} and "
+            f"{after.loss:.4f}.\n"
+        )
+    model = keras.Model(model.inputs, scaled(model.outputs[0]), name=model.name)
+    return model, (
+        "## Temperature\n\nThe exported model divides the logits by "
+        f"{temperature:.4f} before the softmax; no prediction changes. The "
+        f"temperature was fitted on the {len(held_out):,} images of the "
+        f"validation split of {data.name}. {measured}"
+    )
+
+
+def _sample(model, config, data, int8, count):
+    """Describes and returns the arrays that the model is verified on."""
     sample = {}
     if data is None:
         if int8:

@@ -14,8 +14,12 @@ from helpers import refusal
 
 from keras_resnet_cifar.cli import main as cli
 from keras_resnet_cifar.errors import ExportFailed, InputError
+from keras_resnet_cifar.evaluation import metrics
+from keras_resnet_cifar.evaluation.calibration import fit_temperature
+from keras_resnet_cifar.evaluation.evaluate import logits_of
 from keras_resnet_cifar.export import export
 from keras_resnet_cifar.export.export import export_model, export_saved_model
+from keras_resnet_cifar.export.verify import open_saved_model
 from keras_resnet_cifar.training.train import Run
 
 needs_tensorflow = pytest.mark.skipif(
@@ -199,6 +203,36 @@ def test_a_damaged_model(run_directory, tmp_path):
     assert not (tmp_path / "net").exists()
 
 
+def softmax_of(model, images, temperature=1.0):
+    return metrics.softmax(logits_of(model, images) / temperature)
+
+
+@pytest.mark.slow
+@needs_tensorflow
+def test_a_calibrated_graph_divides_by_the_temperature(
+    model, tiny_data, tmp_path
+):
+    held_out, images = tiny_data.validation, tiny_data.test.images
+    temperature = fit_temperature(
+        logits_of(model, held_out.images), held_out.labels
+    )
+    result = export_saved_model(
+        model, tmp_path / "net", data=tiny_data, calibrated=True
+    )
+    assert result.same_class == 64
+    run, _ = open_saved_model(str(result.path))
+    np.testing.assert_allclose(
+        run(images)["probabilities"],
+        softmax_of(model, images, temperature),
+        atol=1e-5,
+    )
+    apart = softmax_of(model, images) - softmax_of(model, images, temperature)
+    assert np.abs(apart).max() > 1e-3
+    card = (result.path / "README.md").read_text()
+    assert f"divides the logits by {temperature:.4f}" in card
+    assert "fitted on the 64 images" in card
+
+
 # --- Where it goes: with a writer and a check that do nothing
 
 
@@ -338,6 +372,21 @@ def test_data_of_the_run_and_instead_of_it(
         export_saved_model(run_directory, tmp_path / "net", data=data)
         assert requests[-1] == request
         assert tuple(quick[-1]["class_names"]) == tiny_data.class_names
+
+
+def test_the_card_of_a_calibrated_export(
+    quick, run_directory, tiny_data, tmp_path
+):
+    """It is the run's, and says what was measured."""
+    (run_directory / "README.md").write_text("# A card\n")
+    options = {"data": tiny_data, "calibrated": True}
+    result = export_saved_model(run_directory, tmp_path / "net", **options)
+    card = (result.path / "README.md").read_text()
+    assert card.startswith("# A card\n\n## Temperature\n\nThe exported model")
+    assert "On the 64 images of the test split the expected calibration" in card
+    without = dataclasses.replace(tiny_data, validation=None)
+    act = functools.partial(export_saved_model, data=without, calibrated=True)
+    assert "validation=5000" in refusal(act, run_directory, tmp_path / "net")
 
 
 def test_calibration_images_are_of_the_train_split(
