@@ -3,7 +3,7 @@
 Definitions and constants are those of CIFAR-10-C (Hendrycks and Dietterich
 2019, arXiv:1903.12261; hendrycks/robustness, make_cifar_c.py), whose unit of
 length is a pixel of a 32x32 image. Two things differ: `frost`, made there from
-photographs, is drawn here in their colours; and distances in `spatter` are
+photographs, is drawn here like them; and distances in `spatter` are
 exact, where OpenCV approximates them. The random numbers are our own.
 """
 
@@ -67,9 +67,10 @@ def _zoom(side, factor):
     return matrix
 
 
-def _plasma(count, side, decay, rng):
-    """Returns clouds by the diamond-square algorithm, 0 to 1."""
-    step, wibble = 1 << (side - 1).bit_length(), 100.0
+def _clouds(x, decay, rng):
+    """Returns layers by the diamond-square algorithm, 0 to 1."""
+    count, height, width = x.shape[:3]
+    step, wibble = 1 << (max(height, width) - 1).bit_length(), 100.0
     clouds = np.zeros((count, step, step))
 
     def fill(part, near, far):
@@ -89,7 +90,8 @@ def _plasma(count, side, decay, rng):
         fill(clouds[:, half::step, ::step], between, beside)
         step, wibble = half, wibble / decay
     clouds -= clouds.min(axis=(1, 2), keepdims=True)
-    return (clouds / clouds.max(axis=(1, 2), keepdims=True))[:, :side, :side]
+    clouds /= clouds.max(axis=(1, 2), keepdims=True)
+    return clouds[:, :height, :width]
 
 
 def _sampled(x, rows, columns, edge):
@@ -190,20 +192,21 @@ def _snow(x, c, rng):
     return x + (layer + layer[:, ::-1, ::-1])[..., None]
 
 
-# Mean colour and deviation of the five photographs.
+# Mean colour of the five photographs at a fifth of their size, and deviation
+# within 32x32 pixels of them, of which 0.6 is noise from pixel to pixel.
 _FROST = (
-    *((78, 149, 166, 15), (201, 205, 214, 18), (201, 205, 214, 18)),
-    *((138, 153, 165, 21), (112, 123, 135, 34)),
+    *((78, 149, 166, 17), (201, 205, 214, 19), (201, 205, 214, 19)),
+    *((138, 153, 165, 23), (112, 123, 135, 33)),
 )
 
 
 def _frost(x, c, rng):
     keep, strength = c
     *colour, deviation = np.array(_FROST)[rng.integers(5, size=len(x))].T
-    clouds = _plasma(len(x), max(x.shape[1:3]), 1.6, rng)
-    clouds = clouds[:, : x.shape[1], : x.shape[2]]
+    clouds = _clouds(x, 1.3, rng)
     clouds -= clouds.mean(axis=(1, 2), keepdims=True)
-    clouds /= clouds.std(axis=(1, 2), keepdims=True)
+    clouds *= np.sqrt(0.4) / clouds.std(axis=(1, 2), keepdims=True)
+    clouds += rng.laplace(0, np.sqrt(0.6 / 2), clouds.shape)
     clouds *= deviation[:, None, None]
     frost = np.stack(colour, axis=1)[:, None, None] + clouds[..., None]
     return keep * x + strength * frost.clip(0, 255)
@@ -211,8 +214,7 @@ def _frost(x, c, rng):
 
 def _fog(x, c, rng):
     strength, decay = c
-    clouds = _plasma(len(x), max(x.shape[1:3]), decay, rng)
-    clouds = clouds[:, : x.shape[1], : x.shape[2], None]
+    clouds = _clouds(x, decay, rng)[..., None]
     most = x.max(axis=(1, 2, 3), keepdims=True)
     strength *= 255
     return (x + strength * clouds) * most / (most + strength)
