@@ -16,13 +16,14 @@ _STYLE = """
 body { max-width: 60rem; margin: 0 auto; padding: 1rem; }
 h2 { margin-top: 3rem; border-bottom: 2px solid #4477aa; }
 h1, h2 { line-height: 1.2; overflow-wrap: anywhere; }
-figure { margin: 1rem 0; }
-img { max-width: 100%; height: auto; }
-.wide { overflow-x: auto; }
+figure, .wide { margin: 1rem 0; overflow-x: auto; }
+img { min-width: 30rem; max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.2rem 0.7rem; border-bottom: 1px solid #ddd; }
+th, td { padding: 0.2rem 0.5rem; border-bottom: 1px solid #ddd; }
 th, td { text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: normal; }
+td:first-child { min-width: 6.5rem; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { table { font-size: 80%; } }
 pre { overflow-x: auto; padding: 1rem; background: #f4f4f4; font-size: 80%; }
 """
 _WHEN = ("before", "after")
