@@ -20,7 +20,7 @@ from keras_resnet_cifar.data.splits import Split
 from keras_resnet_cifar.errors import InputError, unknown
 
 SEVERITIES = range(1, 6)
-_TOGETHER = 500  # images that are corrupted at once, to bound the memory
+_TOGETHER = 500 * 32 * 32  # pixels corrupted at once, to bound the memory
 
 
 # --- What several corruptions share. Images x are float64 `[N, H, W, 3]`, 0 to
@@ -392,8 +392,7 @@ def corrupt(
             images are corrupted less.
         name: `"gaussian_noise"`, `"fog"`, ...: see `CORRUPTIONS`.
         severity: 1 to 5.
-        seed: Of the random numbers. The first images get the same ones,
-            however many follow.
+        seed: Of the random numbers.
 
     Returns:
         uint8 `[N, H, W, 3]`.
@@ -415,9 +414,10 @@ def corrupt(
         )
     function, constants = CORRUPTIONS[name]
     result = np.empty_like(images)
-    for start in range(0, len(images), _TOGETHER):
-        part = slice(start, start + _TOGETHER)
-        number = list(CORRUPTIONS).index(name)
+    number = list(CORRUPTIONS).index(name)
+    count = max(_TOGETHER // (images.shape[1] * images.shape[2]), 1)
+    for start in range(0, len(images), count):
+        part = slice(start, start + count)
         rng = np.random.default_rng([seed, number, severity, start])
         x = images[part].astype("float64")
         changed = function(x, constants[severity - 1], rng)

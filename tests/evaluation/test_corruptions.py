@@ -108,7 +108,7 @@ def test_blurs_are_the_published_kernels():
     np.testing.assert_allclose(found, expected[expected > 0], atol=1)
 
 
-def test_more_images_do_not_change_the_first(images):
+def test_many_images_are_corrupted_part_by_part(images):
     many = np.concatenate([images] * 90)  # more than are made at once
     for name in ("gaussian_noise", "contrast", "jpeg_compression"):
         one, all_of_them = corrupt(many[:500], name, 3), corrupt(many, name, 3)
