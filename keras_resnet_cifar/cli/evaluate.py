@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> None:
     if args.corruption_images < 1:
         given = args.corruption_images
         raise InputError(f"corruption_images={given}: give 1 or more")
+    if args.report and not args.report.parent.is_dir():
+        raise InputError(f"report={args.report}: its folder does not exist")
     jobs: dict[Path, tuple[Path, dict]] = {}
     for model_or_run in args.models:
         for path in options.checkpoints(model_or_run, args.checkpoint):
@@ -83,7 +85,6 @@ def run(args: argparse.Namespace) -> None:
                 f"the data for {path} has no validation split to fit a "
                 "temperature on: train with --validation 5000"
             )
-        make_folder(folder)
         pages.append(_evaluate(path, data, folder, args, files))
         if args.report:
             write_report(args.report, pages, versions())
@@ -94,20 +95,23 @@ def _evaluate(
 ) -> Any:
     """Evaluates one model, prints the results, and returns its `Page`."""
     from keras_resnet_cifar.evaluation import evaluate
-    from keras_resnet_cifar.models.saving import load_model
+    from keras_resnet_cifar.models.saving import check_classifier, load_model
 
     model, names = load_model(path), data.class_names
     split = getattr(data, args.split)
+    check_classifier(model, len(names), split.images.shape[1:])
+    make_folder(folder)
     start = time.perf_counter()
     logits = evaluate.split_logits(model, split, names, args.tta)
     result = evaluate.report(logits, split, names, folder, args.mistakes)
     seconds = time.perf_counter() - start
     run, where = find_run(path), f"{args.split} split of {data.name}"
-    page = Page(str(path), where, folder, result.to_json())
-    page.config = run.read_config() if run else {}
-    scores = options.scores(page.metrics)
+    scores = options.scores(result.to_json())
     if args.tta != "none":
         scores = f"with --tta {args.tta} {scores}"
+        where = f"{where} with --tta {args.tta}"
+    page = Page(str(path), where, folder, result.to_json())
+    page.config = run.read_config() if run else {}
     print(
         f"{path}: {args.split} {scores} "
         f"({len(split):,} images, {seconds:.1f} s; {folder})"
@@ -131,8 +135,8 @@ def _evaluate(
         )
         print(
             f"{path}: mean corruption error "
-            f"{values['mean_corruption_error']:.2%} ({values['images']:,} "
-            "images of each corruption and severity, the first 15)"
+            f"{values['mean_corruption_error']:.2%} over the first 15 "
+            f"({values['images']:,} images of each corruption and severity)"
         )
     return page
 

@@ -263,6 +263,10 @@ def test_bad_models_and_images(trained, run, data_options, tmp_path, capfd):
             "--corruption-images 0",
         ),
         (
+            ("evaluate", directory, "--report", tmp_path / "none" / "a.html"),
+            "its folder does not exist",
+        ),
+        (
             ("evaluate", directory, "--corruptions", tmp_path / "empty"),
             "labels.npy",
         ),
