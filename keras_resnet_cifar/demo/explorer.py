@@ -1,0 +1,224 @@
+"""What the page shows of one net, as arrays and numbers: no page is needed."""
+
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_resnet_cifar.data.load import Dataset, Split
+from keras_resnet_cifar.evaluation.calibration import fit_temperature
+from keras_resnet_cifar.evaluation.evaluate import logits_of
+from keras_resnet_cifar.evaluation.grad_cam import grad_cam
+from keras_resnet_cifar.evaluation.metrics import (
+    most_confident_mistakes,
+    score,
+    softmax,
+)
+from keras_resnet_cifar.evaluation.plots import plot_confusion, plot_curves
+from keras_resnet_cifar.evaluation.predict import read_image
+from keras_resnet_cifar.models.saving import check_classifier
+from keras_resnet_cifar.training.run_directory import RunDirectory
+
+_UNSURE = 0.05  # less sure than this share of known images: a hint says so
+
+Captioned = list[tuple[np.ndarray, str]]  # uint8 `[H, W, 3]` and a line
+
+
+class Answer(NamedTuple):
+    """What a net says of one picture.
+
+    Attributes:
+        image: uint8 `[H, W, 3]`, the picture at the size that the net sees.
+        probabilities: float64 `[C]`, calibrated if there is a temperature.
+        hint: A sentence: is it as sure as with pictures that it knows?
+        nearest: The most similar training images, the nearest first.
+    """
+
+    image: np.ndarray
+    probabilities: np.ndarray
+    hint: str
+    nearest: Captioned
+
+
+class Explorer:
+    """Answers questions about a net, and about the data that it was made for.
+
+    Args:
+        model: As for `grad_cam`; it stays as it is.
+        data: With a test split. On the validation split, which the net must
+            not have been trained on, a temperature is fitted.
+        name: Of the net, to be shown.
+        run: Its run directory, if it has one.
+        train_images: How many training images, chosen at random (seed 0), are
+            compared with a picture; all, if there are fewer.
+
+    Attributes:
+        temperature: See `fit_temperature`; `None` without a validation split.
+        result: The `Evaluation` on the test split, not calibrated.
+
+    Raises:
+        InputError: The model does not fit the data, or `grad_cam` refuses it.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        data: Dataset,
+        name: str,
+        run: RunDirectory | None = None,
+        train_images: int = 10_000,
+    ):
+        self.model, self.name, self.run = model, name, run
+        self.class_names, self.test = data.class_names, data.test
+        check_classifier(model, data.num_classes, self.test.images.shape[1:])
+        grad_cam(model, self.test.images[:1])  # it refuses other heads
+        pooling, dense = model.layers[-2:]
+        self._pooled = keras.Model(model.inputs, pooling.output)
+        self._kernel, *self._bias = dense.get_weights()
+
+        shuffled = np.random.default_rng(0).permutation(len(data.train))
+        chosen = shuffled[:train_images]
+        self.train = Split(data.train.images[chosen], data.train.labels[chosen])
+        self._train_features = _unit(self._features(self.train.images))
+        self._logits = self._logits_of(self._features(self.test.images))
+        self.result = score(self._logits, self.test.labels, self.class_names)
+
+        self.temperature, self._known, known = None, "test", self._logits
+        if data.validation is not None:
+            known = self._logits_of(self._features(data.validation.images))
+            self.temperature = fit_temperature(known, data.validation.labels)
+            self._known = "validation"
+        self._probabilities = self._calibrated(self._logits)
+        self._confidences = self._calibrated(known).max(axis=1)
+
+    def _features(self, images):
+        return logits_of(self._pooled, images)
+
+    def _logits_of(self, features):
+        return features @ self._kernel + sum(self._bias)
+
+    def _calibrated(self, logits):
+        return softmax(logits / (self.temperature or 1))
+
+    def summary(self) -> str:
+        """Returns the test accuracy, and whether probabilities are calibrated.
+
+        Without a temperature it says why.
+        """
+        calibration = "not calibrated: there is no validation split"
+        if self.temperature is not None:
+            calibration = (
+                f"calibrated on the validation split (temperature "
+                f"{self.temperature:.2f})"
+            )
+        return (
+            f"top-1 {self.result.top1:.2%} of {self.result.n:,} test images; "
+            f"probabilities are {calibration}"
+        )
+
+    def answer(self, picture: str | os.PathLike, nearest: int = 8) -> Answer:
+        """Returns what the net says of an image file.
+
+        Args:
+            picture: An image file; any size is resized to the net's.
+            nearest: How many training images to show.
+
+        Raises:
+            InputError: As `open_image`.
+        """
+        image = read_image(picture, self.test.images.shape[1:3])
+        features = self._features(image[None])
+        (probabilities,) = self._calibrated(self._logits_of(features))
+        similarity = self._train_features @ _unit(features)[0]
+        closest = np.argsort(-similarity, kind="stable")[:nearest]
+        shown = [
+            (
+                self.train.images[i],
+                f"{self.class_names[self.train.labels[i]]} {similarity[i]:.2f}",
+            )
+            for i in closest
+        ]
+        return Answer(image, probabilities, self._hint(probabilities), shown)
+
+    def _hint(self, probabilities):
+        less_sure = (self._confidences < probabilities.max()).mean()
+        verdict = "nothing unusual"
+        if less_sure < _UNSURE:
+            verdict = "perhaps nothing that this net knows"
+        return (
+            f"It is surer of this picture than of {less_sure:.0%} of the "
+            f"{self._known} images: {verdict}."
+        )
+
+    def explain(self, image: np.ndarray, class_id: int) -> np.ndarray:
+        """Returns an image with Grad-CAM over it: bright is where a class is.
+
+        Args:
+            image: uint8 `[H, W, 3]`.
+            class_id: 0 to C - 1; `InputError` if it is not.
+
+        Returns:
+            uint8 `[H, W, 3]`.
+        """
+        from matplotlib import colormaps
+
+        heat = grad_cam(self.model, image[None], class_id)[0]
+        colours = 255 * colormaps["inferno"](heat)[..., :3]
+        return np.uint8(0.4 * image + 0.6 * colours)
+
+    def mistakes(self, count: int = 24) -> Captioned:
+        """Returns the test images that the net is most confidently wrong on."""
+        wrong = most_confident_mistakes(self._logits, self.test.labels, count)
+        return self._captioned(wrong.indices)
+
+    def cell(self, true: int, predicted: int, count: int = 24) -> Captioned:
+        """Returns test images of a cell of the confusion matrix, surest first.
+
+        Args:
+            true, predicted: Classes, 0 to C - 1.
+            count: How many at most.
+        """
+        guesses = self._logits.argmax(axis=1)
+        there = (self.test.labels == true) & (guesses == predicted)
+        indices = np.flatnonzero(there)
+        confidence = self._probabilities[indices, predicted]
+        return self._captioned(indices[np.argsort(-confidence)][:count])
+
+    def _captioned(self, indices: Iterable[int]) -> Captioned:
+        rows = []
+        for i in indices:
+            guess = self._probabilities[i].argmax()
+            name = self.class_names[self.test.labels[i]]
+            share = f"{self._probabilities[i, guess]:.0%}"
+            caption = f"{name} → {self.class_names[guess]} {share}"
+            rows.append((self.test.images[i], caption))
+        return rows
+
+    def draw_confusion(self, path: Path) -> tuple[float, float, float, float]:
+        """Draws the confusion matrix; arguments and result: `plot_confusion`.
+
+        Rows are true classes, columns predicted ones, of the test split.
+        """
+        return plot_confusion(self.result.confusion, self.class_names, path)
+
+    def history_time(self) -> float:
+        """Returns when history.csv last changed; 0 where there is none."""
+        try:
+            return self.run.history.stat().st_mtime if self.run else 0.0
+        except OSError:
+            return 0.0
+
+    def draw_curves(self, path: Path) -> None:
+        """Draws the curves of the run, which may be going on, as a PNG."""
+        text = self.run.history.read_text("utf-8") if self.run else ""
+        plot_curves(list(csv.DictReader(text.splitlines())), path)
+
+
+def _unit(vectors):
+    """Scales vectors `[N, F]` to length 1, for cosine similarities."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(length, 1e-12)

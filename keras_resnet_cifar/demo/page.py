@@ -1,0 +1,210 @@
+"""The page of the command `demo`: the one module that imports Gradio."""
+
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from keras_resnet_cifar.demo.explorer import Explorer
+from keras_resnet_cifar.errors import InputError
+
+_REFRESH = 5  # seconds between looks at history.csv
+_EXAMPLES = 20
+_CACHE = 3600, 3600  # seconds: every hour, what is older than one
+_LARGEST_UPLOAD = "50mb"
+# Gradio never enlarges a picture, and would blur these.
+_CSS = """
+.pixels img {
+    image-rendering: pixelated; object-fit: contain !important;
+    width: 100% !important; height: 100% !important;
+}
+.gradio-container { max-width: 1280px !important; }
+"""
+# One prediction at a time, whatever asks for it.
+_ONE = {"concurrency_id": "net", "concurrency_limit": 1}
+
+
+def serve(explorers: Sequence[Explorer], port: int, show: bool = False) -> None:
+    """Serves the page on 127.0.0.1 until Ctrl-C, and prints its address.
+
+    Nothing is sent or fetched elsewhere: no analytics, no share link, no font.
+
+    Args:
+        explorers: The nets, to be shown side by side.
+        port: Of 127.0.0.1.
+        show: Whether to open the page in the browser.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        page = build(explorers, Path(folder))
+        page.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            inbrowser=show,
+            share=False,
+            pwa=False,
+            ssr_mode=False,
+            mcp_server=False,
+            run_history=False,
+            enable_monitoring=False,
+            max_file_size=_LARGEST_UPLOAD,
+            footer_links=[],
+            prevent_thread_lock=True,
+            quiet=True,
+            css=_CSS,
+        )
+        try:
+            print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+            threading.Event().wait()
+        finally:
+            page.close(verbose=False)
+
+
+def build(explorers: Sequence[Explorer], folder: Path) -> gr.Blocks:
+    """Returns the page, not yet served; its pictures are drawn in `folder`."""
+    with gr.Blocks(
+        title="keras_resnet_cifar", analytics_enabled=False, delete_cache=_CACHE
+    ) as page:
+        with gr.Tab("Try a picture"), gr.Row():
+            with gr.Column(min_width=320):
+                picture = _picture(explorers[0])
+            for explorer in explorers:
+                with gr.Column(min_width=320):
+                    _answers(explorer, picture)
+        with gr.Tab("The run"), gr.Row():
+            for number, explorer in enumerate(explorers):
+                with gr.Column(min_width=320):
+                    _results(page, explorer, folder / f"{number}.png")
+    return page
+
+
+def _picture(explorer):
+    """Adds where a picture goes, and the examples; returns the former."""
+    picture = gr.Image(
+        label="a picture: drop, paste or choose one",
+        type="filepath",
+        format="png",
+        sources=["upload", "clipboard"],
+        height=280,
+        elem_id="picture",
+    )
+    # Gradio's own opens the file, and fails without a sentence.
+    picture.preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign]
+    images = explorer.test.images[:_EXAMPLES]
+    examples = _gallery(
+        "or one of the test split", list(images), columns=5, preview=False
+    )
+
+    def choose(event: gr.SelectData):
+        return images[event.index]
+
+    examples.select(choose, None, picture)
+    return picture
+
+
+def _answers(explorer, picture):
+    """Adds what a net says of a picture."""
+    names = explorer.class_names
+    gr.Markdown(f"### {explorer.name}\n{explorer.summary()}")
+    hint = gr.Markdown(elem_classes="hint")
+    label = gr.Label(label="the likeliest classes", num_top_classes=5)
+    with gr.Row():
+        seen = _pixels("what the net sees")
+        heat = _pixels("where it sees the class")
+    classes = gr.Dropdown(names, type="index", label="class of Grad-CAM")
+    nearest = _gallery("the nearest training images, cosine similarity")
+
+    def answer(path):
+        nothing = None, None, None, gr.Dropdown(value=None), None
+        if path is None:
+            return "", *nothing
+        try:
+            found = explorer.answer(path)
+        except InputError as error:
+            reason = str(error).replace(path, Path(path).name)
+            return f"**{reason}**", *nothing
+        best = int(found.probabilities.argmax())
+        return (
+            found.hint,
+            dict(zip(names, found.probabilities.tolist(), strict=True)),
+            found.image,
+            explorer.explain(found.image, best),
+            gr.Dropdown(value=names[best]),
+            found.nearest,
+        )
+
+    def explain(image, class_id):
+        known = image is not None and class_id is not None
+        return explorer.explain(image, class_id) if known else None
+
+    outputs = [hint, label, seen, heat, classes, nearest]
+    picture.change(answer, picture, outputs, **_ONE)
+    classes.input(explain, [seen, classes], heat, **_ONE)
+
+
+def _results(page, explorer, path):
+    """Adds the curves of a run, its confusion matrix and its mistakes."""
+    gr.Markdown(f"### {explorer.name}\n{explorer.summary()}")
+    if explorer.history_time():
+        curves_path = path.with_stem(f"{path.stem}-curves")
+        curves = gr.Image(label="history.csv", interactive=False)
+        drawn = gr.State(0.0)
+
+        def draw(last):
+            now = explorer.history_time()
+            if now == last:
+                return gr.skip(), last
+            explorer.draw_curves(curves_path)
+            return str(curves_path), now
+
+        hidden: Any = {"show_progress": "hidden"}
+        page.load(draw, drawn, [curves, drawn], **hidden)
+        gr.Timer(_REFRESH).tick(draw, drawn, [curves, drawn], **hidden)
+
+    left, top, right, bottom = explorer.draw_confusion(path)
+    confusion = gr.Image(
+        str(path), label="test images: click a cell", interactive=False
+    )
+    cell = _gallery("images of the cell")
+    _gallery("most confident mistakes", explorer.mistakes())
+
+    def show(event: gr.SelectData):
+        x, y = event.index
+        count = len(explorer.class_names)
+        column = int((x - left) / (right - left) * count)
+        row = int((y - top) / (bottom - top) * count)
+        if not (0 <= column < count and 0 <= row < count):
+            return gr.skip()
+        true, guess = explorer.class_names[row], explorer.class_names[column]
+        title = f"{true}, predicted {guess}"
+        return gr.Gallery(explorer.cell(row, column), label=title)
+
+    confusion.select(show, None, cell)
+
+
+def _pixels(label):
+    return gr.Image(
+        label=label,
+        interactive=False,
+        format="png",
+        height=200,
+        min_width=120,
+        buttons=[],
+        elem_classes="pixels",
+    )
+
+
+def _gallery(label, images=None, columns=4, preview=True):
+    return gr.Gallery(
+        images,
+        label=label,
+        columns=columns,
+        format="png",
+        interactive=False,
+        allow_preview=preview,
+        buttons=[],
+        height="auto",
+        elem_classes="pixels",
+    )
