@@ -18,12 +18,12 @@ from keras_resnet_cifar.evaluation.metrics import (
     score,
     softmax,
 )
-from keras_resnet_cifar.evaluation.plots import plot_confusion, plot_curves
+from keras_resnet_cifar.evaluation.plots import plot_curves
 from keras_resnet_cifar.evaluation.predict import read_image
 from keras_resnet_cifar.models.saving import check_classifier
 from keras_resnet_cifar.training.run_directory import RunDirectory
 
-_UNSURE = 0.05  # less sure than this share of known images: a hint says so
+_UNSURE = 0.05  # as sure as with at most this share of the known images
 
 Captioned = list[tuple[np.ndarray, str]]  # uint8 `[H, W, 3]` and a line
 
@@ -34,8 +34,8 @@ class Answer(NamedTuple):
     Attributes:
         image: uint8 `[H, W, 3]`, the picture at the size that the net sees.
         probabilities: float64 `[C]`, calibrated if there is a temperature.
-        hint: A sentence: is it as sure as with pictures that it knows?
-        nearest: The most similar training images, the nearest first.
+        hint: A sentence: is the net as sure as with images that it knows?
+        nearest: The most similar training images, most similar first.
     """
 
     image: np.ndarray
@@ -45,16 +45,16 @@ class Answer(NamedTuple):
 
 
 class Explorer:
-    """Answers questions about a net, and about the data that it was made for.
+    """Answers questions about a net and the data that it was made for.
 
     Args:
         model: As for `grad_cam`; it stays as it is.
-        data: With a test split. On the validation split, which the net must
-            not have been trained on, a temperature is fitted.
+        data: With a test split. A validation split must be one that the net
+            was not trained on: the temperature is fitted on it.
         name: Of the net, to be shown.
         run: Its run directory, if it has one.
-        train_images: How many training images, chosen at random (seed 0), are
-            compared with a picture; all, if there are fewer.
+        train_images: How many training images, drawn with seed 0, a picture is
+            compared with.
 
     Attributes:
         temperature: See `fit_temperature`; `None` without a validation split.
@@ -84,12 +84,12 @@ class Explorer:
         chosen = shuffled[:train_images]
         self.train = Split(data.train.images[chosen], data.train.labels[chosen])
         self._train_features = _unit(self._features(self.train.images))
-        self._logits = self._logits_of(self._features(self.test.images))
-        self.result = score(self._logits, self.test.labels, self.class_names)
+        self._logits = known = self._logits_of(self.test.images)
+        self.result = score(known, self.test.labels, self.class_names)
 
-        self.temperature, self._known, known = None, "test", self._logits
+        self.temperature, self._known = None, "test"
         if data.validation is not None:
-            known = self._logits_of(self._features(data.validation.images))
+            known = self._logits_of(data.validation.images)
             self.temperature = fit_temperature(known, data.validation.labels)
             self._known = "validation"
         self._probabilities = self._calibrated(self._logits)
@@ -98,71 +98,61 @@ class Explorer:
     def _features(self, images):
         return logits_of(self._pooled, images)
 
-    def _logits_of(self, features):
+    def _head(self, features):
         return features @ self._kernel + sum(self._bias)
+
+    def _logits_of(self, images):
+        return self._head(self._features(images))
 
     def _calibrated(self, logits):
         return softmax(logits / (self.temperature or 1))
 
     def summary(self) -> str:
-        """Returns the test accuracy, and whether probabilities are calibrated.
-
-        Without a temperature it says why.
-        """
+        """Returns the test accuracy, and how probabilities are calibrated."""
         calibration = "not calibrated: there is no validation split"
         if self.temperature is not None:
             calibration = (
-                f"calibrated on the validation split (temperature "
+                "calibrated on the validation split (temperature "
                 f"{self.temperature:.2f})"
             )
         return (
-            f"top-1 {self.result.top1:.2%} of {self.result.n:,} test images; "
-            f"probabilities are {calibration}"
+            f"Top-1 {self.result.top1:.2%} of {self.result.n:,} test images. "
+            f"Probabilities are {calibration}."
         )
 
     def answer(self, picture: str | os.PathLike, nearest: int = 8) -> Answer:
-        """Returns what the net says of an image file.
+        """Returns what the net says of an image file of any size.
 
         Args:
-            picture: An image file; any size is resized to the net's.
+            picture: As for `open_image`, which may raise `InputError`.
             nearest: How many training images to show.
-
-        Raises:
-            InputError: As `open_image`.
         """
         image = read_image(picture, self.test.images.shape[1:3])
         features = self._features(image[None])
-        (probabilities,) = self._calibrated(self._logits_of(features))
+        (probabilities,) = self._calibrated(self._head(features))
         similarity = self._train_features @ _unit(features)[0]
-        closest = np.argsort(-similarity, kind="stable")[:nearest]
-        shown = [
-            (
-                self.train.images[i],
-                f"{self.class_names[self.train.labels[i]]} {similarity[i]:.2f}",
-            )
-            for i in closest
-        ]
+        shown = []
+        for i in np.argsort(-similarity, kind="stable")[:nearest]:
+            name = self.class_names[self.train.labels[i]]
+            shown.append((self.train.images[i], f"{name} {similarity[i]:.2f}"))
         return Answer(image, probabilities, self._hint(probabilities), shown)
 
     def _hint(self, probabilities):
-        less_sure = (self._confidences < probabilities.max()).mean()
+        share = (self._confidences <= probabilities.max()).mean()
         verdict = "nothing unusual"
-        if less_sure < _UNSURE:
+        if share < _UNSURE:
             verdict = "perhaps nothing that this net knows"
         return (
-            f"It is surer of this picture than of {less_sure:.0%} of the "
-            f"{self._known} images: {verdict}."
+            f"The net is as sure of this picture as of {share:.0%} of the "
+            f"{self._known} images, or surer: {verdict}."
         )
 
     def explain(self, image: np.ndarray, class_id: int) -> np.ndarray:
-        """Returns an image with Grad-CAM over it: bright is where a class is.
+        """Returns an image under its Grad-CAM, bright where the class is seen.
 
         Args:
-            image: uint8 `[H, W, 3]`.
+            image: uint8 `[H, W, 3]`, as is the result.
             class_id: 0 to C - 1; `InputError` if it is not.
-
-        Returns:
-            uint8 `[H, W, 3]`.
         """
         from matplotlib import colormaps
 
@@ -184,9 +174,8 @@ class Explorer:
         """
         guesses = self._logits.argmax(axis=1)
         there = (self.test.labels == true) & (guesses == predicted)
-        indices = np.flatnonzero(there)
-        confidence = self._probabilities[indices, predicted]
-        return self._captioned(indices[np.argsort(-confidence)][:count])
+        order = np.argsort(-self._probabilities[:, predicted], kind="stable")
+        return self._captioned(order[there[order]][:count])
 
     def _captioned(self, indices: Iterable[int]) -> Captioned:
         rows = []
@@ -197,13 +186,6 @@ class Explorer:
             caption = f"{name} → {self.class_names[guess]} {share}"
             rows.append((self.test.images[i], caption))
         return rows
-
-    def draw_confusion(self, path: Path) -> tuple[float, float, float, float]:
-        """Draws the confusion matrix; arguments and result: `plot_confusion`.
-
-        Rows are true classes, columns predicted ones, of the test split.
-        """
-        return plot_confusion(self.result.confusion, self.class_names, path)
 
     def history_time(self) -> float:
         """Returns when history.csv last changed; 0 where there is none."""

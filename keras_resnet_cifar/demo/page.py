@@ -10,6 +10,7 @@ import gradio as gr
 
 from keras_resnet_cifar.demo.explorer import Explorer
 from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.evaluation.plots import plot_confusion
 
 _REFRESH = 5  # seconds between looks at history.csv
 _EXAMPLES = 20
@@ -27,7 +28,7 @@ _CSS = """
 _ONE = {"concurrency_id": "net", "concurrency_limit": 1}
 
 
-def serve(explorers: Sequence[Explorer], port: int, show: bool = False) -> None:
+def serve(explorers: Sequence[Explorer], port: int) -> None:
     """Serves the page on 127.0.0.1 until Ctrl-C, and prints its address.
 
     Nothing is sent or fetched elsewhere: no analytics, no share link, no font.
@@ -35,14 +36,12 @@ def serve(explorers: Sequence[Explorer], port: int, show: bool = False) -> None:
     Args:
         explorers: The nets, to be shown side by side.
         port: Of 127.0.0.1.
-        show: Whether to open the page in the browser.
     """
     with tempfile.TemporaryDirectory() as folder:
         page = build(explorers, Path(folder))
         page.launch(
             server_name="127.0.0.1",
             server_port=port,
-            inbrowser=show,
             share=False,
             pwa=False,
             ssr_mode=False,
@@ -163,7 +162,9 @@ def _results(page, explorer, path):
         page.load(draw, drawn, [curves, drawn], **hidden)
         gr.Timer(_REFRESH).tick(draw, drawn, [curves, drawn], **hidden)
 
-    left, top, right, bottom = explorer.draw_confusion(path)
+    left, top, right, bottom = plot_confusion(
+        explorer.result.confusion, explorer.class_names, path
+    )
     confusion = gr.Image(
         str(path), label="test images: click a cell", interactive=False
     )

@@ -86,7 +86,7 @@ def test_a_picture_of_nothing_is_hinted_at(explorer, tiny_data, saved):
     share = np.mean(
         [
             "nothing unusual" in explorer.answer(saved(image)).hint
-            for image in tiny_data.validation.images
+            for image in tiny_data.validation.images[:20]
         ]
     )
     assert share > 0.9
