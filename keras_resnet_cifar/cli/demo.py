@@ -32,7 +32,9 @@ def run(args: argparse.Namespace) -> None:
         )
     _check_port(args.port)
     paths = [options.checkpoints(path)[0] for path in args.models]
-    jobs = [(path, options.data_request(path, args)[0]) for path in paths]
+    jobs = [
+        (str(path), path, options.data_request(path, args)[0]) for path in paths
+    ]
     if args.weights is not None:
         shipped = {row.name: row for row in read_shipped()}
         if args.weights not in shipped:
@@ -40,7 +42,8 @@ def run(args: argparse.Namespace) -> None:
         row = shipped[args.weights]
         args.dataset = args.dataset or row.dataset
         path = SHIPPED / row.where
-        jobs.append((path, options.data_request(path, args)[0]))
+        request, _ = options.data_request(path, args)
+        jobs.append((f"{row.arch}, weights {row.name}", path, request))
     if not jobs:
         raise InputError("name a run, a .keras file, or weights=")
     import_keras()
@@ -50,13 +53,12 @@ def run(args: argparse.Namespace) -> None:
     from keras_resnet_cifar.models.saving import load_model
 
     explorers, loaded = [], None
-    for path, request in jobs:
+    for name, path, request in jobs:
         if request != loaded:  # most often, all models share one dataset
             data, loaded = load_dataset(**request), request
-        print(f"{path} looks at the images of {data.name}", flush=True)
-        explorers.append(
-            Explorer(load_model(path), data, str(path), find_run(path))
-        )
+        print(f"{name} looks at the images of {data.name}", flush=True)
+        model, directory = load_model(path), find_run(path)
+        explorers.append(Explorer(model, data, name, directory))
     serve(explorers, args.port)
 
 

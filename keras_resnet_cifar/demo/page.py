@@ -14,45 +14,51 @@ from keras_resnet_cifar.evaluation.plots import plot_confusion
 
 _REFRESH = 5  # seconds between looks at history.csv
 _EXAMPLES = 20
-_CACHE = 3600, 3600  # seconds: every hour, what is older than one
-_LARGEST_UPLOAD = "50mb"
-# Gradio never enlarges a picture, and would blur these.
+_CACHE = 3600, 3600  # every hour, files older than one go, and all at the end
+# Whatever Gradio can send, fetch or serve beyond the page is off.
+_PRIVATE: dict[str, Any] = {
+    "share": False,
+    "ssr_mode": False,
+    "pwa": False,
+    "mcp_server": False,
+    "run_history": False,
+    "enable_monitoring": False,
+    "footer_links": [],
+}
+# Gradio does not enlarge small pictures, and puts labels over them.
 _CSS = """
+.pixels { padding-top: 28px !important }
 .pixels img {
     image-rendering: pixelated; object-fit: contain !important;
-    width: 100% !important; height: 100% !important;
+    width: 100% !important; height: 100% !important
 }
-.gradio-container { max-width: 1280px !important; }
+.pixels .grid-wrap { min-height: 0 !important; max-height: none !important }
+.pixels .grid-container {
+    grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)) !important
+}
+.pixels .caption-label { font-size: 11px; padding: 1px 4px }
 """
-# One prediction at a time, whatever asks for it.
-_ONE = {"concurrency_id": "net", "concurrency_limit": 1}
 
 
 def serve(explorers: Sequence[Explorer], port: int) -> None:
     """Serves the page on 127.0.0.1 until Ctrl-C, and prints its address.
 
-    Nothing is sent or fetched elsewhere: no analytics, no share link, no font.
+    Nothing is sent or fetched elsewhere.
 
     Args:
-        explorers: The nets, to be shown side by side.
-        port: Of 127.0.0.1.
+        explorers: The nets, to be shown side by side; at least one.
+        port: A free one.
     """
     with tempfile.TemporaryDirectory() as folder:
         page = build(explorers, Path(folder))
         page.launch(
             server_name="127.0.0.1",
             server_port=port,
-            share=False,
-            pwa=False,
-            ssr_mode=False,
-            mcp_server=False,
-            run_history=False,
-            enable_monitoring=False,
-            max_file_size=_LARGEST_UPLOAD,
-            footer_links=[],
+            max_file_size="50mb",
             prevent_thread_lock=True,
             quiet=True,
             css=_CSS,
+            **_PRIVATE,
         )
         try:
             print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
@@ -62,9 +68,10 @@ def serve(explorers: Sequence[Explorer], port: int) -> None:
 
 
 def build(explorers: Sequence[Explorer], folder: Path) -> gr.Blocks:
-    """Returns the page, not yet served; its pictures are drawn in `folder`."""
+    """Returns the page, not yet served; its plots are drawn in `folder`."""
+    title = "keras_resnet_cifar"
     with gr.Blocks(
-        title="keras_resnet_cifar", analytics_enabled=False, delete_cache=_CACHE
+        title=title, analytics_enabled=False, delete_cache=_CACHE
     ) as page:
         with gr.Tab("Try a picture"), gr.Row():
             with gr.Column(min_width=320):
@@ -72,7 +79,7 @@ def build(explorers: Sequence[Explorer], folder: Path) -> gr.Blocks:
             for explorer in explorers:
                 with gr.Column(min_width=320):
                     _answers(explorer, picture)
-        with gr.Tab("The run"), gr.Row():
+        with gr.Tab("The run" if len(explorers) == 1 else "The runs"), gr.Row():
             for number, explorer in enumerate(explorers):
                 with gr.Column(min_width=320):
                     _results(page, explorer, folder / f"{number}.png")
@@ -89,12 +96,10 @@ def _picture(explorer):
         height=280,
         elem_id="picture",
     )
-    # Gradio's own opens the file, and fails without a sentence.
-    picture.preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign]
+    # Gradio's own opens the file, and what fails there has no sentence.
+    picture.preprocess = lambda payload: payload and payload.path
     images = explorer.test.images[:_EXAMPLES]
-    examples = _gallery(
-        "or one of the test split", list(images), columns=5, preview=False
-    )
+    examples = _gallery("or one of the test split", list(images), False)
 
     def choose(event: gr.SelectData):
         return images[event.index]
@@ -112,8 +117,11 @@ def _answers(explorer, picture):
     with gr.Row():
         seen = _pixels("what the net sees")
         heat = _pixels("where it sees the class")
-    classes = gr.Dropdown(names, type="index", label="class of Grad-CAM")
-    nearest = _gallery("the nearest training images, cosine similarity")
+    classes = gr.Dropdown(
+        names, value=None, type="index", label="class of Grad-CAM"
+    )
+    count = len(explorer.train)
+    nearest = _gallery(f"nearest of {count:,} training images (cosine)")
 
     def answer(path):
         nothing = None, None, None, gr.Dropdown(value=None), None
@@ -138,44 +146,38 @@ def _answers(explorer, picture):
         known = image is not None and class_id is not None
         return explorer.explain(image, class_id) if known else None
 
+    # One prediction at a time.
+    one: Any = {"concurrency_id": "net", "concurrency_limit": 1}
     outputs = [hint, label, seen, heat, classes, nearest]
-    picture.change(answer, picture, outputs, **_ONE)
-    classes.input(explain, [seen, classes], heat, **_ONE)
+    picture.change(answer, picture, outputs, **one)
+    classes.input(explain, [seen, classes], heat, **one)
 
 
 def _results(page, explorer, path):
     """Adds the curves of a run, its confusion matrix and its mistakes."""
     gr.Markdown(f"### {explorer.name}\n{explorer.summary()}")
     if explorer.history_time():
-        curves_path = path.with_stem(f"{path.stem}-curves")
-        curves = gr.Image(label="history.csv", interactive=False)
-        drawn = gr.State(0.0)
-
-        def draw(last):
-            now = explorer.history_time()
-            if now == last:
-                return gr.skip(), last
-            explorer.draw_curves(curves_path)
-            return str(curves_path), now
-
-        hidden: Any = {"show_progress": "hidden"}
-        page.load(draw, drawn, [curves, drawn], **hidden)
-        gr.Timer(_REFRESH).tick(draw, drawn, [curves, drawn], **hidden)
-
+        _curves(page, explorer, path.with_stem(f"{path.stem}-curves"))
     left, top, right, bottom = plot_confusion(
         explorer.result.confusion, explorer.class_names, path
     )
-    confusion = gr.Image(
-        str(path), label="test images: click a cell", interactive=False
-    )
-    cell = _gallery("images of the cell")
-    _gallery("most confident mistakes", explorer.mistakes())
+    with gr.Row():
+        confusion = gr.Image(
+            str(path),
+            label="test images: click a cell",
+            interactive=False,
+            buttons=["fullscreen"],
+            min_width=320,
+            elem_classes="confusion",
+        )
+        with gr.Column(min_width=320):
+            cell = _gallery("images of the cell")
+            _gallery("most confident mistakes", explorer.mistakes())
 
     def show(event: gr.SelectData):
-        x, y = event.index
         count = len(explorer.class_names)
-        column = int((x - left) / (right - left) * count)
-        row = int((y - top) / (bottom - top) * count)
+        column = int((event.index[0] - left) / (right - left) * count)
+        row = int((event.index[1] - top) / (bottom - top) * count)
         if not (0 <= column < count and 0 <= row < count):
             return gr.skip()
         true, guess = explorer.class_names[row], explorer.class_names[column]
@@ -185,23 +187,44 @@ def _results(page, explorer, path):
     confusion.select(show, None, cell)
 
 
+def _curves(page, explorer, path):
+    """Adds the curves of a run, drawn again whenever history.csv changes."""
+    curves = gr.Image(
+        label="history.csv",
+        interactive=False,
+        buttons=["fullscreen"],
+        elem_classes="curves",
+    )
+    drawn = gr.State(0.0)
+
+    def draw(last):
+        now = explorer.history_time()
+        if now in (0.0, last):
+            return gr.skip(), last
+        explorer.draw_curves(path)
+        return str(path), now
+
+    hidden: Any = {"show_progress": "hidden"}
+    page.load(draw, drawn, [curves, drawn], **hidden)
+    gr.Timer(_REFRESH).tick(draw, drawn, [curves, drawn], **hidden)
+
+
 def _pixels(label):
     return gr.Image(
         label=label,
         interactive=False,
         format="png",
-        height=200,
+        height=230,
         min_width=120,
         buttons=[],
         elem_classes="pixels",
     )
 
 
-def _gallery(label, images=None, columns=4, preview=True):
+def _gallery(label, images=None, preview=True):
     return gr.Gallery(
         images,
         label=label,
-        columns=columns,
         format="png",
         interactive=False,
         allow_preview=preview,
