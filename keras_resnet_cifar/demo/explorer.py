@@ -73,6 +73,7 @@ class Explorer:
         train_images: int = 10_000,
     ):
         self.model, self.name, self.run = model, name, run
+        self._drawn: dict[Path, int] = {}  # when history.csv was
         self.class_names, self.test = data.class_names, data.test
         check_classifier(model, data.num_classes, self.test.images.shape[1:])
         grad_cam(model, self.test.images[:1])  # it refuses other heads
@@ -84,15 +85,16 @@ class Explorer:
         chosen = shuffled[:train_images]
         self.train = Split(data.train.images[chosen], data.train.labels[chosen])
         self._train_features = _unit(self._features(self.train.images))
-        self._logits = known = self._logits_of(self.test.images)
-        self.result = score(known, self.test.labels, self.class_names)
+        logits = known = self._head(self._features(self.test.images))
+        self.result = score(logits, self.test.labels, self.class_names)
 
         self.temperature, self._known = None, "test"
         if data.validation is not None:
-            known = self._logits_of(data.validation.images)
+            known = self._head(self._features(data.validation.images))
             self.temperature = fit_temperature(known, data.validation.labels)
             self._known = "validation"
-        self._probabilities = self._calibrated(self._logits)
+        self._logits = logits / (self.temperature or 1)
+        self._probabilities = self._calibrated(logits)
         self._confidences = self._calibrated(known).max(axis=1)
 
     def _features(self, images):
@@ -100,9 +102,6 @@ class Explorer:
 
     def _head(self, features):
         return features @ self._kernel + sum(self._bias)
-
-    def _logits_of(self, images):
-        return self._head(self._features(images))
 
     def _calibrated(self, logits):
         return softmax(logits / (self.temperature or 1))
@@ -172,7 +171,7 @@ class Explorer:
             true, predicted: Classes, 0 to C - 1.
             count: How many at most.
         """
-        guesses = self._logits.argmax(axis=1)
+        guesses = self._probabilities.argmax(axis=1)
         there = (self.test.labels == true) & (guesses == predicted)
         order = np.argsort(-self._probabilities[:, predicted], kind="stable")
         return self._captioned(order[there[order]][:count])
@@ -187,17 +186,20 @@ class Explorer:
             rows.append((self.test.images[i], caption))
         return rows
 
-    def history_time(self) -> float:
-        """Returns when history.csv last changed; 0 where there is none."""
-        try:
-            return self.run.history.stat().st_mtime if self.run else 0.0
-        except OSError:
-            return 0.0
+    def draw_curves(self, path: Path) -> str | None:
+        """Draws the curves of the run, if history.csv has changed, as a PNG.
 
-    def draw_curves(self, path: Path) -> None:
-        """Draws the curves of the run, which may be going on, as a PNG."""
-        text = self.run.history.read_text("utf-8") if self.run else ""
-        plot_curves(list(csv.DictReader(text.splitlines())), path)
+        Returns:
+            The path given; `None` where there is no history yet.
+        """
+        if self.run is None or not self.run.history.is_file():
+            return None
+        changed = self.run.history.stat().st_mtime_ns
+        if changed != self._drawn.get(path):
+            text = self.run.history.read_text("utf-8")
+            plot_curves(list(csv.DictReader(text.splitlines())), path)
+            self._drawn[path] = changed
+        return str(path)
 
 
 def _unit(vectors):

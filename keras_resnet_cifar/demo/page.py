@@ -3,6 +3,7 @@
 import tempfile
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,30 @@ from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.plots import plot_confusion
 
 _REFRESH = 5  # seconds between looks at history.csv
-_EXAMPLES = 20
+_EXAMPLES = 10
+_CLASS = "class of Grad-CAM"
 _CACHE = 3600, 3600  # every hour, files older than one go, and all at the end
-# Whatever Gradio can send, fetch or serve beyond the page is off.
-_PRIVATE: dict[str, Any] = {
-    "share": False,
-    "ssr_mode": False,
-    "pwa": False,
-    "mcp_server": False,
-    "run_history": False,
-    "enable_monitoring": False,
-    "footer_links": [],
-}
+# What Gradio could send, keep or serve beyond the page.
+_OFF: tuple[str, ...] = ("share", "ssr_mode", "pwa", "mcp_server")
+_OFF += ("run_history", "enable_monitoring")
+_ONE: Any = {"concurrency_id": "net", "concurrency_limit": 1}  # at a time
 # Gradio does not enlarge small pictures, and puts labels over them.
 _CSS = """
-.pixels { padding-top: 28px !important }
+.shown { padding-top: 28px !important }
 .pixels img {
     image-rendering: pixelated; object-fit: contain !important;
     width: 100% !important; height: 100% !important
 }
 .pixels .grid-wrap { min-height: 0 !important; max-height: none !important }
 .pixels .grid-container {
-    grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)) !important
+    grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)) !important
 }
-.pixels .caption-label { font-size: 11px; padding: 1px 4px }
+.pixels .caption-label {
+    font-size: 11px; padding: 1px 4px; white-space: normal; max-width: 100%
+}
+.curves { overflow-x: auto !important }
+.curves * { justify-content: flex-start }
+.curves img { min-width: 600px }
 """
 
 
@@ -55,10 +56,11 @@ def serve(explorers: Sequence[Explorer], port: int) -> None:
             server_name="127.0.0.1",
             server_port=port,
             max_file_size="50mb",
+            footer_links=[],
             prevent_thread_lock=True,
             quiet=True,
             css=_CSS,
-            **_PRIVATE,
+            **dict.fromkeys(_OFF, False),
         )
         try:
             print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
@@ -69,10 +71,10 @@ def serve(explorers: Sequence[Explorer], port: int) -> None:
 
 def build(explorers: Sequence[Explorer], folder: Path) -> gr.Blocks:
     """Returns the page, not yet served; its plots are drawn in `folder`."""
-    title = "keras_resnet_cifar"
-    with gr.Blocks(
-        title=title, analytics_enabled=False, delete_cache=_CACHE
-    ) as page:
+    page = gr.Blocks(
+        title="keras_resnet_cifar", analytics_enabled=False, delete_cache=_CACHE
+    )
+    with page:
         with gr.Tab("Try a picture"), gr.Row():
             with gr.Column(min_width=320):
                 picture = _picture(explorers[0])
@@ -82,7 +84,7 @@ def build(explorers: Sequence[Explorer], folder: Path) -> gr.Blocks:
         with gr.Tab("The run" if len(explorers) == 1 else "The runs"), gr.Row():
             for number, explorer in enumerate(explorers):
                 with gr.Column(min_width=320):
-                    _results(page, explorer, folder / f"{number}.png")
+                    _results(explorer, folder / f"{number}.png")
     return page
 
 
@@ -95,11 +97,13 @@ def _picture(explorer):
         sources=["upload", "clipboard"],
         height=280,
         elem_id="picture",
+        elem_classes="shown",
     )
     # Gradio's own opens the file, and what fails there has no sentence.
     picture.preprocess = lambda payload: payload and payload.path
     images = explorer.test.images[:_EXAMPLES]
-    examples = _gallery("or one of the test split", list(images), False)
+    title = "or one of the test split"
+    examples = _gallery(title, list(images), allow_preview=False)
 
     def choose(event: gr.SelectData):
         return images[event.index]
@@ -110,21 +114,19 @@ def _picture(explorer):
 
 def _answers(explorer, picture):
     """Adds what a net says of a picture."""
-    names = explorer.class_names
+    names, nearby = explorer.class_names, f"{len(explorer.train):,}"
     gr.Markdown(f"### {explorer.name}\n{explorer.summary()}")
     hint = gr.Markdown(elem_classes="hint")
     label = gr.Label(label="the likeliest classes", num_top_classes=5)
+    pixels = {"height": 230, "min_width": 120, "elem_classes": "shown pixels"}
     with gr.Row():
-        seen = _pixels("what the net sees")
-        heat = _pixels("where it sees the class")
-    classes = gr.Dropdown(
-        names, value=None, type="index", label="class of Grad-CAM"
-    )
-    count = len(explorer.train)
-    nearest = _gallery(f"nearest of {count:,} training images (cosine)")
+        seen = _image(None, "what the net sees", **pixels)
+        heat = _image(None, "where it sees the class", **pixels)
+    classes = gr.Dropdown(names, value=None, type="index", label=_CLASS)
+    nearest = _gallery(f"nearest of {nearby} training images (cosine)")
 
     def answer(path):
-        nothing = None, None, None, gr.Dropdown(value=None), None
+        nothing = None, None, None, None, None
         if path is None:
             return "", *nothing
         try:
@@ -138,7 +140,7 @@ def _answers(explorer, picture):
             dict(zip(names, found.probabilities.tolist(), strict=True)),
             found.image,
             explorer.explain(found.image, best),
-            gr.Dropdown(value=names[best]),
+            names[best],
             found.nearest,
         )
 
@@ -146,89 +148,61 @@ def _answers(explorer, picture):
         known = image is not None and class_id is not None
         return explorer.explain(image, class_id) if known else None
 
-    # One prediction at a time.
-    one: Any = {"concurrency_id": "net", "concurrency_limit": 1}
     outputs = [hint, label, seen, heat, classes, nearest]
-    picture.change(answer, picture, outputs, **one)
-    classes.input(explain, [seen, classes], heat, **one)
+    picture.change(answer, picture, outputs, **_ONE)
+    classes.input(explain, [seen, classes], heat, **_ONE)
 
 
-def _results(page, explorer, path):
+def _results(explorer, path):
     """Adds the curves of a run, its confusion matrix and its mistakes."""
+    names = explorer.class_names
     gr.Markdown(f"### {explorer.name}\n{explorer.summary()}")
-    if explorer.history_time():
-        _curves(page, explorer, path.with_stem(f"{path.stem}-curves"))
-    left, top, right, bottom = plot_confusion(
-        explorer.result.confusion, explorer.class_names, path
-    )
+    if explorer.run:
+        draw = partial(explorer.draw_curves, path.with_stem(f"{path.stem}-c"))
+        curves = {"every": _REFRESH, "elem_classes": "shown curves"}
+        _image(draw, "history.csv", **curves)
+    box = plot_confusion(explorer.result.confusion, names, path)
     with gr.Row():
-        confusion = gr.Image(
-            str(path),
-            label="test images: click a cell",
-            interactive=False,
-            buttons=["fullscreen"],
-            min_width=320,
-            elem_classes="confusion",
+        title = "test images: click a cell"
+        matrix = _image(
+            str(path), title, min_width=320, elem_classes="shown confusion"
         )
         with gr.Column(min_width=320):
-            cell = _gallery("images of the cell")
+            cell = _gallery("", visible=False)  # until one is clicked
             _gallery("most confident mistakes", explorer.mistakes())
 
     def show(event: gr.SelectData):
-        count = len(explorer.class_names)
-        column = int((event.index[0] - left) / (right - left) * count)
-        row = int((event.index[1] - top) / (bottom - top) * count)
-        if not (0 <= column < count and 0 <= row < count):
+        (x, y), (left, top, right, bottom) = event.index, box
+        column = int((x - left) / (right - left) * len(names))
+        row = int((y - top) / (bottom - top) * len(names))
+        if not (0 <= column < len(names) and 0 <= row < len(names)):
             return gr.skip()
-        true, guess = explorer.class_names[row], explorer.class_names[column]
-        title = f"{true}, predicted {guess}"
-        return gr.Gallery(explorer.cell(row, column), label=title)
+        label = f"{names[row]}, predicted {names[column]}"
+        images = explorer.cell(row, column)
+        return gr.Gallery(images, label=label, visible=True)
 
-    confusion.select(show, None, cell)
+    matrix.select(show, None, cell)
 
 
-def _curves(page, explorer, path):
-    """Adds the curves of a run, drawn again whenever history.csv changes."""
-    curves = gr.Image(
-        label="history.csv",
+def _image(value, label, **settings):
+    return gr.Image(
+        value,
+        label=label,
+        format="png",
         interactive=False,
         buttons=["fullscreen"],
-        elem_classes="curves",
-    )
-    drawn = gr.State(0.0)
-
-    def draw(last):
-        now = explorer.history_time()
-        if now in (0.0, last):
-            return gr.skip(), last
-        explorer.draw_curves(path)
-        return str(path), now
-
-    hidden: Any = {"show_progress": "hidden"}
-    page.load(draw, drawn, [curves, drawn], **hidden)
-    gr.Timer(_REFRESH).tick(draw, drawn, [curves, drawn], **hidden)
-
-
-def _pixels(label):
-    return gr.Image(
-        label=label,
-        interactive=False,
-        format="png",
-        height=230,
-        min_width=120,
-        buttons=[],
-        elem_classes="pixels",
+        **settings,
     )
 
 
-def _gallery(label, images=None, preview=True):
+def _gallery(label, images=None, **settings):
     return gr.Gallery(
         images,
         label=label,
         format="png",
         interactive=False,
-        allow_preview=preview,
         buttons=[],
         height="auto",
-        elem_classes="pixels",
+        elem_classes="shown pixels",
+        **settings,
     )

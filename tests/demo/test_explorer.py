@@ -198,16 +198,19 @@ def test_curves_follow_the_run(model, tiny_data, tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     explorer = Explorer(model, tiny_data, "a net", run)
-    assert explorer.history_time() == 0
-    sizes = []
+    curves = tmp_path / "curves.png"
+    assert explorer.draw_curves(curves) is None
+    drawn = []
     for rows in ("1,2.0,0.1\n", "1,2.0,0.1\n2,1.5,0.4\n"):
         run.history.write_text(f"epoch,loss,accuracy\n{rows}")
-        assert explorer.history_time() > 0
-        explorer.draw_curves(tmp_path / "curves.png")
-        sizes.append((tmp_path / "curves.png").stat().st_size)
-    assert sizes[0] != sizes[1]
+        assert explorer.draw_curves(curves) == str(curves)
+        drawn.append(curves.read_bytes())
+    assert drawn[0] != drawn[1]
+    curves.unlink()
+    explorer.draw_curves(curves)
+    assert not curves.exists(), "drawn again though nothing has changed"
     shutil.rmtree(run.path)
-    assert explorer.history_time() == 0
+    assert explorer.draw_curves(curves) is None
 
 
 def test_another_head_is_refused(tiny_data):
