@@ -12,14 +12,15 @@ from keras_resnet_cifar.errors import InputError, one_line, unknown
 from keras_resnet_cifar.models.weights import SHIPPED, read_shipped
 from keras_resnet_cifar.training.run_directory import find_run
 
+_SHIPPED = {row.name: row for row in read_shipped()}
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `demo`."""
     add = partial(options.add, parser)
     models = "run directories or .keras files, shown side by side"
-    shipped = {row.name: row for row in read_shipped()}
     add("models", Path, models, nargs="*", metavar="RUN|MODEL")
-    add("--weights", str, f"our trained weights: {', '.join(shipped)}")
+    add("--weights", str, f"our trained weights: {', '.join(_SHIPPED)}")
     add("--port", int, "port on 127.0.0.1", 7860)
     options.add_data_options(parser, "the run's, or that of the weights")
 
@@ -36,10 +37,9 @@ def run(args: argparse.Namespace) -> None:
         (str(path), path, options.data_request(path, args)[0]) for path in paths
     ]
     if args.weights is not None:
-        shipped = {row.name: row for row in read_shipped()}
-        if args.weights not in shipped:
-            raise unknown("weights", args.weights, shipped)
-        row = shipped[args.weights]
+        if args.weights not in _SHIPPED:
+            raise unknown("weights", args.weights, _SHIPPED)
+        row = _SHIPPED[args.weights]
         args.dataset = args.dataset or row.dataset
         path = SHIPPED / row.where
         request, _ = options.data_request(path, args)

@@ -29,19 +29,12 @@ Captioned = list[tuple[np.ndarray, str]]  # uint8 `[H, W, 3]` and a line
 
 
 class Answer(NamedTuple):
-    """What a net says of one picture.
+    """What a net says of one picture."""
 
-    Attributes:
-        image: uint8 `[H, W, 3]`, the picture at the size that the net sees.
-        probabilities: float64 `[C]`, calibrated if there is a temperature.
-        hint: A sentence: is the net as sure as with images that it knows?
-        nearest: The most similar training images, most similar first.
-    """
-
-    image: np.ndarray
-    probabilities: np.ndarray
-    hint: str
-    nearest: Captioned
+    image: np.ndarray  # uint8 `[H, W, 3]`, at the size that the net sees
+    probabilities: np.ndarray  # float64 `[C]`, calibrated if that is possible
+    hint: str  # a sentence: is the net as sure as with images that it knows?
+    nearest: Captioned  # training images, the most similar first
 
 
 class Explorer:
@@ -49,16 +42,12 @@ class Explorer:
 
     Args:
         model: As for `grad_cam`; it stays as it is.
-        data: With a test split. A validation split must be one that the net
-            was not trained on: the temperature is fitted on it.
+        data: With a test split. The net must not have been trained on the
+            validation split, if there is one: it gives the temperature.
         name: Of the net, to be shown.
         run: Its run directory, if it has one.
         train_images: How many training images, drawn with seed 0, a picture is
             compared with.
-
-    Attributes:
-        temperature: See `fit_temperature`; `None` without a validation split.
-        result: The `Evaluation` on the test split, not calibrated.
 
     Raises:
         InputError: The model does not fit the data, or `grad_cam` refuses it.
@@ -108,24 +97,14 @@ class Explorer:
 
     def summary(self) -> str:
         """Returns the test accuracy, and how probabilities are calibrated."""
-        calibration = "not calibrated: there is no validation split"
+        how = "are not calibrated: there is no validation split"
         if self.temperature is not None:
-            calibration = (
-                "calibrated on the validation split (temperature "
-                f"{self.temperature:.2f})"
-            )
-        return (
-            f"Top-1 {self.result.top1:.2%} of {self.result.n:,} test images. "
-            f"Probabilities are {calibration}."
-        )
+            how = f"are calibrated (temperature {self.temperature:.2f})"
+        top1, n = self.result.top1, self.result.n
+        return f"Top-1 {top1:.2%} of {n:,} test images. Probabilities {how}."
 
     def answer(self, picture: str | os.PathLike, nearest: int = 8) -> Answer:
-        """Returns what the net says of an image file of any size.
-
-        Args:
-            picture: As for `open_image`, which may raise `InputError`.
-            nearest: How many training images to show.
-        """
+        """Returns what the net says of an image file, as for `open_image`."""
         image = read_image(picture, self.test.images.shape[1:3])
         features = self._features(image[None])
         (probabilities,) = self._calibrated(self._head(features))
@@ -165,12 +144,7 @@ class Explorer:
         return self._captioned(wrong.indices)
 
     def cell(self, true: int, predicted: int, count: int = 24) -> Captioned:
-        """Returns test images of a cell of the confusion matrix, surest first.
-
-        Args:
-            true, predicted: Classes, 0 to C - 1.
-            count: How many at most.
-        """
+        """Returns test images of a cell of the confusion matrix."""
         guesses = self._probabilities.argmax(axis=1)
         there = (self.test.labels == true) & (guesses == predicted)
         order = np.argsort(-self._probabilities[:, predicted], kind="stable")
@@ -187,10 +161,9 @@ class Explorer:
         return rows
 
     def draw_curves(self, path: Path) -> str | None:
-        """Draws the curves of the run, if history.csv has changed, as a PNG.
+        """Draws the curves of the run anew, if history.csv has changed.
 
-        Returns:
-            The path given; `None` where there is no history yet.
+        Returns the PNG file, or `None` where there is no history yet.
         """
         if self.run is None or not self.run.history.is_file():
             return None

@@ -18,9 +18,10 @@ _EXAMPLES = 10
 _CLASS = "class of Grad-CAM"
 _CACHE = 3600, 3600  # every hour, files older than one go, and all at the end
 # What Gradio could send, keep or serve beyond the page.
-_OFF: tuple[str, ...] = ("share", "ssr_mode", "pwa", "mcp_server")
-_OFF += ("run_history", "enable_monitoring")
+_OFF = "share", "ssr_mode", "pwa", "mcp_server", "run_history"
 _ONE: Any = {"concurrency_id": "net", "concurrency_limit": 1}  # at a time
+_SHOWN: Any = {"format": "png", "interactive": False, "buttons": []}
+_GALLERY = _SHOWN | {"height": "auto", "elem_classes": "shown pixels"}
 # Gradio does not enlarge small pictures, and puts labels over them.
 _CSS = """
 .shown { padding-top: 28px !important }
@@ -42,13 +43,9 @@ _CSS = """
 
 
 def serve(explorers: Sequence[Explorer], port: int) -> None:
-    """Serves the page on 127.0.0.1 until Ctrl-C, and prints its address.
+    """Serves a page with the nets side by side on 127.0.0.1 until Ctrl-C.
 
-    Nothing is sent or fetched elsewhere.
-
-    Args:
-        explorers: The nets, to be shown side by side; at least one.
-        port: A free one.
+    Its address is printed. Nothing is sent elsewhere, or fetched from there.
     """
     with tempfile.TemporaryDirectory() as folder:
         page = build(explorers, Path(folder))
@@ -60,6 +57,7 @@ def serve(explorers: Sequence[Explorer], port: int) -> None:
             prevent_thread_lock=True,
             quiet=True,
             css=_CSS,
+            enable_monitoring=False,
             **dict.fromkeys(_OFF, False),
         )
         try:
@@ -89,7 +87,7 @@ def build(explorers: Sequence[Explorer], folder: Path) -> gr.Blocks:
 
 
 def _picture(explorer):
-    """Adds where a picture goes, and the examples; returns the former."""
+    """Adds where a picture goes, and examples; returns the former."""
     picture = gr.Image(
         label="a picture: drop, paste or choose one",
         type="filepath",
@@ -99,11 +97,15 @@ def _picture(explorer):
         elem_id="picture",
         elem_classes="shown",
     )
-    # Gradio's own opens the file, and what fails there has no sentence.
+    # Gradio's own opens the file, and fails without a sentence.
     picture.preprocess = lambda payload: payload and payload.path
     images = explorer.test.images[:_EXAMPLES]
-    title = "or one of the test split"
-    examples = _gallery(title, list(images), allow_preview=False)
+    examples = gr.Gallery(
+        list(images),
+        label="or one of the test split",
+        allow_preview=False,
+        **_GALLERY,
+    )
 
     def choose(event: gr.SelectData):
         return images[event.index]
@@ -114,16 +116,17 @@ def _picture(explorer):
 
 def _answers(explorer, picture):
     """Adds what a net says of a picture."""
-    names, nearby = explorer.class_names, f"{len(explorer.train):,}"
+    names = explorer.class_names
+    near = f"nearest of {len(explorer.train):,} training images (cosine)"
     gr.Markdown(f"### {explorer.name}\n{explorer.summary()}")
     hint = gr.Markdown(elem_classes="hint")
     label = gr.Label(label="the likeliest classes", num_top_classes=5)
-    pixels = {"height": 230, "min_width": 120, "elem_classes": "shown pixels"}
+    pixels = _GALLERY | {"height": 230, "min_width": 120}
     with gr.Row():
-        seen = _image(None, "what the net sees", **pixels)
-        heat = _image(None, "where it sees the class", **pixels)
+        seen = gr.Image(label="what the net sees", **pixels)
+        heat = gr.Image(label="where it sees the class", **pixels)
     classes = gr.Dropdown(names, value=None, type="index", label=_CLASS)
-    nearest = _gallery(f"nearest of {nearby} training images (cosine)")
+    nearest = gr.Gallery(label=near, **_GALLERY)
 
     def answer(path):
         nothing = None, None, None, None, None
@@ -159,17 +162,21 @@ def _results(explorer, path):
     gr.Markdown(f"### {explorer.name}\n{explorer.summary()}")
     if explorer.run:
         draw = partial(explorer.draw_curves, path.with_stem(f"{path.stem}-c"))
-        curves = {"every": _REFRESH, "elem_classes": "shown curves"}
-        _image(draw, "history.csv", **curves)
+        curves = _SHOWN | {"every": _REFRESH, "elem_classes": "shown curves"}
+        gr.Image(draw, label="history.csv", **curves)
     box = plot_confusion(explorer.result.confusion, names, path)
     with gr.Row():
-        title = "test images: click a cell"
-        matrix = _image(
-            str(path), title, min_width=320, elem_classes="shown confusion"
+        matrix = gr.Image(
+            str(path),
+            label="test images: click a cell",
+            min_width=320,
+            elem_classes="shown confusion",
+            **_SHOWN,
         )
         with gr.Column(min_width=320):
-            cell = _gallery("", visible=False)  # until one is clicked
-            _gallery("most confident mistakes", explorer.mistakes())
+            cell = gr.Gallery(visible=False, **_GALLERY)  # until one is clicked
+            title = "most confident mistakes"
+            gr.Gallery(explorer.mistakes(), label=title, **_GALLERY)
 
     def show(event: gr.SelectData):
         (x, y), (left, top, right, bottom) = event.index, box
@@ -182,27 +189,3 @@ def _results(explorer, path):
         return gr.Gallery(images, label=label, visible=True)
 
     matrix.select(show, None, cell)
-
-
-def _image(value, label, **settings):
-    return gr.Image(
-        value,
-        label=label,
-        format="png",
-        interactive=False,
-        buttons=["fullscreen"],
-        **settings,
-    )
-
-
-def _gallery(label, images=None, **settings):
-    return gr.Gallery(
-        images,
-        label=label,
-        format="png",
-        interactive=False,
-        buttons=[],
-        height="auto",
-        elem_classes="shown pixels",
-        **settings,
-    )
