@@ -1,5 +1,7 @@
 """The page of the command `demo`: the one module that imports Gradio."""
 
+import os
+import signal
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -10,15 +12,14 @@ from typing import Any
 import gradio as gr
 
 from keras_resnet_cifar.demo.explorer import Explorer
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, Stopped
 from keras_resnet_cifar.evaluation.plots import plot_confusion
 
 _REFRESH = 5  # seconds between looks at history.csv
 _EXAMPLES = 10
 _CLASS = "class of Grad-CAM"
-_CACHE = 3600, 3600  # every hour, files older than one go, and all at the end
 # What Gradio could send, keep or serve beyond the page.
-_OFF = "share", "ssr_mode", "pwa", "mcp_server", "run_history"
+_OFF = "share ssr_mode pwa mcp_server run_history enable_monitoring"
 _ONE: Any = {"concurrency_id": "net", "concurrency_limit": 1}  # at a time
 _SHOWN: Any = {"format": "png", "interactive": False, "buttons": []}
 _GALLERY = _SHOWN | {"height": "auto", "elem_classes": "shown pixels"}
@@ -47,7 +48,9 @@ def serve(explorers: Sequence[Explorer], port: int) -> None:
 
     Its address is printed. Nothing is sent elsewhere, or fetched from there.
     """
+    signal.signal(signal.SIGTERM, _stop)  # or the folder would stay
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = f"{folder}/uploads"
         page = build(explorers, Path(folder))
         page.launch(
             server_name="127.0.0.1",
@@ -57,8 +60,7 @@ def serve(explorers: Sequence[Explorer], port: int) -> None:
             prevent_thread_lock=True,
             quiet=True,
             css=_CSS,
-            enable_monitoring=False,
-            **dict.fromkeys(_OFF, False),
+            **dict.fromkeys(_OFF.split(), False),
         )
         try:
             print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
@@ -67,12 +69,13 @@ def serve(explorers: Sequence[Explorer], port: int) -> None:
             page.close(verbose=False)
 
 
+def _stop(number, frame):
+    raise Stopped(number)
+
+
 def build(explorers: Sequence[Explorer], folder: Path) -> gr.Blocks:
     """Returns the page, not yet served; its plots are drawn in `folder`."""
-    page = gr.Blocks(
-        title="keras_resnet_cifar", analytics_enabled=False, delete_cache=_CACHE
-    )
-    with page:
+    with gr.Blocks(title="keras_resnet_cifar", analytics_enabled=False) as page:
         with gr.Tab("Try a picture"), gr.Row():
             with gr.Column(min_width=320):
                 picture = _picture(explorers[0])

@@ -1,7 +1,9 @@
 """The page in a real browser: Debian's Chromium, driven by Playwright."""
 
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -50,13 +52,16 @@ def run(tiny_cifar, tmp_path):
 
 
 @contextmanager
-def served(*models):
-    """Serves the page of models; yields its address."""
+def served(model, folder):
+    """Serves the page of a model, uploads in a folder; yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    command = [*COMMAND, "demo", *models, "--port", port]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    command = [*COMMAND, "demo", str(model), "--port", port]
+    environment = os.environ | {"TMPDIR": str(folder)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment
+    ) as server:
         try:
             for line in server.stdout:
                 if line.startswith("http://"):
@@ -64,6 +69,9 @@ def served(*models):
             yield line.split()[0]
         finally:
             server.terminate()
+    assert server.returncode == 128 + signal.SIGTERM
+    left = [path for path in folder.rglob("*") if path.is_file()]
+    assert not left, "uploads stay behind"
 
 
 def test_the_page(browser, run, tmp_path):
@@ -74,7 +82,8 @@ def test_the_page(browser, run, tmp_path):
     known, other = names[label], names[(label + 1) % 10]
     Image.fromarray(images[0]).resize((300, 200)).save(tmp_path / "drop.png")
     (tmp_path / "text.png").write_text("no picture")
-    with served(run) as address:
+    (tmp_path / "uploads").mkdir()
+    with served(run, tmp_path / "uploads") as address:
         page = browser.new_page(viewport={"width": 400, "height": 900})
         page.set_default_timeout(30_000)
         expect.set_options(timeout=30_000)
