@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_resnet_cifar.data.load import Dataset, Split
+from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.calibration import fit_temperature
 from keras_resnet_cifar.evaluation.evaluate import logits_of
 from keras_resnet_cifar.evaluation.grad_cam import grad_cam
@@ -42,15 +43,16 @@ class Explorer:
 
     Args:
         model: As for `grad_cam`; it stays as it is.
-        data: With a test split. The net must not have been trained on the
-            validation split, if there is one: it gives the temperature.
+        data: The net must not have been trained on the validation split, if
+            there is one: it gives the temperature.
         name: Of the net, to be shown.
         run: Its run directory, if it has one.
         train_images: How many training images, drawn with seed 0, a picture is
             compared with.
 
     Raises:
-        InputError: The model does not fit the data, or `grad_cam` refuses it.
+        InputError: The model does not fit the data, `grad_cam` refuses it, or
+            there is no test split.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Explorer:
     ):
         self.model, self.name, self.run = model, name, run
         self._drawn: dict[Path, int] = {}  # when history.csv was
+        if data.test is None:
+            raise InputError(f"{data.name} has no test split: give one")
         self.class_names, self.test = data.class_names, data.test
         check_classifier(model, data.num_classes, self.test.images.shape[1:])
         grad_cam(model, self.test.images[:1])  # it refuses other heads
@@ -77,7 +81,8 @@ class Explorer:
         logits = known = self._head(self._features(self.test.images))
         self.result = score(logits, self.test.labels, self.class_names)
 
-        self.temperature, self._known = None, "test"
+        self.temperature: float | None = None
+        self._known = "test"
         if data.validation is not None:
             known = self._head(self._features(data.validation.images))
             self.temperature = fit_temperature(known, data.validation.labels)
@@ -136,7 +141,7 @@ class Explorer:
 
         heat = grad_cam(self.model, image[None], class_id)[0]
         colours = 255 * colormaps["inferno"](heat)[..., :3]
-        return np.uint8(0.4 * image + 0.6 * colours)
+        return (0.4 * image + 0.6 * colours).astype("uint8")
 
     def mistakes(self, count: int = 24) -> Captioned:
         """Returns the test images that the net is most confidently wrong on."""
