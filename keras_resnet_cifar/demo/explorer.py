@@ -1,8 +1,6 @@
 """What the page shows of one net, as arrays and numbers: no page is needed."""
 
 import csv
-import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,7 +106,7 @@ class Explorer:
         top1, n = self.result.top1, self.result.n
         return f"Top-1 {top1:.2%} of {n:,} test images. Probabilities {how}."
 
-    def answer(self, picture: str | os.PathLike, nearest: int = 8) -> Answer:
+    def answer(self, picture: str | Path, nearest: int = 8) -> Answer:
         """Returns what the net says of an image file, as for `open_image`."""
         image = read_image(picture, self.test.images.shape[1:3])
         features = self._features(image[None])
@@ -122,21 +120,15 @@ class Explorer:
 
     def _hint(self, probabilities):
         share = (self._confidences <= probabilities.max()).mean()
-        verdict = "nothing unusual"
-        if share < _UNSURE:
-            verdict = "perhaps nothing that this net knows"
+        strange = "perhaps nothing that this net knows"
         return (
             f"The net is as sure of this picture as of {share:.0%} of the "
-            f"{self._known} images, or surer: {verdict}."
+            f"{self._known} images, or surer: "
+            f"{strange if share < _UNSURE else 'nothing unusual'}."
         )
 
     def explain(self, image: np.ndarray, class_id: int) -> np.ndarray:
-        """Returns an image under its Grad-CAM, bright where the class is seen.
-
-        Args:
-            image: uint8 `[H, W, 3]`, as is the result.
-            class_id: 0 to C - 1; `InputError` if it is not.
-        """
+        """Returns an image, uint8 `[H, W, 3]`, under the heat of `grad_cam`."""
         from matplotlib import colormaps
 
         heat = grad_cam(self.model, image[None], class_id)[0]
@@ -150,19 +142,18 @@ class Explorer:
 
     def cell(self, true: int, predicted: int, count: int = 24) -> Captioned:
         """Returns test images of a cell of the confusion matrix."""
-        guesses = self._probabilities.argmax(axis=1)
-        there = (self.test.labels == true) & (guesses == predicted)
+        there = self._probabilities.argmax(axis=1) == predicted
+        there &= self.test.labels == true
         order = np.argsort(-self._probabilities[:, predicted], kind="stable")
         return self._captioned(order[there[order]][:count])
 
-    def _captioned(self, indices: Iterable[int]) -> Captioned:
+    def _captioned(self, indices):
         rows = []
         for i in indices:
             guess = self._probabilities[i].argmax()
-            name = self.class_names[self.test.labels[i]]
+            names = [self.class_names[c] for c in (self.test.labels[i], guess)]
             share = f"{self._probabilities[i, guess]:.0%}"
-            caption = f"{name} → {self.class_names[guess]} {share}"
-            rows.append((self.test.images[i], caption))
+            rows.append((self.test.images[i], f"{' → '.join(names)} {share}"))
         return rows
 
     def draw_curves(self, path: Path) -> str | None:

@@ -19,7 +19,8 @@ _REFRESH = 5  # seconds between looks at history.csv
 _EXAMPLES = 10
 _CLASS = "class of Grad-CAM"
 # What Gradio could send, keep or serve beyond the page.
-_OFF = "share ssr_mode pwa mcp_server run_history enable_monitoring"
+_MORE = "share ssr_mode pwa mcp_server run_history enable_monitoring"
+_OFF: Any = dict.fromkeys(_MORE.split(), False)
 _ONE: Any = {"concurrency_id": "net", "concurrency_limit": 1}  # at a time
 _SHOWN: Any = {"format": "png", "interactive": False, "buttons": []}
 _GALLERY = _SHOWN | {"height": "auto", "elem_classes": "shown pixels"}
@@ -60,7 +61,7 @@ def serve(explorers: Sequence[Explorer], port: int) -> None:
             prevent_thread_lock=True,
             quiet=True,
             css=_CSS,
-            **dict.fromkeys(_OFF.split(), False),
+            **_OFF,
         )
         try:
             print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
