@@ -23,6 +23,7 @@ ROOMS = (
     ("training",),
     ("finetuning",),
     ("export",),
+    ("demo",),
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}

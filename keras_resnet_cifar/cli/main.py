@@ -31,6 +31,7 @@ COMMANDS = [
     "predict",
     "convert",
     "export",
+    "demo",
     "list",
 ]
 EXIT_CODES = {ExportFailed: 1, InputError: 2, Diverged: 3}

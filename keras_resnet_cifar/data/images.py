@@ -55,4 +55,7 @@ def open_image(path: str | os.PathLike) -> "Image":
     with opened_path(path) as image:
         if image.mode.startswith(("I", "F")):
             raise InputError(f"its pixels are {image.mode}, not 8 bit")
-        return ImageOps.exif_transpose(image).convert("RGB")
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:  # else Pillow warns of some palettes
+            upright = upright.convert("RGBA")
+        return upright.convert("RGB")

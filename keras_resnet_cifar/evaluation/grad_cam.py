@@ -1,5 +1,6 @@
 """Grad-CAM: where in an image a net sees a class."""
 
+import weakref
 from collections.abc import Sequence
 
 import keras
@@ -8,6 +9,9 @@ from keras import layers, ops
 
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.evaluate import logits_of
+
+# The model of the last feature maps of each model: it is compiled once.
+_MAPS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def grad_cam(
@@ -46,7 +50,9 @@ def grad_cam(
             "give a model of build_resnet or build_finetuned"
         )
     kernel, *bias = dense.get_weights()
-    maps = logits_of(keras.Model(model.inputs, pooling.input), images)
+    if model not in _MAPS:
+        _MAPS[model] = keras.Model(model.inputs, pooling.input)
+    maps = logits_of(_MAPS[model], images)
     if class_ids is None:
         chosen = (maps.mean(axis=(1, 2)) @ kernel + sum(bias)).argmax(axis=1)
     else:

@@ -42,13 +42,17 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
 
 def plot_confusion(
     confusion: np.ndarray, class_names: Sequence[str], path: Path
-) -> None:
+) -> tuple[float, float, float, float]:
     """Draws a confusion matrix; colours are shares of the true class.
 
     Args:
         confusion: Integer `[C, C]`, counts: rows are true, columns predicted.
         class_names: C names.
         path: PNG file to write; `InputError` if that fails.
+
+    Returns:
+        Where the cells are in the picture: left, top, right and bottom, in
+        pixels from its upper left corner.
     """
     from matplotlib.colors import PowerNorm
 
@@ -73,6 +77,8 @@ def plot_confusion(
             colour = "white" if share[row, column] > 0.25 else "black"
             axes.text(column, row, count, color=colour, fontsize=8, **_CENTRED)
     _save(figure, path)
+    left, low, right, high = axes.get_window_extent().extents
+    return left, figure.bbox.height - high, right, figure.bbox.height - low
 
 
 def plot_mistakes(

@@ -4,11 +4,13 @@ import json
 import os
 import pickle
 import re
+import socket
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from keras_resnet_cifar.cli import demo as cli_demo
 from keras_resnet_cifar.training.recipes import DEFAULT, RECIPES
 
 # --- The whole path, each command on what the one before it left
@@ -295,6 +297,27 @@ def test_bad_models_and_images(trained, run, data_options, tmp_path, capfd):
         (("benchmark",), "benchmark"),
     ):
         assert word in refused(run, capfd, *arguments)
+
+
+def test_what_demo_refuses(trained, run, tmp_path, capfd, monkeypatch):
+    """In one line, before Keras starts; Gradio need not be there for it."""
+    monkeypatch.setattr(cli_demo, "find_spec", lambda name: name)
+    lonely = tmp_path / "lonely.keras"
+    lonely.write_bytes((trained[0] / "last.keras").read_bytes())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        for arguments, word in (
+            ([], "--weights"),
+            ([tmp_path], "last.keras"),
+            ([tmp_path / "none"], "last.keras"),
+            ([lonely], "--dataset"),
+            (["--weights", "cifar11"], "cifar10"),
+            ([trained[0], "--port", port], f"--port {port} cannot be had"),
+            ([trained[0], "--port", "99999"], "--port 99999"),
+        ):
+            assert word in refused(run, capfd, "demo", *arguments)
+    monkeypatch.setattr(cli_demo, "find_spec", lambda name: None)
+    assert "pip install" in refused(run, capfd, "demo", trained[0])
 
 
 def test_a_rate_far_too_high_exits_with_3(fast, run, tmp_path, capfd):

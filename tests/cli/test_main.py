@@ -135,6 +135,7 @@ HELP = {
     "predict": ("IMAGE", "print JSON"),
     "convert": (*SCHEMES, ".safetensors"),
     "export": ("litert", "1e-05", "run directory"),
+    "demo": ("RUN|MODEL", "cifar10, shapes", "7860"),
     "list": ("--json",),
 }
 

@@ -51,6 +51,20 @@ def test_curves(tmp_path, history):
     assert width > 2 * height, "three panels side by side"
 
 
+def test_confusion_tells_where_its_cells_are(tmp_path):
+    """The diagonal is dark, and is where the box says."""
+    path = tmp_path / "confusion.png"
+    names = ["one", "two", "a third with a long name"]
+    left, top, right, bottom = plots.plot_confusion(np.eye(3), names, path)
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    for row, column in np.ndindex(3, 3):
+        # Beside the number, which is in the middle.
+        x = left + (column + 0.1) / 3 * (right - left)
+        y = top + (row + 0.1) / 3 * (bottom - top)
+        assert (pixels[int(y), int(x)] < 100) == (row == column)
+
+
 @pytest.mark.parametrize(
     "classes", [2, pytest.param(20, marks=pytest.mark.slow), 100]
 )
