@@ -69,7 +69,9 @@ def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
 
 def number_or_all(text: str) -> int | str:
     """Parses a number of devices, or `all`."""
-    return text if text == "all" else int(text)
+    if text == "all" or text.isdecimal():
+        return text if text == "all" else int(text)
+    raise argparse.ArgumentTypeError(f"{text} is neither a number nor all")
 
 
 def number(text: str) -> int | float:
