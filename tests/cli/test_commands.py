@@ -163,6 +163,7 @@ BAD_TRAIN = {
     "weights of another net": (["--weights", "shapes"], "only for resnet8"),
     "resume": (["--resume", "/nowhere"], "/nowhere"),
     "backup": (["--backup-every", "often"], "--backup-every often"),
+    "devices": (["--devices", "two"], "neither a number nor all"),
     "tensorboard": (["--tensorboard", "--data-dir"], "--data-dir"),
 }
 

@@ -140,6 +140,13 @@ def test_a_distribution_and_a_number_exclude_each_other():
     assert "set_distribution" in line
 
 
+@pytest.mark.skipif(not ON_JAX, reason="distributions are JAX's")
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    line = refusal(data_parallel.distribution_of, "all", None)
+    assert "2 processes" in line
+
+
 def test_another_number_of_devices_is_told():
     with pytest.warns(UserWarning, match="which was 4.*last digits"):
         data_parallel.warn_if_changed(2, 4)
