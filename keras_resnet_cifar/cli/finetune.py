@@ -94,7 +94,7 @@ def _resumed(args: argparse.Namespace) -> runs.Request:
     plan = directory.read_plan()
     recipe = plan.pop("recipe")
     # The net of a run is fixed: it has no backbone, weights or image size.
-    names = {"backbone", "weights", "image_size", *plan} - {"seed"}
+    names = {"backbone", "weights", "image_size", *plan} - {"seed", "devices"}
     given = {name: getattr(args, name, None) for name in names}
     changes = {k: None if v is False else v for k, v in given.items()}
     config = directory.newest().read_config() | plan

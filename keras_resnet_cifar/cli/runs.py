@@ -21,6 +21,11 @@ from keras_resnet_cifar.training.run_directory import (
     check_same,
 )
 
+_DEVICES = (
+    "devices that share each batch, or all of this machine; needs JAX "
+    "(default: 1, or as the run to resume)"
+)
+
 
 @dataclass
 class Request:
@@ -45,6 +50,7 @@ def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
     add("--resume", Path, "continue the run in this folder")
     add("--backup-every", str, often, DEFAULT_INTERVAL)
     add("--deterministic", bool, "repeat exactly on a GPU too; slower")
+    add("--devices", str, _DEVICES, type=number_or_all, metavar="N")
     add("--seed", int, "random seed (default: 0)")
     add("--quiet", bool, "do not print one line per epoch")
     group = parser.add_argument_group("fields of the recipe to replace")
@@ -59,6 +65,13 @@ def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
             kind = kinds.get(field.type, str)
             settings = {"type": kind, "metavar": "VALUE"}
         group.add_argument(flag, help=text, **settings)
+
+
+def number_or_all(text: str) -> int | str:
+    """Parses a number of devices, or `all`."""
+    if text == "all" or text.isdecimal():
+        return text if text == "all" else int(text)
+    raise argparse.ArgumentTypeError(f"{text} is neither a number nor all")
 
 
 def number(text: str) -> int | float:
@@ -137,6 +150,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     Interval.parse(args.backup_every)
     return {
         "deterministic": args.deterministic,
+        "devices": args.devices,
         "resume": bool(args.resume),
         "backup_every": args.backup_every,
         "verbose": not args.quiet,

@@ -317,9 +317,15 @@ def _reflected(positions, size):
 
 def _gather_pixels(images, rows, columns):
     """Pixels of images at rows `[N, h]` and columns `[N, w]` of each."""
-    height, width, channels = images.shape[1:]
-    start = ops.arange(ops.shape(images)[0])[:, None, None] * (height * width)
-    places = start + rows[:, :, None] * width + columns[:, None, :]
+    count, (height, width, channels) = ops.shape(images)[0], images.shape[1:]
+    places = rows[:, :, None] * width + columns[:, None, :]
+    if keras.distribution.distribution() is not None:
+        # So XLA sees that no device needs the pixels of another's images.
+        pixels = ops.reshape(images, (count, -1, channels))
+        indices = ops.reshape(places, (count, -1, 1))
+        picked = ops.take_along_axis(pixels, indices, axis=1)
+        return ops.reshape(picked, (*places.shape, channels))
+    places += ops.arange(count)[:, None, None] * (height * width)
     return ops.take(ops.reshape(images, (-1, channels)), places, axis=0)
 
 

@@ -101,15 +101,15 @@ class ShuffledBatches(keras.utils.PyDataset):
             order = np.where(mirrored[order], -1 - order, order)
         self.order = order.reshape(self.steps, self.batch_size)
 
-    def source(self, fused_steps: int = 1) -> Any:
+    def source(self, fused_steps: int = 1, devices: int = 1) -> Any:
         """Returns what `fit` iterates over in an epoch.
 
         Args:
-            fused_steps: See `step_numbers`.
+            fused_steps, devices: See `step_numbers`.
         """
         if not self.resident:
             return self
-        return step_numbers(self.start, self.steps, fused_steps)
+        return step_numbers(self.start, self.steps, fused_steps, devices)
 
     def describe(self) -> str:
         """Returns one line on where the images are."""
@@ -137,7 +137,9 @@ class ShuffledBatches(keras.utils.PyDataset):
         return images, self._targets[picked]
 
 
-def step_numbers(start: int, stop: int, fused_steps: int = 1) -> Any:
+def step_numbers(
+    start: int, stop: int, fused_steps: int = 1, devices: int = 1
+) -> Any:
     """Returns what `fit` or `evaluate` iterates over for resident images.
 
     TensorFlow counts the steps itself, as Keras would call Python for each.
@@ -149,9 +151,10 @@ def step_numbers(start: int, stop: int, fused_steps: int = 1) -> Any:
         start: The first step.
         stop: The step after the last.
         fused_steps: Steps in a call of `jax_steps.fuse`; 1 without it.
+        devices: Of the distribution.
     """
     if keras.backend.backend() != "tensorflow":
-        return StepNumbers(start, stop, fused_steps)
+        return StepNumbers(start, stop, fused_steps, devices)
     import tensorflow as tf
 
     steps = tf.data.Dataset.range(start, stop, output_type="int32")
@@ -167,23 +170,31 @@ class StepNumbers(keras.utils.PyDataset):
     `[steps of the call]`. Keras brings each item to the device by itself,
     which costs more than a step's share of a call. The last items are empty.
 
+    Keras splits each item among the devices of a distribution: there it is
+    `[devices, steps of the call]`, with equal rows.
+
     Args:
         start: The first step.
         stop: The step after the last.
         count: Steps of a call.
+        devices: Of the distribution.
     """
 
-    def __init__(self, start: int, stop: int, count: int):
+    def __init__(self, start: int, stop: int, count: int, devices: int = 1):
         super().__init__()
         self.numbers = np.arange(start, stop, dtype="int32")
         self.count = count
+        self.devices = devices
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> tuple:
         first = index * self.count
-        return (self.numbers[first : first + self.count],)
+        numbers = self.numbers[first : first + self.count]
+        if self.devices > 1:
+            numbers = np.tile(numbers, (self.devices, 1))
+        return (numbers,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +237,7 @@ class StreamedBatches:
     def begin(self, epoch: int) -> None:
         """Does nothing: the user's data has its own order."""
 
-    def source(self, fused_steps: int = 1) -> Any:
+    def source(self, fused_steps: int = 1, devices: int = 1) -> Any:
         """Returns what `fit` iterates over in an epoch."""
         return self.batches
 
@@ -274,7 +285,7 @@ class ResidentSplit(keras.layers.Layer):
 
     def call(self, step: Any) -> tuple:
         """Takes an int32 number; returns images uint8 and targets float32."""
-        step = ops.reshape(step, ())
+        step = ops.max(step)  # of equal ones, one for each device
         picked, mirrored = _decoded(ops.take(self.order, step, axis=0), ops)
         images = ops.take(self.images, picked, axis=0)
         if self.alternating_flip:
@@ -304,23 +315,35 @@ class EvenBatches:
     """The batches of a held-out split, in its order, for a `ResidentSplit`.
 
     Args:
-        split: A `Split` whose length is a multiple of `even_batch_size`.
+        split: A `Split` that `has_even_batches`.
         num_classes: Width of the labels.
+        devices: Number that should divide a batch.
     """
 
     alternating_flip = False
 
-    def __init__(self, split: Any, num_classes: int):
+    def __init__(self, split: Any, num_classes: int, devices: int = 1):
         self.split = split
         self.num_classes = num_classes
-        size = even_batch_size(len(split))
+        size = even_batch_size(len(split), devices=devices)
         self.order = np.arange(len(split), dtype="int32").reshape(-1, size)
 
 
-def even_batch_size(count: int, limit: int = 512) -> int:
+def even_batch_size(count: int, limit: int = 512, devices: int = 1) -> int:
     """Returns the largest batch up to `limit` that divides `count`, if over 63.
 
-    A ragged last batch would be compiled a second time.
+    Sizes that `devices` divide come first. A ragged last batch would be
+    compiled a second time.
     """
     divisors = [size for size in range(64, limit + 1) if count % size == 0]
-    return max(divisors, default=min(count, limit))
+    return max(
+        divisors,
+        key=lambda size: (size % devices == 0, size),
+        default=min(count, limit),
+    )
+
+
+def has_even_batches(split: Any) -> bool:
+    """Returns whether a held-out split can be a `ResidentSplit`."""
+    fits = split.images.nbytes <= RESIDENT_BYTES
+    return fits and len(split) % even_batch_size(len(split)) == 0

@@ -18,6 +18,7 @@ from keras_resnet_cifar.finetuning.pretrained import load_backbone
 from keras_resnet_cifar.models import nets
 from keras_resnet_cifar.models.normalization import preprocess_input
 from keras_resnet_cifar.training import run_directory
+from keras_resnet_cifar.training.data_parallel import Devices
 from keras_resnet_cifar.training.inputs import (
     ClassWeight,
     Data,
@@ -167,6 +168,7 @@ def finetune(
     resume: bool = False,
     backup_every: str | int = run_directory.DEFAULT_INTERVAL,
     deterministic: bool = False,
+    devices: Devices = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: bool = True,
     **changes: Any,
@@ -192,7 +194,8 @@ def finetune(
             first phase, and with `freeze="all"` to the second.
         seed: Random seed of shuffling and augmentation.
         resume: Continue the run in `output_dir`.
-        backup_every, deterministic: See `train`.
+        backup_every, deterministic, devices: See `train`. Cached features are
+            computed, and their head is trained, on one device.
         callbacks: More Keras callbacks, for both phases. With cached features
             their model is the head alone.
         verbose: Whether to print one line per epoch.
@@ -229,6 +232,7 @@ def finetune(
         "class_weight": dict(enumerate(weights)) if weights else None,
         "seed": checked_seed(seed),
         "deterministic": deterministic,
+        "devices": devices,
     }
     directory = PhasedDirectory(Path(output_dir)) if output_dir else None
     started: list[str] = []
@@ -254,6 +258,7 @@ def finetune(
                 run = train_head(model, data, phase_recipe, **options)
                 continue
             options["deterministic"] = plan["deterministic"]
+            options["devices"] = plan["devices"]
             options["backup_every"] = backup_every
             run = train(model, data, phase_recipe, **options)
     return run
@@ -282,7 +287,11 @@ def _resume(directory, plan):
         each | {"recipe": asdict(recipe), "epochs": recipe.epochs}
         for each, recipe in ((saved, saved["recipe"]), (plan, plan["recipe"]))
     )
-    run_directory.check_same(old, new | {"deterministic": None})
+    run_directory.check_same(
+        old, new | {"deterministic": None, "devices": None}
+    )
     plan["class_weight"] = saved.get("class_weight")
     plan["deterministic"] |= saved.get("deterministic", False)
+    if plan["devices"] is None:
+        plan["devices"] = saved.get("devices")
     return directory.started_phases()

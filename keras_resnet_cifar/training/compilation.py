@@ -4,12 +4,11 @@ import keras
 
 from keras_resnet_cifar.data.augmentation import image_layers, mixing_layers
 from keras_resnet_cifar.data.batches import (
-    RESIDENT_BYTES,
     EvenBatches,
     Feed,
     ResidentSplit,
     ShuffledBatches,
-    even_batch_size,
+    has_even_batches,
 )
 from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.data.load import Dataset
@@ -30,6 +29,7 @@ def compile_for_training(
     seed: int,
     feed: Feed,
     class_weight: list[float] | None = None,
+    devices: int = 1,
 ) -> TrainingModel:
     """Returns the compiled `TrainingModel` around a clone of `model`.
 
@@ -41,6 +41,7 @@ def compile_for_training(
         seed: Of the augmentation.
         feed: The batches.
         class_weight: Weight of each class in the loss, or `None`.
+        devices: Of the current distribution.
     """
     known = DATASETS.get(data.name)
     mean = known.mean if known else (0.5, 0.5, 0.5)
@@ -52,12 +53,13 @@ def compile_for_training(
         model,
         feed.steps,
         source,
-        _held_out(data),
+        _held_out(data, devices),
         image_layers(recipe, mean, seed),
         mixing_layers(recipe, seed),
         label_smoothing=recipe.label_smoothing,
         class_weight=class_weight,
         ema=recipe.ema,
+        devices=devices,
         dtype=precision,
     )
     trained.compile(
@@ -77,14 +79,12 @@ def compile_for_training(
     return trained
 
 
-def _held_out(data):
+def _held_out(data, devices):
     """Returns the validation split on the device, if its batches are alike."""
     split = data.validation
-    if split is None or split.images.nbytes > RESIDENT_BYTES:
+    if split is None or not has_even_batches(split):
         return None
-    if len(split) % even_batch_size(len(split)):
-        return None
-    return ResidentSplit(EvenBatches(split, data.num_classes))
+    return ResidentSplit(EvenBatches(split, data.num_classes, devices))
 
 
 def _build_metrics(trained, classes):

@@ -43,7 +43,7 @@ def fit(
     def run(first, last):
         shown = [_Progress(epochs)] if verbose else []
         model.fit(
-            feed.source(model.fused_steps),
+            feed.source(model.fused_steps, model.devices),
             initial_epoch=first,
             epochs=last,
             shuffle=False,  # the feed shuffles
@@ -113,7 +113,8 @@ def _validation(model: TrainingModel, data: Dataset) -> dict[str, Any]:
         return {}
     if model.held_out is not None:
         steps = model.held_out.order.shape[0]
-        return {"validation_data": step_numbers(0, steps, model.fused_steps)}
+        numbers = step_numbers(0, steps, model.fused_steps, model.devices)
+        return {"validation_data": numbers}
     split = data.validation
     return {
         "validation_data": (

@@ -17,28 +17,29 @@ from keras_resnet_cifar.device import compiler_options
 _MOST_BYTES = 1 << 28  # of the stacked batches of one call
 
 
-def fuse(step: Callable, count: int) -> Callable:
+def fuse(step: Callable, count: int, shardings: Any = None) -> Callable:
     """Returns a Keras train or test function that runs up to `count` steps.
 
     The steps are one call, or several where the batches are large or differ in
     shape, as the last batch of a split may. A shorter last group is compiled
     by itself: on a GPU, a loop of unknown length would ask the host after each
-    step. Where the iterator yields a vector, as `StepNumbers` does, it holds
-    the numbers of all steps of the call, and each step gets one as its batch.
+    step. Where the iterator yields `StepNumbers`, these are of all steps of the
+    call, and each step gets one as its batch.
 
     Args:
         step: `(state, batch) -> (logs, state)`, as `Model.train_step`.
         count: Largest number of steps.
+        shardings: See `compiled`.
 
     Returns:
         `(state, iterator) -> (logs, state)`. The state is donated; the logs
         are those of the last step, which hold the means so far.
     """
-    run = compiled(step)
+    run = compiled(step, shardings)
 
     def function(state, iterator):
         first = next(iterator)
-        if len(first) == 1 and first[0].ndim == 1:
+        if len(first) == 1:  # numbers; a batch has images and labels
             return run(state, first)
         batches = itertools.chain(
             [first], itertools.islice(iterator, count - 1)
@@ -50,10 +51,15 @@ def fuse(step: Callable, count: int) -> Callable:
     return function
 
 
-def compiled(step: Callable) -> Any:
+def compiled(step: Callable, shardings: Any = None) -> Any:
     """Returns the jitted `(state, batches) -> (logs, state)` of `fuse`.
 
     The batches are a list, or already stacked.
+
+    Args:
+        step: See `fuse`.
+        shardings: Where each array of the state stays, or `None` for one
+            device.
     """
 
     def run_steps(state, batches):
@@ -63,11 +69,16 @@ def compiled(step: Callable) -> Any:
 
         if isinstance(batches, list):
             batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+        elif batches[0].ndim == 2:  # equal rows of numbers, one per device
+            batches = (batches[0].max(0),)
         state, logs = lax.scan(body, state, batches)
         return jax.tree.map(lambda leaf: leaf[-1], logs), state
 
     return jax.jit(
-        run_steps, donate_argnums=0, compiler_options=compiler_options()
+        run_steps,
+        donate_argnums=0,
+        out_shardings=shardings and (None, shardings),
+        compiler_options=compiler_options(),
     )
 
 

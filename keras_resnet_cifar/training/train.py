@@ -25,7 +25,7 @@ from keras_resnet_cifar.evaluation.evaluate import evaluate
 from keras_resnet_cifar.evaluation.plots import plot_curves
 from keras_resnet_cifar.models import saving
 from keras_resnet_cifar.training import callbacks as cb
-from keras_resnet_cifar.training import inputs, run_directory
+from keras_resnet_cifar.training import data_parallel, inputs, run_directory
 from keras_resnet_cifar.training.checkpointing import (
     Backup,
     check_length,
@@ -79,6 +79,7 @@ def train(
     resume: bool = False,
     backup_every: str | int = run_directory.DEFAULT_INTERVAL,
     deterministic: bool = False,
+    devices: data_parallel.Devices = None,
     callbacks: Sequence[Callback] | Callback | None = (),
     track: str | Sequence[str] = (),
     verbose: bool = True,
@@ -116,6 +117,11 @@ def train(
             steps that a kill loses are repeated, to the same bits.
         deterministic: Ask the backend for operations that give the same bits
             each time; slower, and needed on a GPU only.
+        devices: How many devices share each batch under JAX, or `"all"`;
+            `batch_size` stays that of all together, and must divide by their
+            number. `None` is the distribution that
+            `keras.distribution.set_distribution` has set, else the number that
+            a resumed run had, else one.
         callbacks: More Keras callbacks, such as `ModelCheckpoint`. Their
             model is a `TrainingModel`, which saves the model of stock layers.
             A run that is resumed within an epoch begins them twice. The
@@ -160,6 +166,11 @@ def train(
     config["deterministic"] |= saved.get("deterministic", False)
     for key in ("class_weight", "weights"):
         config[key] = saved.get(key)
+    spread = data_parallel.distribution_of(devices, saved.get("devices"))
+    config["devices"] = count = data_parallel.count(spread)
+    data_parallel.check_shares(count, data, recipe.batch_size)
+    if resume:
+        data_parallel.warn_if_changed(count, saved.get("devices", 1))
     if directory is not None and not resume:
         directory.check_unused()
         files.make_folder(directory.path)
@@ -173,9 +184,11 @@ def train(
 
     locked = directory.locked() if directory else contextlib.nullcontext()
     memory = _one_line_if_out_of_memory(recipe)
-    with locked, memory, contextlib.ExitStack() as stack:
+    scope = spread.scope() if spread else contextlib.nullcontext()
+    with locked, memory, scope, contextlib.ExitStack() as stack:
+        weights = config["class_weight"]
         trained = compile_for_training(
-            model, data, recipe, precision, seed, feed, config["class_weight"]
+            model, data, recipe, precision, seed, feed, weights, count
         )
         if directory is not None:
             run = run_directory.identity(config)

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_resnet_cifar.files import atomic_write
 from keras_resnet_cifar.models.cloning import clone_with
+from keras_resnet_cifar.training.data_parallel import shared
 from keras_resnet_cifar.training.layers import faster_class
 from keras_resnet_cifar.training.variables import arrays, assign, copies
 
@@ -70,6 +71,7 @@ class TrainingModel(keras.Model):
         class_weight: Weight of each class in the training loss, or `None`.
         ema: Momentum of the averaged weights and BatchNorm statistics; 0
             averages nothing. The momentum warms up as (1 + t) / (10 + t).
+        devices: Of the current distribution.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class TrainingModel(keras.Model):
         label_smoothing: float = 0.0,
         class_weight: Sequence[float] | None = None,
         ema: float = 0.0,
+        devices: int = 1,
         **kwargs: Any,
     ):
         # Augmented images are no longer whole numbers: the net's own
@@ -99,6 +102,7 @@ class TrainingModel(keras.Model):
         self.label_smoothing = label_smoothing
         self.class_weight = class_weight
         self.ema = ema
+        self.devices = devices
         self.steps_done = self._counter("steps_done")
         self.steps_finite = self._counter("steps_finite")  # with finite loss
         # The rates of the epoch in progress. As a variable they are not
@@ -176,16 +180,19 @@ class TrainingModel(keras.Model):
 
     def _augmented(self, data):
         images, targets, *given = self.source(data[0]) if self.source else data
-        images, targets, *weights = self.augment(images, self._one_hot(targets))
+        images, targets, *weights = self.augment(
+            shared(images), shared(self._one_hot(targets))
+        )
         weights += [w for w in given if w is not None]
         if len(weights) == 2:
             weights = [weights[0] * ops.cast(weights[1], "float32")]
-        return images, targets, *weights
+        return shared(images), shared(targets), *weights
 
     def _held_out_batch(self, data):
         if self.held_out is None or len(data) > 1:  # images and labels
             return data
-        return self.held_out(data[0])
+        images, targets = self.held_out(data[0])
+        return shared(images), shared(targets)
 
     def _one_hot(self, targets):
         """Returns targets `[N, classes]` of these or of labels `[N]`."""
@@ -229,7 +236,13 @@ class TrainingModel(keras.Model):
         if self.train_function is not None and not force:
             return
         if self.fused_steps > 1:
-            function = _fuse(self.train_step, self.steps_per_execution)
+            function = self._fuse(
+                self.train_step,
+                self.trainable_variables,
+                self.non_trainable_variables,
+                self.optimizer.variables,
+                self.metrics_variables,
+            )
         else:
             super().make_train_function(force)
             function = self.train_function
@@ -246,9 +259,21 @@ class TrainingModel(keras.Model):
         if self.fused_steps == 1:
             super().make_test_function(force)
         elif self.test_function is None or force:
-            self.test_function: Callable | None = _fuse(
-                self.test_step, self.steps_per_execution
+            self.test_function: Callable | None = self._fuse(
+                self.test_step,
+                self.trainable_variables,
+                self.non_trainable_variables,
+                self.metrics_variables,
             )
+
+    def _fuse(self, step, *groups):
+        """Returns `jax_steps.fuse` for a state of these groups of variables."""
+        from keras_resnet_cifar.training.jax_steps import fuse
+
+        shardings = None
+        if self.devices > 1:
+            shardings = tuple([v.value.sharding for v in g] for g in groups)
+        return fuse(step, self.steps_per_execution, shardings)
 
     @property
     def fused_steps(self) -> int:
@@ -331,7 +356,9 @@ class TrainingModel(keras.Model):
     def update_stock_model(self) -> keras.Model:
         """Copies the trained (or averaged) weights to the stock model."""
         kept = self.averages or self.network.weights
-        assign(self._stock().weights, copies(kept))
+        # By way of the host, the stock model stays on its own device.
+        values = arrays(kept) if self.devices > 1 else copies(kept)
+        assign(self._stock().weights, values)
         return self._stock()
 
     def get_weights(self) -> list:
@@ -376,9 +403,3 @@ class TrainingModel(keras.Model):
         """Loads weights that `save_weights` or the stock model wrote."""
         self._stock().load_weights(filepath, **kwargs)
         self.set_weights(self._stock().get_weights())
-
-
-def _fuse(step, count):
-    from keras_resnet_cifar.training.jax_steps import fuse
-
-    return fuse(step, count)

@@ -185,6 +185,7 @@ BAD_TRAIN = {
     "resume": (["--resume", "/nowhere"], "/nowhere"),
     "backup": (["--backup-every", "often"], "--backup-every often"),
     "tracker": (["--track", "tensorbord"], "tensorboard"),
+    "devices": (["--devices", "two"], "neither a number nor all"),
 }
 
 

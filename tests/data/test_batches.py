@@ -10,6 +10,7 @@ from keras_resnet_cifar.data.batches import (
     StepNumbers,
     StreamedBatches,
     StreamedSplit,
+    even_batch_size,
 )
 from keras_resnet_cifar.data.load import Split
 
@@ -44,6 +45,14 @@ def test_step_numbers_come_by_calls():
     assert len(numbers) == 7
     calls = [numbers[call][0].tolist() for call in range(4)]
     assert calls == [[1, 2, 3], [4, 5, 6], [7], []]
+    rows = StepNumbers(1, 8, 3, devices=2)
+    assert rows[1][0].tolist() == [[4, 5, 6]] * 2
+
+
+def test_even_batches_divide_among_devices_if_they_can():
+    assert even_batch_size(5000) == 500
+    assert even_batch_size(5000, devices=8) == 200
+    assert even_batch_size(5000, devices=64) == 500
 
 
 def test_alternating_flip_mirrors_each_image_in_every_second_epoch():

@@ -191,7 +191,7 @@ def test_each_phase_is_backed_up_and_repeated_as_asked(
     monkeypatch.setattr(
         finetuning, "train", lambda *_, **options: given.append(options)
     )
-    options = {"backup_every": "30s", "deterministic": True}
+    options = {"backup_every": "30s", "deterministic": True, "devices": 2}
     options |= {"callbacks": [keras.callbacks.Callback()]}
     weights = {label: 2.0 if label else 1.0 for label in range(10)}
     options["class_weight"] = weights
@@ -201,6 +201,7 @@ def test_each_phase_is_backed_up_and_repeated_as_asked(
         assert each["callbacks"] == options["callbacks"]
     assert [each["backup_every"] for each in given] == ["30s", "30s"]
     assert all(each["deterministic"] for each in given)
+    assert [each["devices"] for each in given] == [2, 2]
 
 
 # --- Cached features
@@ -321,11 +322,12 @@ def test_a_folder_with_nothing_but_a_plan_is_unused(tmp_path):
     assert "not empty" in refusal(directory.check_unused)
 
 
-def test_a_run_that_began_deterministic_stays_so(
+def test_a_run_that_began_deterministic_or_on_more_devices_stays_so(
     start, finished, copy, monkeypatch
 ):
     directory = PhasedDirectory(copy)
-    directory.write_plan(directory.read_plan() | {"deterministic": True})
+    began = {"deterministic": True, "devices": 2}
+    directory.write_plan(directory.read_plan() | began)
     shutil.rmtree(copy / "tuned")
     given = {}
     monkeypatch.setattr(
@@ -333,6 +335,9 @@ def test_a_run_that_began_deterministic_stays_so(
     )
     start(copy, resume=True)
     assert given["deterministic"]
+    assert given["devices"] == 2
+    start(copy, resume=True, devices=1)
+    assert given["devices"] == 1
 
 
 @pytest.mark.parametrize(

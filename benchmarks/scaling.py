@@ -1,0 +1,90 @@
+"""Estimates how data parallelism scales. An estimate, not a measurement.
+
+    KERAS_BACKEND=jax python -m benchmarks.scaling
+
+prints the table of docs/scale.md. A step of N devices takes
+
+    operations / (N * RATE) + FIXED
+    + 2 (N - 1) / N * bytes / BANDWIDTH + collectives * LATENCY
+
+seconds: the net's operations, shared equally; what a step takes however small
+its batch is; the gradients, in float32, round a ring; and the wait of each
+collective. There are one for the gradients and two for each BatchNorm, as in
+the step that tests/training/test_data_parallel.py compiles; those of BatchNorm
+cannot be combined further, since each layer waits for the one before. Nothing
+overlaps.
+"""
+
+import math
+
+RATE = 100e12  # operations a second that convolutions reach on one device
+FIXED = 0.2e-3  # seconds of a step
+HOST = 8  # devices of one host
+BANDWIDTH = {True: 200e9, False: 25e9}  # bytes a second: one host, several
+LATENCY = {True: 20e-6, False: 50e-6}  # seconds
+DEVICES = (1, 8, 64)
+NETS = (  # net, side of the images, classes, images per device
+    ("resnet20", 32, 10, 128),
+    ("resnet110", 32, 10, 128),
+    ("resnet50-imagenet", 224, 1000, 64),
+)
+
+
+def seconds(
+    operations: float, parameters: int, norms: int, devices: int
+) -> float:
+    """Returns the seconds of a step.
+
+    Args:
+        operations: Of the whole batch, see `step_operations`.
+        parameters: Trainable ones.
+        norms: BatchNorm layers.
+        devices: How many share the batch.
+    """
+    compute = operations / (devices * RATE) + FIXED
+    if devices == 1:
+        return compute
+    near = devices <= HOST
+    ring = 2 * (devices - 1) / devices * 4 * parameters / BANDWIDTH[near]
+    return compute + ring + (2 * norms + 1) * LATENCY[near]
+
+
+def main() -> None:
+    import keras
+
+    from keras_resnet_cifar.models.nets import leaf_layers
+    from keras_resnet_cifar.models.operations import step_operations
+    from keras_resnet_cifar.models.resnet import build_resnet
+
+    print(
+        "| net | parameters | images a device | collectives | devices "
+        "| MB sent by each | same share: ms, efficiency "
+        "| same batch: ms, efficiency |"
+    )
+    print("| --- |" + " ---: |" * 7)
+    for arch, side, classes, share in NETS:
+        model = build_resnet(
+            arch, num_classes=classes, input_shape=(side, side, 3)
+        )
+        parameters = sum(math.prod(w.shape) for w in model.trainable_weights)
+        norms = sum(
+            isinstance(layer, keras.layers.BatchNormalization)
+            for layer in leaf_layers(model)
+        )
+        one = seconds(step_operations(model, share), parameters, norms, 1)
+        for devices in DEVICES:
+            weak, strong = (
+                seconds(step_operations(model, n), parameters, norms, devices)
+                for n in (share * devices, share)
+            )
+            sent = 2 * (devices - 1) / devices * 4 * parameters / 1e6
+            print(
+                f"| {arch} | {parameters:,} | {share} "
+                f"| {(2 * norms + 1) * (devices > 1)} | {devices} "
+                f"| {sent:.1f} | {weak * 1e3:.2f}, {one / weak:.0%} "
+                f"| {strong * 1e3:.2f}, {one / strong / devices:.1%} |"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Data parallelism over the devices of one process: Keras's, under JAX.
+
+Each device holds all variables and the resident images, and computes on its
+share of a batch; XLA adds up the gradients, and the sums of BatchNorm.
+"""
+
+import warnings
+from typing import Any
+
+import keras
+from keras.distribution import DataParallel
+
+from keras_resnet_cifar.data.batches import (
+    RESIDENT_BYTES,
+    StreamedSplit,
+    even_batch_size,
+    has_even_batches,
+)
+from keras_resnet_cifar.data.load import Dataset
+from keras_resnet_cifar.errors import InputError
+
+Devices = int | str | None  # a number, "all", or None
+
+
+def distribution_of(devices: Devices, saved: int | None) -> DataParallel | None:
+    """Returns how a run is distributed; `None` on one device.
+
+    Args:
+        devices: What `train` was given. `None` is the distribution that the
+            user has set with `keras.distribution.set_distribution`, else what
+            `saved` says.
+        saved: Devices of the run that is resumed, or `None`.
+
+    Raises:
+        InputError: The backend or this machine cannot do it.
+    """
+    if keras.backend.backend() != "jax":
+        if devices not in (None, 1):
+            raise InputError(
+                f"devices={devices} needs JAX: set KERAS_BACKEND=jax, or give "
+                "devices=1"
+            )
+        return None
+    own = keras.distribution.distribution()
+    if own is None:
+        return _data_parallel(saved if devices is None else devices)
+    if devices is not None:
+        raise InputError(
+            f"devices={devices}, and keras.distribution.set_distribution was "
+            "called: leave out one of the two"
+        )
+    if not isinstance(own, DataParallel) or own.device_mesh.devices.ndim != 1:
+        raise InputError(
+            f"{type(own).__name__} is not supported: set a "
+            "keras.distribution.DataParallel() of one axis, or give devices="
+        )
+    _check_one_process()
+    return own
+
+
+def _data_parallel(devices):
+    if devices is None:
+        return None
+    _check_one_process()
+    available = keras.distribution.list_devices()
+    count = len(available) if devices == "all" else devices
+    if type(count) is not int or count < 1:
+        raise InputError(
+            f"devices={devices!r}: give 'all', or a number of at least 1"
+        )
+    if count > len(available):
+        hint = ""
+        if available[0].startswith("cpu"):
+            flag = "--xla_force_host_platform_device_count"
+            hint = f" (XLA_FLAGS={flag}={count} splits a CPU, for tests)"
+        raise InputError(
+            f"devices={count}: JAX finds {len(available)} on this machine"
+            f"{hint}: give devices={len(available)}"
+        )
+    return DataParallel(devices=available[:count]) if count > 1 else None
+
+
+def _check_one_process():
+    import jax
+
+    if jax.process_count() > 1:
+        raise InputError(
+            f"jax.distributed has {jax.process_count()} processes, and a run "
+            "takes the devices of one: start it in one process"
+        )
+
+
+def count(distribution: DataParallel | None) -> int:
+    """Returns the number of devices."""
+    return distribution.device_mesh.devices.size if distribution else 1
+
+
+def check_shares(devices: int, data: Dataset, batch_size: int) -> None:
+    """Checks that each device gets the same share of every batch.
+
+    Raises:
+        InputError: It does not.
+    """
+    if devices == 1:
+        return
+    if isinstance(data.train, StreamedSplit):
+        raise InputError(
+            "a stream cannot be trained on several devices: give (images, "
+            "labels), or devices=1"
+        )
+    if batch_size % devices:
+        lower = batch_size // devices * devices
+        sizes = [f"batch_size={s}" for s in (lower, lower + devices) if s]
+        raise InputError(
+            f"batch_size={batch_size} does not divide by {devices} devices: "
+            f"give a multiple of {devices}, such as {' or '.join(sizes)}"
+        )
+    split = data.validation
+    if split is None or has_even_batches(split):
+        return
+    largest = min(len(split), RESIDENT_BYTES // split.images[0].nbytes)
+    fitting = (n for n in range(largest, 0, -1) if not n % even_batch_size(n))
+    raise InputError(
+        f"{len(split)} validation images do not make equal batches that stay "
+        f"on each of {devices} devices: give validation={next(fitting)}"
+    )
+
+
+def warn_if_changed(devices: int, saved: int) -> None:
+    """Warns that a resumed run has another number of devices than before."""
+    if devices != saved:
+        warnings.warn(
+            f"devices={devices}, which was {saved}: the run goes on, and its "
+            "sums differ in the last digits from those of "
+            f"{saved} device{'s' * (saved > 1)}",
+            stacklevel=3,
+        )
+
+
+def shared(batch: Any) -> Any:
+    """Lays a batch over the devices of the current distribution, if any.
+
+    Args:
+        batch: A tensor `[N, ...]`; one whose N does not divide by the number of
+            devices stays as it is, and each computes all of it.
+    """
+    distribution = keras.distribution.distribution()
+    if distribution is None or batch.shape[0] % count(distribution):
+        return batch
+    layout = distribution.get_data_layout(batch.shape)
+    return keras.distribution.distribute_tensor(batch, layout)
