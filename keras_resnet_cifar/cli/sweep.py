@@ -13,6 +13,8 @@ from keras_resnet_cifar.cli.start import import_keras
 from keras_resnet_cifar.data.datasets import check_known
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.files import make_folder
+from keras_resnet_cifar.models import architectures
+from keras_resnet_cifar.models.weights import find_weights
 from keras_resnet_cifar.training import many_runs, recipes, sweeps
 
 _VALIDATION = 0.1  # share of the train split, where the recipe holds none out
@@ -52,6 +54,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Search for the best values of a recipe, by validation images alone."""
     recipe = train.recipe_of(args)
+    net = architectures.parse(recipe.arch).name
+    if args.weights:
+        find_weights(args.weights, net)
     if not recipe.validation:
         recipe = replace(recipe, validation=_VALIDATION)
     recipes.checked_seed(args.seed)
@@ -66,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     same = sorted(many_runs.flags(options.given(args, *_OWN, *_OF_A_HOST)))
     digest = hashlib.sha256(shlex.join(same).encode()).hexdigest()[:8]
     data = Path(recipe.dataset).name
-    name = f"sweep-{recipe.arch}-{data}-{recipe.name}-{digest}"
+    name = f"sweep-{net}-{data}-{recipe.name}-{digest}"
     folder = args.output_dir or Path("runs", name)
     storage = args.storage or f"sqlite:///{folder / 'sweep.db'}"
     if args.storage is None:
