@@ -11,6 +11,7 @@ from benchmarks import reproduce, results, runs
 from benchmarks.manifest import FAMILIES, Row, recipe_for
 from keras_resnet_cifar.cli.main import Parser
 from keras_resnet_cifar.cli.main import run as run_command
+from keras_resnet_cifar.cli.options import aligned
 from keras_resnet_cifar.data.datasets import check_known
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.files import atomic_write, make_folder, write_json
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     if not points:
         raise InputError(f"{args.output}: none of these trainings is finished")
     table = [_HEAD, *map(_cells, points)]
-    print((results.markdown if args.markdown else results.aligned)(table))
+    print((results.markdown if args.markdown else aligned)(table))
     if to_do:
         print(f"\ntrainings not finished: {to_do}")
     make_folder(args.output)

@@ -11,7 +11,9 @@ from benchmarks import results, runs
 from benchmarks.manifest import ROWS
 from keras_resnet_cifar.cli.main import Parser
 from keras_resnet_cifar.cli.main import run as run_command
+from keras_resnet_cifar.cli.options import JOBS
 from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.training.many_runs import checked_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,6 +56,7 @@ def add_run_options(parser: Any, output: str) -> None:
         help="stop, and save, after a time such as 30s, 10min or 2h",
     )
     option("--data-dir", type=Path, help="as in train")
+    option("--jobs", type=int, metavar="N", help=JOBS)
     option(
         "--output",
         type=Path,
@@ -76,6 +79,7 @@ def train(args: argparse.Namespace, jobs: Sequence[runs.Job]) -> None:
         args.data_dir,
         runs.budget(args.budget),
         report=lambda line: print(line, flush=True),
+        processes=checked_jobs(args.jobs),
     )
     if failed:
         sys.exit(1)

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.manifest import Row
 from benchmarks.runs import Job, evaluation, seconds_left
+from keras_resnet_cifar.cli.options import aligned, mean_and_deviation
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import make_folder, write_json, write_text
 
@@ -141,10 +142,7 @@ def _json(path):
 def accuracy(records: Iterable[dict[str, Any]]) -> str:
     """Returns mean ± standard deviation of the finished ones, in percent."""
     values = [100 * r["accuracy"] for r in records if r["accuracy"] is not None]
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread} %"
+    return f"{mean_and_deviation(values, 2)} %" if values else ""
 
 
 def mean_of(records: Iterable[dict[str, Any]], key: str) -> float | None:
@@ -225,15 +223,6 @@ def _duration(seconds):
     if seconds < 3600:
         return f"{seconds / 60:.0f} min" if seconds else ""
     return f"{seconds / 3600:.1f} h"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Returns rows of cells as text with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -40,8 +40,10 @@ LIGHT = (
     "models.weights",
     "pytorch.files",
     "pytorch.schemes",
+    "training.many_runs",
     "training.recipes",
     "training.run_directory",
+    "training.sweeps",
 )
 HEAVY = ("keras", "tensorflow", "jax", "torch", "matplotlib", "pandas")
 

@@ -27,6 +27,7 @@ from keras_resnet_cifar.errors import (
 COMMANDS = [
     "train",
     "finetune",
+    "sweep",
     "evaluate",
     "predict",
     "convert",

@@ -2,6 +2,9 @@
 
 import argparse
 import os
+import statistics
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ WEIGHTS = (
     "trained weights to start from: a name that the list command shows for the "
     "net, hf://user/name, or a .keras or PyTorch file"
 )
+JOBS = "trainings at a time (default: one per GPU, 1 without)"
 _METAVARS = {str: "VALUE", int: "N", float: "X", Path: "PATH"}
 
 
@@ -120,6 +124,40 @@ def checkpoints(path: Path, which: str = "last") -> list[Path]:
             "epoch, or a .keras file"
         )
     return [file for file in files if file.is_file()]
+
+
+def given(args: argparse.Namespace, *left_out: str) -> dict[str, Any]:
+    """Returns the options that are not at their defaults, as `flags` takes."""
+    return {
+        name: value
+        for name, value in vars(args).items()
+        if value != args.parser.get_default(name) and name not in left_out
+    }
+
+
+def exit_if(failed: dict[str, int], go_on: str) -> None:
+    """Exits if something failed, by its name and exit code: 2 if all are."""
+    if failed:
+        names = ", ".join(f"{k} (exit code {v})" for k, v in failed.items())
+        print(f"not finished: {names}; to go on: {go_on}", file=sys.stderr)
+        sys.exit(2 if {*failed.values()} == {2} else 1)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows of cells as text with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def mean_and_deviation(values: Sequence[float], digits: int) -> str:
+    """Returns mean ± standard deviation; the latter of two or more values."""
+    text = f"{statistics.mean(values):,.{digits}f}"
+    if len(values) < 2:
+        return text
+    return f"{text} ± {statistics.stdev(values):,.{digits}f}"
 
 
 def scores(test: dict[str, Any]) -> str:

@@ -53,6 +53,11 @@ def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
     add("--devices", str, _DEVICES, type=number_or_all, metavar="N")
     add("--seed", int, "random seed (default: 0)")
     add("--quiet", bool, "do not print one line per epoch")
+    add_recipe_options(parser)
+
+
+def add_recipe_options(parser: Any) -> None:
+    """Adds an option for each field of a recipe."""
     group = parser.add_argument_group("fields of the recipe to replace")
     for field in recipes.OPTIONS:
         flag = "--" + field.name.replace("_", "-")

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from keras_resnet_cifar.cli import options, runs
+from keras_resnet_cifar.cli import options, runs, seeds
 from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models import architectures
@@ -23,35 +23,44 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add(parser, "--arch", str, _ARCH)
     options.add(parser, "--weights", str, options.WEIGHTS)
     trackers = f"trackers that follow the run: {', '.join(TRACKERS)}"
-    several = {"nargs": "+", "metavar": "NAME"}
+    several = {"nargs": "+", "metavar": "NAME", "action": "extend"}
     options.add(parser, "--track", tuple(TRACKERS), trackers, **several)
     dataset = "the dataset of --recipe if given, otherwise shapes"
+    seeds.add_options(parser)
     runs.add_run_options(parser, DEFAULT, dataset)
 
 
 def run(args: argparse.Namespace) -> None:
     """Train a net by a recipe and evaluate it on the test split."""
+    if seeds.are_meant(args):
+        return seeds.run(args, _new)
     request = _resumed(args) if args.resume else _new(args)
     request.settings["track"] = args.track or ()
     check_trackers(request.settings["track"], request.settings["output_dir"])
-    runs.carry_out(args, request, _new_model)
+    runs.carry_out(args, request, new_model)
 
 
-def _new(args: argparse.Namespace) -> runs.Request:
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """Returns the recipe that the options describe."""
     recipe = get_recipe(
         args.recipe or DEFAULT,
         arch=args.arch,
         dataset=None if args.recipe else "shapes",
         **runs.recipe_changes(args),
     )
-    recipe = get_recipe(recipe, dataset=args.dataset)
+    return get_recipe(recipe, dataset=args.dataset)
+
+
+def _new(args: argparse.Namespace) -> runs.Request:
+    recipe = recipe_of(args)
     net = architectures.parse(recipe.arch).name
     if args.weights:
         find_weights(args.weights, net)
     return runs.new_run(args, recipe, net)
 
 
-def _new_model(args: Any, request: runs.Request, data: Any) -> Any:
+def new_model(args: Any, request: runs.Request, data: Any) -> Any:
+    """Returns the net of a request, not trained or with given weights."""
     from keras_resnet_cifar.models.resnet import build_resnet
 
     recipe = request.settings["recipe"]

@@ -26,7 +26,9 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
 
     Args:
         history: One dict per epoch, as in `Run`, with any of its values.
-            Missing and non-finite ones are left out.
+            Missing and non-finite ones are left out. Where several runs have
+            the same epoch, their mean is drawn, with a band of ± one standard
+            deviation.
         path: PNG file to write; `InputError` if that fails.
     """
     figure = _figure(13, 4)
@@ -203,8 +205,17 @@ def _curves(axes, history, key, labels):
     for prefix, label, colour in zip(prefixes, labels, colours, strict=False):
         epochs, values = _series(history, prefix + key)
         if values.size:
-            label = f"{label} final {values[-1]:.4g}".strip()
-            axes.plot(epochs, values, ".-", color=colour, label=label)
+            runs = {epoch: values[epochs == epoch] for epoch in epochs}
+            means = np.array([run.mean() for run in runs.values()])
+            spread = np.array(
+                [run.std(ddof=run.size > 1) for run in runs.values()]
+            )
+            label = f"{label} final {means[-1]:.4g}".strip()
+            if spread.any():
+                label += f" ± {spread[-1]:.2g}"
+                band = means - spread, means + spread
+                axes.fill_between([*runs], *band, color=colour, alpha=0.2, lw=0)
+            axes.plot([*runs], means, ".-", color=colour, label=label)
     axes.set(title=key.replace("_", " "), xlabel="epoch")
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.grid(alpha=0.3)
@@ -213,10 +224,10 @@ def _curves(axes, history, key, labels):
 
 
 def _series(history, key):
-    """Returns the epochs and the values of a column, where it has any."""
-    rows = [
+    """Returns the epochs, in order, and the values of a column, if any."""
+    rows = sorted(
         (float(row["epoch"]), float(row[key]))
         for row in history
         if row.get(key) not in (None, "") and math.isfinite(float(row[key]))
-    ]
+    )
     return np.array(rows, "float64").reshape(-1, 2).T

@@ -214,6 +214,7 @@ def test_nothing_is_written_without_results_or_markers(root):
         (["--only", "cifar10-resnet20-2"], "did you mean"),
         (["--budget", "5"], "--budget 5: give a time such as"),
         (["--seeds", "0"], "--seeds 0"),
+        (["--jobs", "0"], "--jobs 0: give 1 or more"),
         (["--status", "--write"], "does not go with"),
         (["--rows", "1"], "--help"),
     ],
@@ -287,8 +288,8 @@ def start(folder, *arguments):
 
 
 def child_of(process):
-    path = f"/proc/{process.pid}/task/{process.pid}/children"
-    return int(Path(path).read_text().split()[0])
+    threads = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return int(" ".join(path.read_text() for path in threads).split()[0])
 
 
 def await_epoch(run, epoch, process):

@@ -131,6 +131,7 @@ def test_a_warning_of_this_package_is_one_plain_line(capfd):
 HELP = {
     "train": (*RECIPES, *DATASETS, "--label-smoothing", "per epoch"),
     "finetune": (*BACKBONES, *RECIPES, "stage4"),
+    "sweep": (*RECIPES, "NAME=RANGE", "--learning-rate", "sqlite:///"),
     "evaluate": ("RUN|MODEL", *DATASETS, "(default: 25)"),
     "predict": ("IMAGE", "print JSON"),
     "convert": (*SCHEMES, ".safetensors"),

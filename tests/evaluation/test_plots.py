@@ -38,6 +38,11 @@ HISTORIES = {
         )
         for epoch in range(1, 5)
     ],
+    "several runs": [
+        row(epoch, loss=1 / epoch + run / 10, val_accuracy=0.1 * run)
+        for run in range(3)
+        for epoch in range(1, 4 + run)
+    ],
     "gaps": [row(1, val_loss=None), row(2, val_loss=""), row(3, val_loss=2)],
     "diverged": [row(1), row(2, loss=float("nan"))],
     "text of a CSV file": [{"epoch": "1", "loss": "2.0", "accuracy": "0.5"}],

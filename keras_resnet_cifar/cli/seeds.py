@@ -1,0 +1,143 @@
+"""The option `--seeds` of `train`: one recipe, several seeds."""
+
+import argparse
+import csv
+import json
+import re
+import shlex
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from keras_resnet_cifar.cli import options, runs
+from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.files import make_folder, write_json
+from keras_resnet_cifar.training import many_runs
+from keras_resnet_cifar.training.recipes import checked_seed
+from keras_resnet_cifar.training.run_directory import RunDirectory
+
+_FILE, _MOST = "seeds.json", 1000
+_COLUMNS = {
+    "top1": "top-1",
+    "loss": "loss",
+    "ece": "calibration error",
+    "seconds": "seconds",
+}
+
+
+def add_options(parser: Any) -> None:
+    """Adds `--seeds` and `--jobs`."""
+    seeds = "train one run for each of these seeds, such as 0-7 or 0,3,5"
+    options.add(parser, "--seeds", str, seeds)
+    options.add(parser, "--jobs", int, f"with --seeds: {options.JOBS}")
+
+
+def are_meant(args: argparse.Namespace) -> bool:
+    """Returns whether the command is about several seeds."""
+    saved = args.resume is not None and (args.resume / _FILE).is_file()
+    if args.jobs is not None and not (args.seeds or saved):
+        raise InputError("jobs= is for several trainings: give seeds= too")
+    return saved or args.seeds is not None
+
+
+def parse(text: str) -> list[int]:
+    """Parses `0-7`, `0,3,5` or `0-2,7`; raises `InputError`."""
+    seeds: list[Any] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", part.strip())
+        low, high = match.groups() if match else ("1", "0")
+        low, high = int(low), int(high or low)
+        seeds += range(low, min(high, low + _MOST) + 1) or [None]
+    if None in seeds or not len({*seeds}) == len(seeds) <= _MOST:
+        raise InputError(
+            f"seeds={text}: give different ones, such as 0-7 or 0,3,5, at most "
+            f"{_MOST}"
+        )
+    return list(map(checked_seed, seeds))
+
+
+def run(
+    args: argparse.Namespace, new: Callable[[argparse.Namespace], runs.Request]
+) -> None:
+    """Trains or resumes a run for each seed; prints a table, draws curves.
+
+    `new` checks the options, as those of one run.
+    """
+    # A run on several devices needs them for itself.
+    jobs = many_runs.checked_jobs(args.jobs or (1 if args.devices else None))
+    given = many_runs.flags(options.given(args, "seeds", "jobs", "resume"))
+    if args.resume:
+        folder, (begin, seeds) = args.resume, _read(args)
+    else:
+        if args.seed is not None:
+            raise InputError("seed= does not go with seeds=: leave one out")
+        seeds, begin = parse(args.seeds), given
+        folder, given = new(args).settings["output_dir"], []
+        make_folder(folder)
+        write_json(folder / _FILE, {"options": begin, "seeds": args.seeds})
+    if jobs > 1:
+        given.append("--quiet")  # or the lines of epochs would mix
+    found = {seed: RunDirectory(folder / f"seed{seed}") for seed in seeds}
+    report = partial(print, flush=True)
+
+    def commands(seed, run):
+        progress = many_runs.read_progress(run)
+        report(progress.fault or f"{run.path.name}: {progress}")
+        if progress.state in ("to do", "stopped") or args.epochs:
+            path = str(run.path)
+            words = [*given, "--resume", path]
+            if not run.config.exists():
+                words = [*begin, *given, "--seed", str(seed)]
+                words += ["--output-dir", path]
+            yield [*many_runs.PACKAGE, "train", *words]
+
+    tasks = [
+        many_runs.Task(run.path.name, str(folder), commands(seed, run))
+        for seed, run in found.items()
+    ]
+    go_on = f"{args.parser.prog} --resume {shlex.quote(str(folder))}"
+    failed = many_runs.run_all(tasks, go_on, jobs, report=report)
+    done, missing = [], {}
+    for run in found.values():
+        progress = many_runs.read_progress(run)
+        if progress.test is None:
+            missing[run.path.name] = 1
+        else:
+            done.append((run, progress))
+    if done:
+        _summarize(done, folder)
+    options.exit_if(missing | failed, go_on)
+
+
+def _read(args):
+    """Returns the options and the seeds of the runs to resume."""
+    if args.seeds is not None:
+        raise InputError("seeds= is fixed by the runs to resume: leave it out")
+    path = args.resume / _FILE
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        return list(saved["options"]), parse(str(saved["seeds"]))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"cannot read {path} ({one_line(error)}): resume each of the runs "
+            f"in {args.resume} by itself"
+        ) from error
+
+
+def _summarize(done, folder):
+    """Prints finished runs, their mean and deviation; draws their curves."""
+    from keras_resnet_cifar.evaluation.plots import plot_curves
+
+    columns = [["", *(run.path.name for run, _ in done), "mean"]]
+    rows: list[Any] = []
+    for key, title in _COLUMNS.items():
+        values = [(p.test | {"seconds": p.seconds})[key] for _, p in done]
+        digits = 1 if key == "seconds" else 4
+        show = partial(options.mean_and_deviation, digits=digits)
+        columns.append([title, *(show([v]) for v in values), show(values)])
+    for run, _ in done:
+        with run.history.open(newline="") as file:
+            rows += csv.DictReader(file)
+    plot_curves(rows, folder / "curves.png")
+    table = options.aligned(list(zip(*columns, strict=True)))
+    print(f"test split, last epoch:\n{table}\nwrote {folder / 'curves.png'}")

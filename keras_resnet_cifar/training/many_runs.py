@@ -1,0 +1,295 @@
+"""Runs many trainings as processes, some at a time, and stops them.
+
+A training is a process of its own, with a run directory that resumes. No Keras
+is imported here.
+"""
+
+import contextlib
+import csv
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from keras_resnet_cifar.errors import InputError, Stopped, one_line
+from keras_resnet_cifar.training.run_directory import RunDirectory
+
+PACKAGE = (sys.executable, "-m", "keras_resnet_cifar")
+REFUSED = 2
+_STOPPED = (-signal.SIGINT, -signal.SIGTERM, 130, 143)  # exit codes
+
+
+def flags(options: Mapping[str, Any]) -> list[str]:
+    """Returns named values as options of the command line.
+
+    `{"batch_size": 64, "flip": False}` becomes `--batch-size 64 --no-flip`; a
+    list repeats its option.
+    """
+    words = []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                words += [f"--{flag}", str(item)]
+    return words
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        state: "done", "running" (in another process), "stopped", "to do" or
+            "unusable".
+        epochs: Epochs in all; 0 where that is not known yet.
+        epoch: Epochs done.
+        seconds: Of training, validation included.
+        test: Metrics of the test split at the last epoch, or `None`.
+        fault: Why a run directory is unusable.
+    """
+
+    state: str
+    epochs: int
+    epoch: int = 0
+    seconds: float = 0.0
+    test: dict[str, Any] | None = None
+    fault: str = ""
+
+    def __str__(self) -> str:
+        at = f" at epoch {self.epoch} of {self.epochs}"
+        return self.state + at * (self.state in ("running", "stopped"))
+
+    @property
+    def accuracy(self) -> float | None:
+        """On the test split at the last epoch, 0 to 1, or `None`."""
+        return None if self.test is None else float(self.test["top1"])
+
+
+def read_progress(
+    run: RunDirectory,
+    epochs: int = 0,
+    check: Callable[[dict[str, Any]], Any] = lambda config: None,
+) -> Progress:
+    """Reads how far a training is from its run directory.
+
+    Args:
+        run: The run directory; there may be none yet.
+        epochs: Epochs in all (default: those of the run).
+        check: Called with the run's config; raises `InputError` if the run is
+            another one than expected.
+    """
+    if not run.config.exists():
+        return Progress("to do", epochs)
+    try:
+        config = run.read_config()
+        check(config)
+        epochs = epochs or config["recipe"]["epochs"]
+        seconds = _seconds(run, config)
+        done = len(seconds), sum(seconds)
+        if run.metrics.exists():
+            last = json.loads(run.metrics.read_text())["last"]
+            float(last["test"]["top1"])
+            return Progress("done", epochs, *done, last["test"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        fault = f"{run.path} is unusable: {one_line(error)}"
+        return Progress("unusable", epochs, fault=fault)
+    state = "running" if _is_locked(run) else "stopped"
+    return Progress(state, epochs, *done)
+
+
+def _seconds(run, config):
+    """Returns the seconds of each epoch.
+
+    Of an epoch that was resumed in the middle, a run records the seconds since
+    then, and the speed: it counts as all of its images at that speed.
+    """
+    if not run.timing.exists():
+        return []
+    batch_size = config["recipe"]["batch_size"]
+    images = config["dataset"]["train"] // batch_size * batch_size
+    with run.timing.open(newline="") as file:
+        return [
+            max(
+                float(row["seconds"]),
+                images / float(row["images_per_second"] or "inf"),
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def _is_locked(run):
+    try:
+        with run.locked():
+            return False
+    except InputError:
+        return True
+
+
+class Task(NamedTuple):
+    """Something to do by commands, one after the other.
+
+    Where a command is refused, the other tasks of its `group` are skipped;
+    `after` is called when a command has ended.
+    """
+
+    name: str
+    group: str
+    commands: Iterator[Sequence[str]]
+    after: Callable[[], Any] = lambda: None
+
+
+def _gpus() -> list[str]:
+    """Returns the NVIDIA GPUs that a process may use, as CUDA names them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return chosen.split(",") if chosen else []
+    return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def checked_jobs(jobs: int | None) -> int:
+    """Returns how many processes run at a time: one per GPU by default."""
+    if jobs is not None and jobs < 1:
+        raise InputError(f"jobs={jobs}: give 1 or more")
+    return jobs or max(len(_gpus()), 1)
+
+
+class Processes:
+    """Runs processes from several threads, and stops them.
+
+    Args:
+        jobs: How many at a time. Where several are, each gets a GPU.
+        seconds: For all of them; then those that run get a SIGTERM.
+
+    Attributes:
+        signal: The signal that came, or `None`.
+        spent: Whether the time was not enough.
+    """
+
+    def __init__(self, jobs: int, seconds: float | None):
+        self._end = None if seconds is None else time.monotonic() + seconds
+        self._running: set[subprocess.Popen] = set()
+        self._lock = threading.RLock()  # a signal may interrupt a signal
+        self._places: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        gpus = _gpus() if jobs > 1 else []
+        places = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}]
+        for job in range(jobs):
+            self._places.put(places[job % len(places)])
+        self.signal: int | None = None
+        self.spent = False
+
+    def stop(self, number: int, frame: Any = None) -> None:
+        """Sends SIGTERM to those that run, and starts no others."""
+        with self._lock:
+            self.signal = number
+            for process in self._running:
+                process.terminate()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Stops at SIGINT and SIGTERM; only the main thread can."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {n: signal.signal(n, self.stop) for n in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def run(self, command: Sequence[str]) -> int | None:
+        """Runs a command; returns its exit code, `None` if it is too late."""
+        place = self._places.get()
+        try:
+            left = None if self._end is None else self._end - time.monotonic()
+            with self._lock:
+                self.spent |= left is not None and left <= 0
+                if self.spent or self.signal is not None:
+                    return None
+                # In a session of its own it gets Ctrl-C once, from here.
+                process = subprocess.Popen(
+                    command, start_new_session=True, env=os.environ | place
+                )
+                self._running.add(process)
+            try:
+                return process.wait(left)
+            except subprocess.TimeoutExpired:
+                self.spent = True
+                process.terminate()
+                return process.wait()
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+        finally:
+            self._places.put(place)
+
+
+def run_all(
+    tasks: Sequence[Task],
+    go_on: str,
+    jobs: int = 1,
+    seconds: float | None = None,
+    report: Callable[[str], Any] = print,
+) -> dict[str, int]:
+    """Carries out tasks, some at a time; one that fails does not stop others.
+
+    Args:
+        tasks: In their order.
+        go_on: The command that goes on after a stop.
+        jobs: Tasks at a time.
+        seconds: The budget.
+        report: Called with a line about each failure.
+
+    Returns:
+        The exit codes of the tasks that failed, by name.
+
+    Raises:
+        Stopped: A signal came; what ran has been stopped.
+    """
+    processes = Processes(jobs, seconds)
+    refused: set[str] = set()
+    failed: dict[str, int] = {}
+
+    def work(task):
+        if task.group in refused:
+            return
+        code: int | None = 0
+        try:
+            for command in task.commands:
+                code = processes.run(command)
+                if code is not None:
+                    task.after()
+                if code != 0:
+                    break
+        except BaseException:
+            processes.stop(signal.SIGTERM)
+            raise
+        if code in _STOPPED:
+            if not processes.spent and processes.signal is None:
+                processes.stop(signal.SIGTERM)
+        elif code:
+            failed[task.name] = code
+            if code == REFUSED:
+                report(f"{task.group}: skipped")
+                refused.add(task.group)
+            else:
+                report(f"{task.name}: it ended with exit code {code}")
+
+    with processes.listening(), ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(work, tasks))
+    if processes.signal is not None:
+        stopped = Stopped(processes.signal)
+        stopped.add_note(f"to go on: {go_on}")
+        raise stopped
+    if processes.spent:
+        report(f"the budget is spent; to go on: {go_on}")
+    return failed
