@@ -12,11 +12,13 @@ import re
 import shlex
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import keras_resnet_cifar
 from keras_resnet_cifar.errors import (
     Diverged,
     ExportFailed,
@@ -24,17 +26,24 @@ from keras_resnet_cifar.errors import (
     one_line,
 )
 
-COMMANDS = [
-    "train",
-    "finetune",
-    "sweep",
-    "evaluate",
-    "predict",
-    "convert",
-    "export",
-    "demo",
-    "list",
-]
+# What people do, and the commands for it, each with the rest of an example.
+COMMANDS = {
+    "train": {
+        "train": "--arch resnet20 --dataset cifar10",
+        "finetune": "--backbone resnet50 --dataset cifar100",
+        "sweep": "--param learning_rate=log:0.05:0.8 --trials 40",
+    },
+    "judge": {
+        "evaluate": "runs/first --report report.html",
+        "predict": "runs/first photo.png --explain why.png",
+        "demo": "runs/first",
+    },
+    "use elsewhere": {
+        "export": "runs/first --out saved_models/first",
+        "convert": "resnet20.th -o resnet20.keras",
+    },
+    "look up": {"list": "--json"},
+}
 EXIT_CODES = {ExportFailed: 1, InputError: 2, Diverged: 3}
 # A call in Python, which stays as it is, or `name=value`.
 _ARGUMENT = re.compile(
@@ -45,8 +54,30 @@ _ARGUMENT = re.compile(
 )
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the examples as they are, and names with hyphens in one piece."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that reports errors in one line, in terms of its options."""
+
+    def format_usage(self) -> str:
+        """Returns one line: what must be given, and that there are options."""
+        words = [self.prog, "[options]"]
+        for action in self._actions:
+            if action.required:
+                name = action.metavar or action.dest.upper()
+                words += [*action.option_strings[-1:], str(name)]
+                words += ["..."] * (action.nargs == "+")
+        return f"usage: {' '.join(words)}\n"
+
+    def format_help(self) -> str:
+        """Returns the usage and all else."""
+        self.usage = self.format_usage().removeprefix("usage: ").strip()
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Raises `InputError` instead of printing the usage."""
@@ -81,19 +112,29 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
-    parser = Parser(
-        "python -m keras_resnet_cifar",
-        description="CIFAR ResNets in Keras 3.",
+    prog = "python -m keras_resnet_cifar"
+    parser = Parser(prog, formatter_class=_Help)
+    version = f"keras_resnet_cifar {keras_resnet_cifar.__version__}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(
+        required=True, metavar="COMMAND", help=argparse.SUPPRESS
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        module = importlib.import_module(f"keras_resnet_cifar.cli.{name}")
-        text = module.run.__doc__
-        command = commands.add_parser(
-            name, help=text, description=text, allow_abbrev=False
-        )
-        command.set_defaults(run=module.run, parser=command, command=name)
-        module.add_options(command)
+    lines = ["CIFAR ResNets in Keras 3. COMMAND --help shows its options."]
+    for task, examples in COMMANDS.items():
+        lines.append(f"\n{task}:")
+        for name, rest in examples.items():
+            module = importlib.import_module(f"keras_resnet_cifar.cli.{name}")
+            text, example = module.run.__doc__, f"{prog} {name} {rest}"
+            lines += [f"  {name:<10}{text}", f"  {'':10}{example}"]
+            command = commands.add_parser(
+                name,
+                description=f"{text}\n\nexample:\n  {example}",
+                formatter_class=_Help,
+                allow_abbrev=False,
+            )
+            command.set_defaults(run=module.run, parser=command, command=name)
+            module.add_options(command)
+    parser.description = "\n".join(lines)
     return run(parser, arguments)
 
 

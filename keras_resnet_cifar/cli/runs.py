@@ -53,22 +53,28 @@ def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
     add("--devices", str, _DEVICES, type=number_or_all, metavar="N")
     add("--seed", int, "random seed (default: 0)")
     add("--quiet", bool, "do not print one line per epoch")
-    add_recipe_options(parser)
+    add_recipe_options(parser, recipe)
 
 
-def add_recipe_options(parser: Any) -> None:
-    """Adds an option for each field of a recipe."""
-    group = parser.add_argument_group("fields of the recipe to replace")
+def add_recipe_options(parser: Any, recipe: str) -> None:
+    """Adds an option for each field; the help has the values of a recipe."""
+    title = f"fields of the recipe to replace (in brackets: of {recipe})"
+    group = parser.add_argument_group(title)
+    kinds: dict[Any, Any] = {int: (int, "N"), float: (number, "X")}
     for field in recipes.OPTIONS:
-        flag = "--" + field.name.replace("_", "-")
+        value = getattr(recipes.RECIPES[recipe], field.name)
         text = field.metadata["help"]
-        if field.name in recipes.CHOICES:
-            text += f": {', '.join(recipes.CHOICES[field.name])}"
-        settings: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-        if field.type is not bool:
-            kinds: dict[Any, Any] = {int: int, float: number}
-            kind = kinds.get(field.type, str)
-            settings = {"type": kind, "metavar": "VALUE"}
+        settings: dict[str, Any]
+        if field.type is bool:
+            settings = {"action": argparse.BooleanOptionalAction}
+            value = "yes" if value else "no"
+        elif field.name in recipes.CHOICES:
+            settings = {"choices": recipes.CHOICES[field.name]}
+        else:
+            kind, metavar = kinds.get(field.type, (str, "VALUE"))
+            settings = {"type": kind, "metavar": metavar}
+        text += f" ({value})" * (value is not None)
+        flag = "--" + field.name.replace("_", "-")
         group.add_argument(flag, help=text, **settings)
 
 

@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", int, "random seed of each trial", 0)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options.add_data_options(parser, "as in train")
-    runs.add_recipe_options(parser)
+    runs.add_recipe_options(parser, recipes.DEFAULT)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """The command line as such: help, exit codes, and errors in one line."""
 
+import importlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import keras_resnet_cifar
 from keras_resnet_cifar.cli import main as cli
 from keras_resnet_cifar.cli.start import import_keras
 from keras_resnet_cifar.data.datasets import DATASETS
@@ -143,12 +145,34 @@ HELP = {
 
 @pytest.mark.parametrize("command", HELP)
 def test_help_comes_from_the_tables(command, run, capsys):
-    assert list(HELP) == cli.COMMANDS
     with pytest.raises(SystemExit) as stop:
         run(command, "--help")
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert [word for word in HELP[command] if word not in text] == []
+
+
+def test_help_shows_an_example_of_each_command(run, capsys, monkeypatch):
+    examples = {}
+    for commands in cli.COMMANDS.values():
+        examples |= commands
+    assert set(examples) == set(HELP)
+    with pytest.raises(SystemExit):
+        run("--help")
+    text = capsys.readouterr().out
+    for command, rest in examples.items():
+        assert f"keras_resnet_cifar {command} {rest}" in text
+        module = importlib.import_module(f"keras_resnet_cifar.cli.{command}")
+        parsed = []
+        monkeypatch.setattr(module, "run", parsed.append)
+        assert run(command, *rest.split()) == 0
+        assert len(parsed) == 1
+
+
+def test_version(run, capsys):
+    with pytest.raises(SystemExit):
+        run("--version")
+    assert keras_resnet_cifar.__version__ in capsys.readouterr().out
 
 
 def test_each_field_of_a_recipe_is_an_option(run, capsys):
