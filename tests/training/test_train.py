@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import TINY
 
+from keras_resnet_cifar.data import batches
 from keras_resnet_cifar.data.batches import ShuffledBatches, even_batch_size
 from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.data.load import Split
@@ -16,7 +17,7 @@ from keras_resnet_cifar.errors import Diverged, InputError
 from keras_resnet_cifar.evaluation.evaluate import evaluate, logits_of
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import load_model
-from keras_resnet_cifar.training import callbacks, compilation
+from keras_resnet_cifar.training import callbacks
 from keras_resnet_cifar.training.recipes import get_recipe
 from keras_resnet_cifar.training.run_directory import RunDirectory
 from keras_resnet_cifar.training.train import train
@@ -414,7 +415,7 @@ def test_validation_images_on_the_device_or_fed(
     data = dataclasses.replace(tiny_data, validation=Split(images, labels))
     rows = []
     for limit in (2**20 * 10, 0):
-        monkeypatch.setattr(compilation, "RESIDENT_BYTES", limit)
+        monkeypatch.setattr(batches, "RESIDENT_BYTES", limit)
         rows += quietly(tiny_model(), data, epochs=1).history
     for name in ("val_loss", "val_accuracy"):
         assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-5)
