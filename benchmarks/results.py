@@ -186,7 +186,7 @@ def _section(result):
             place = f"{host['processor']}, {host['cores']} cores"
         versions = ", ".join(f"{k} {v}" for k, v in seed["versions"].items())
         block = [
-            f"    {seed['command']}\n",
+            f"```bash\n{seed['command']}\n```\n",
             f"- seed {seed['seed']}: {outcome}, epochs: {seed['epochs_done']}, "
             f"seconds: {seed['seconds']:,.0f}",
             f"- {seed['precision']} on {seed['backend']}, {place} ({versions})",

@@ -29,7 +29,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", which, "which one of a run", "last")
     add("--images", int, images)
     add("--tolerance", float, off, TOLERANCE)
+    sizes = "print the latency of each of these batch sizes, such as 1,8,64"
+    add("--batch-sizes", str, sizes, type=batch_sizes)
     options.add_data_options(parser, "the run's")
+
+
+def batch_sizes(text: str) -> list[int]:
+    """Parses `1,8,64`."""
+    return [int(size) for size in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -48,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
         images=args.images,
         tolerance=args.tolerance,
         calibrated=args.calibrated,
+        batch_sizes=args.batch_sizes or (),
     )
     print(
         f"wrote {result.path}: {args.format}{' int8' * args.int8}, "
@@ -58,3 +66,13 @@ def run(args: argparse.Namespace) -> None:
         f"top-1 {result.top1:.2%}, of the Keras model {result.keras_top1:.2%}; "
         f"{result.images_per_second:,.0f} images/s on the CPU"
     )
+    for size, exported, keras in zip(
+        args.batch_sizes or (),
+        result.latency_ms,
+        result.keras_latency_ms,
+        strict=True,
+    ):
+        print(
+            f"batch of {size}: {exported:.2f} ms, {1e3 * size / exported:,.0f} "
+            f"images/s; Keras: {keras:.2f} ms, {1e3 * size / keras:,.0f}"
+        )

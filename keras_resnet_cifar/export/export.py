@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,6 +69,9 @@ class Export:
         images_per_second: In batches of 128, on the CPU.
         top1: Its accuracy on the images, 0 to 1; `None` without labels.
         keras_top1: The Keras model's accuracy on them.
+        latency_ms: Median milliseconds of a call, for each of `batch_sizes`,
+            on the CPU.
+        keras_latency_ms: Those of `predict_on_batch` of the Keras model.
     """
 
     path: Path
@@ -79,6 +83,8 @@ class Export:
     images_per_second: float
     top1: float | None = None
     keras_top1: float | None = None
+    latency_ms: Sequence[float] = ()
+    keras_latency_ms: Sequence[float] = ()
 
 
 def export_saved_model(
@@ -110,6 +116,7 @@ def export_model(
     images: int | None = None,
     tolerance: float = TOLERANCE,
     calibrated: bool = False,
+    batch_sizes: Sequence[int] = (),
 ) -> Export:
     """Exports a model, and verifies it before it appears at its path.
 
@@ -134,6 +141,7 @@ def export_model(
         calibrated: Divide the logits by a temperature, which is fitted on the
             validation split (see `fit_temperature`), in the exported graph.
             README.md, a model card beside it, says so.
+        batch_sizes: Sizes to measure the latency of.
 
     Raises:
         InputError: Unknown model, format or data, a package is missing, or
@@ -142,6 +150,9 @@ def export_model(
             disagrees with the Keras model. No files are left.
     """
     _check_request(format, int8, images)
+    for size in batch_sizes:
+        if size < 1:
+            raise InputError(f"batch_sizes={size}: give 1 or more")
     path = Path(path)
     parent, version = _place(path, format, int8)
     with (
@@ -157,6 +168,8 @@ def export_model(
         if calibrated:
             model, text = _calibrated(model, data)
             write_text(staged / "README.md", f"{card}\n{text}")
+        if batch_sizes:
+            sample["batch_sizes"] = np.array(batch_sizes)
         with atomic_write(scratch / "sample.npz") as file:
             np.savez(file, **sample)
         _save(model, scratch / "model.keras", format)
@@ -176,6 +189,10 @@ def export_model(
         measures = json.loads((scratch / "measures.json").read_text())
         size = sum(p.stat().st_size for p in staged.rglob("*") if p.is_file())
         place = _move(staged, parent, version)
+    if batch_sizes:  # in a model of our own: the caller's stays as it is
+        call = keras.Model(model.inputs, model.outputs).predict_on_batch
+        keras_ms = verify.latencies(call, sample["images"], batch_sizes)
+        measures["keras_latency_ms"] = keras_ms
     return Export(place, size, description, **measures)
 
 

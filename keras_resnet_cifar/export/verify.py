@@ -10,9 +10,10 @@ line on stderr says why.
 
 import json
 import os
+import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 TOLERANCE = 1e-5  # of a probability; in float32, 56 layers differ by 5e-6
 BATCH = 128
 ENCODED = 32
+CALLS = 20  # timed, for each batch size
 
 
 def open_saved_model(folder: str) -> tuple:
@@ -96,6 +98,22 @@ def outputs_of(format: str, folder: str, images: np.ndarray) -> dict[str, Any]:
     return outputs
 
 
+def latencies(
+    run: Callable, images: np.ndarray, batch_sizes: Sequence[int]
+) -> list[float]:
+    """Returns the median milliseconds of a call, for each batch size."""
+    medians = []
+    for size in batch_sizes:
+        batch = np.resize(images, (size, *images.shape[1:]))
+        run(batch)  # the first of a size takes longer
+        times = [time.perf_counter()]
+        for _ in range(CALLS):
+            run(batch)
+            times.append(time.perf_counter())
+        medians.append(1e3 * statistics.median(np.diff(times).tolist()))
+    return medians
+
+
 def compare(
     outputs: dict[str, Any],
     reference: np.ndarray,
@@ -167,5 +185,9 @@ if __name__ == "__main__":
     reference = np.load(os.path.join(scratch, "reference.npy"))
     outputs = outputs_of(format, folder, sample["images"])
     measures = compare(outputs, reference, sample, *map(float, tolerance))
+    if "batch_sizes" in sample:
+        run, _ = FORMATS[format][0](folder)
+        sizes = sample["batch_sizes"].tolist()
+        measures["latency_ms"] = latencies(run, sample["images"], sizes)
     with open(os.path.join(scratch, "measures.json"), "w") as file:
         json.dump(measures, file)

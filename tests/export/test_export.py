@@ -217,9 +217,16 @@ def test_a_calibrated_graph_divides_by_the_temperature(
         logits_of(model, held_out.images), held_out.labels
     )
     result = export_saved_model(
-        model, tmp_path / "net", data=tiny_data, calibrated=True
+        model,
+        tmp_path / "net",
+        data=tiny_data,
+        calibrated=True,
+        batch_sizes=(1, 3),
     )
     assert result.same_class == 64
+    for latencies in (result.latency_ms, result.keras_latency_ms):
+        assert len(latencies) == 2
+        assert min(latencies) > 0
     run, _ = open_saved_model(str(result.path))
     np.testing.assert_allclose(
         run(images)["probabilities"],
@@ -318,6 +325,12 @@ def test_a_model_without_a_run(quick, model, tmp_path):
     assert list(quick[-1]["class_names"]) == [str(i) for i in range(10)]
     with pytest.raises(InputError, match="calibrated on images of the train"):
         export_model(model, tmp_path / "net", "litert", int8=True)
+
+
+def test_batch_sizes_below_1_are_refused(quick, model, tmp_path):
+    with pytest.raises(InputError, match="batch_sizes=0: give 1 or more"):
+        export_saved_model(model, tmp_path / "net", batch_sizes=(8, 0))
+    assert not (tmp_path / "net").exists()
 
 
 def test_a_run_object(quick, model, run_directory, tmp_path):
