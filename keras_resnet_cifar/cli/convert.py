@@ -22,17 +22,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     output = "a new .keras file; with --to-torch a new PyTorch file"
     normalization = (
-        "of the images that the net was trained on: imagenet, per_image or a "
+        "how images were normalized in training: imagenet, per_image or a "
         "dataset (default: the scheme's)"
     )
     schemes = "; ".join(f"{s.name} ({s.source})" for s in SCHEMES.values())
     add = partial(options.add, parser)
     add("checkpoint", Path, checkpoint)
     add("-o --output", Path, output, metavar="FILE", required=True)
-    add("--arch", str, "the net (default: what the tensors describe)")
+    add("--arch", str, "the net (default: inferred from the tensors)")
     add("--normalization", str, normalization)
-    add("--to-torch", str, f"write a PyTorch file in a scheme: {schemes}")
-    add("--evaluate", bool, "evaluate the net on --dataset too")
+    add("--to-torch", str, f"write a PyTorch file in one scheme of: {schemes}")
+    add("--evaluate", bool, "evaluate the net on the test split of --dataset")
     options.add_data_options(parser, "none")
 
 

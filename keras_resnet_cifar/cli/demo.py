@@ -20,13 +20,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = partial(options.add, parser)
     models = "run directories or .keras files, shown side by side"
     add("models", Path, models, nargs="*", metavar="RUN|MODEL")
-    add("--weights", str, f"our trained weights: {', '.join(_SHIPPED)}")
-    add("--port", int, "port on 127.0.0.1", 7860)
-    options.add_data_options(parser, "the run's, or that of the weights")
+    add("--weights", str, f"weights of this package: {', '.join(_SHIPPED)}")
+    add("--port", int, "port on 127.0.0.1 to serve on", 7860)
+    options.add_data_options(parser, "that of the run or the weights")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serve a page to try models on pictures, and to look at their runs."""
+    """Serve a web page to try models on images and inspect their runs."""
     if find_spec("gradio") is None:
         raise InputError(
             "demo needs gradio: pip install 'keras_resnet_cifar[demo]'"

@@ -20,32 +20,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `evaluate`."""
     models = "run directories or .keras files"
     which, splits = ("last", "best", "all"), ("test", "validation", "train")
-    folder = "where to write (default: evaluation/ beside the model)"
+    folder = "folder of the results (default: evaluation/ beside the model)"
     add = partial(options.add, parser)
     add("models", Path, models, nargs="+", metavar="RUN|MODEL")
-    add("--checkpoint", which, "which one of a run", "last")
-    add("--split", splits, "which split to evaluate", "test")
+    add("--checkpoint", which, "which model of a run to evaluate", "last")
+    add("--split", splits, "split to evaluate", "test")
     add("--output-dir", Path, folder)
-    tta = "test-time augmentation: flip averages the logits with the mirror's"
+    tta = "test-time augmentation: flip averages with the mirror image's logits"
     add("--tta", TEST_TIME_AUGMENTATIONS, tta, "none")
-    calibrate = "calibration error before and after temperature scaling"
+    calibrate = "fit a temperature on validation images; report calibration"
     add("--calibrate", bool, calibrate)
     corruptions = (
-        "accuracy under the corruptions of CIFAR-10-C, made from the images, "
-        "or read from the FOLDER that has its files"
+        "measure the accuracy under the corruptions of CIFAR-10-C, made from "
+        "the images or read from the published files in FOLDER"
     )
     made: dict = {"nargs": "?", "const": True, "metavar": "FOLDER"}
     add("--corruptions", Path, corruptions, **made)
-    few = "how many images of each corruption and severity to take"
+    few = "images for each corruption and severity"
     add("--corruption-images", int, few, 1000)
-    page = "one HTML file with all results, pictures inside"
+    page = "write all results and pictures to one HTML file"
     add("--report", Path, page, metavar="FILE.html")
-    add("--mistakes", int, "how many confident mistakes to draw", 25)
+    add("--mistakes", int, "most confident mistakes to draw, 1 to 100", 25)
     options.add_data_options(parser, "the run's")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluate checkpoints: accuracy, calibration, confusion, mistakes."""
+    """Evaluate models: accuracy, calibration, confusion, mistakes."""
     if not 1 <= args.mistakes <= 100:
         raise InputError(f"mistakes={args.mistakes}: give 1 to 100")
     if args.corruption_images < 1:

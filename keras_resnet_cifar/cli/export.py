@@ -12,21 +12,21 @@ from keras_resnet_cifar.export.verify import FORMATS, TOLERANCE
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `export`."""
     out = (
-        "the model's folder, which gets the next free version; or a version "
-        "in it, e.g. saved_models/resnet20/1"
+        "folder of the model, in which the next free version is created, or "
+        "that of a version, e.g. saved_models/resnet20/1"
     )
-    int8 = "int8 LiteRT, calibrated on training images"
+    int8 = "quantize LiteRT to int8, with ranges from training images"
     which = ("last", "best")
-    images = "how many test images to verify on (default: all)"
-    off = "how far a probability may differ from the Keras model's"
+    images = "number of test images to verify on (default: all)"
+    off = "largest difference allowed in a probability from the Keras model's"
     add = partial(options.add, parser)
     add("model", Path, "a run directory or a .keras file")
     add("--out", Path, out, required=True)
     add("--format", tuple(FORMATS), "export format", "saved_model")
     add("--int8", bool, int8)
-    calibrated = "with a temperature fitted on the validation split"
+    calibrated = "divide logits by a temperature fitted on the validation split"
     add("--calibrated", bool, calibrated)
-    add("--checkpoint", which, "which one of a run", "last")
+    add("--checkpoint", which, "which model of a run to export", "last")
     add("--images", int, images)
     add("--tolerance", float, off, TOLERANCE)
     sizes = "print the latency of each of these batch sizes, such as 1,8,64"

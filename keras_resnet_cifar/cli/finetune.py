@@ -16,26 +16,26 @@ from keras_resnet_cifar.finetuning.phases import PhasedDirectory
 from keras_resnet_cifar.training.recipes import FINETUNING, get_recipe
 
 _NAMES = (
-    f"{', '.join(BACKBONES)}, a .keras file of this package, or with --weights "
-    "a net such as resnet20"
+    f"{', '.join(BACKBONES)}, a .keras file of this package, or, with "
+    "--weights, another net such as resnet20"
 )
 _WEIGHTS = (
-    "imagenet, hub (KerasHub's; needs the extra hub), none, or a file: "
-    "PyTorch's, or keras.applications' without the top (default: imagenet; a "
-    ".keras file brings its own); for other nets a name that the list command "
-    "shows, such as cifar10, hf://user/name, or a file"
+    "imagenet, hub (KerasHub's; needs the extra hub), none, or a file from "
+    "PyTorch or keras.applications (without the top); for other nets, a name "
+    "that the list command shows, such as cifar10, hf://user/name, or a file "
+    "(default: imagenet; a .keras file has its own)"
 )
 _SIZE = (
-    "side in pixels to which the images are resized for the backbone "
-    "(default: 224; for a .keras file its own)"
+    "side in pixels that images are resized to (default: 224; for a .keras "
+    "file its own)"
 )
-_HEAD = "epochs that train the new head alone (default: 2; 0 skips them)"
+_HEAD = "epochs that train only the new head; 0 skips them (default: 2)"
 _HEAD_RATE = "learning rate of the head epochs (default: the recipe's)"
 _FREEZE = (
-    "what stays frozen after these epochs; a stage stands for the stem and "
-    "all stages up to it (default: none)"
+    "layers that stay frozen after the head epochs; a stage includes the stem "
+    "and all stages before it (default: none)"
 )
-_CACHE = "compute a frozen backbone's features once, without augmentation"
+_CACHE = "compute features of a frozen backbone once, without augmentation"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,13 +47,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--head-epochs", int, _HEAD)
     add("--head-learning-rate", float, _HEAD_RATE)
     add("--freeze", FREEZE, _FREEZE)
-    add("--train-norm", bool, "train BatchNorm too, as with --weights none")
+    add("--train-norm", bool, "train BatchNorm too; implied by --weights none")
     add("--cache-features", bool, _CACHE)
     runs.add_run_options(parser, FINETUNING, "the recipe's")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Fine-tune a pretrained net: its new head, then all that is not frozen."""
+    """Fine-tune a pretrained net: a new head first, then unfrozen layers."""
     request = _resumed(args) if args.resume else _new(args)
     runs.carry_out(args, request, _new_model)
 

@@ -33,16 +33,16 @@ COMMANDS = {
         "finetune": "--backbone resnet50 --dataset cifar100",
         "sweep": "--param learning_rate=log:0.05:0.8 --trials 40",
     },
-    "judge": {
+    "evaluate and inspect": {
         "evaluate": "runs/first --report report.html",
         "predict": "runs/first photo.png --explain why.png",
         "demo": "runs/first",
     },
-    "use elsewhere": {
+    "export and convert": {
         "export": "runs/first --out saved_models/first",
         "convert": "resnet20.th -o resnet20.keras",
     },
-    "look up": {"list": "--json"},
+    "show what there is": {"list": "--json"},
 }
 EXIT_CODES = {ExportFailed: 1, InputError: 2, Diverged: 3}
 # A call in Python, which stays as it is, or `name=value`.
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(
         required=True, metavar="COMMAND", help=argparse.SUPPRESS
     )
-    lines = ["CIFAR ResNets in Keras 3. COMMAND --help shows its options."]
+    lines = ["CIFAR ResNets in Keras 3. For its options, run COMMAND --help."]
     for task, examples in COMMANDS.items():
         lines.append(f"\n{task}:")
         for name, rest in examples.items():

@@ -15,10 +15,10 @@ from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.training.run_directory import find_run
 
 WEIGHTS = (
-    "trained weights to start from: a name that the list command shows for the "
-    "net, hf://user/name, or a .keras or PyTorch file"
+    "trained weights to start from: a name that the list command shows for "
+    "this net, hf://user/name, or a .keras or PyTorch file (default: none)"
 )
-JOBS = "trainings at a time (default: one per GPU, 1 without)"
+JOBS = "trainings to run at once (default: one per GPU, or 1 without a GPU)"
 _METAVARS = {str: "VALUE", int: "N", float: "X", Path: "PATH"}
 
 
@@ -50,15 +50,16 @@ def add(
 def add_data_options(parser: Any, default: str) -> None:
     """Adds the options of the dataset; the help names the default given."""
     names = (
-        f"{', '.join(DATASETS)}, or a folder with train/ (and val/, test/), "
-        f"each with one folder per class (default: {default})"
+        f"{', '.join(DATASETS)}, or a folder that holds train/ (optionally "
+        f"val/, test/) with one folder per class (default: {default})"
     )
     folder = (
-        "a copy of the data in any layout (default: KERAS_RESNET_CIFAR_DATA, "
-        "the caches of Keras, torchvision and tfds, then a download)"
+        "folder with CIFAR in any layout (default: KERAS_RESNET_CIFAR_DATA, "
+        "or the caches of Keras, torchvision and tfds, or else a download)"
     )
     sources = "; ".join(f"{name}: {text}" for name, text in SOURCES.items())
-    unverified = "accept data that is not as published"
+    sources += " (default: disk, then tfds)"
+    unverified = "accept CIFAR images that differ from the published ones"
     add(parser, "--dataset", str, names)
     add(parser, "--data-dir", Path, folder)
     add(parser, "--source", str, sources)

@@ -16,10 +16,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `predict`."""
     options.add(parser, "model", Path, "a run directory or a .keras file")
     options.add(parser, "images", Path, "files", nargs="+", metavar="IMAGE")
-    classes = "whose classes to name (default: the run's)"
+    classes = "dataset that names the classes (default: the run's)"
     options.add(parser, "--dataset", str, classes)
-    options.add(parser, "--top", int, "how many classes to show", 3)
-    picture = "PNG file: where the net sees each image's class (Grad-CAM)"
+    options.add(parser, "--top", int, "classes to show for each image", 3)
+    picture = "PNG file to write Grad-CAM heatmaps of the predicted classes to"
     options.add(parser, "--explain", Path, picture)
     options.add(parser, "--json", bool, "print JSON")
 

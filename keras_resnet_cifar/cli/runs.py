@@ -22,8 +22,8 @@ from keras_resnet_cifar.training.run_directory import (
 )
 
 _DEVICES = (
-    "devices that share each batch, or all of this machine; needs JAX "
-    "(default: 1, or as the run to resume)"
+    "number of devices that share each batch, or all; needs JAX (default: 1, "
+    "or the number of the resumed run)"
 )
 
 
@@ -43,13 +43,13 @@ class Request:
 def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
     """Adds the options of a run; the help names the defaults given here."""
     options.add_data_options(parser, dataset)
-    often = "epochs between backups, or a time such as 30s, 10min or 1h"
+    often = "time between backups, e.g. 30s, 10min, 1h, or a number of epochs"
     add = partial(options.add, parser)
     add("--recipe", str, f"{', '.join(recipes.RECIPES)} (default: {recipe})")
-    add("--output-dir", Path, "where to write (default: a folder in runs/)")
-    add("--resume", Path, "continue the run in this folder")
+    add("--output-dir", Path, "run directory to create (default: one in runs/)")
+    add("--resume", Path, "run directory to resume")
     add("--backup-every", str, often, DEFAULT_INTERVAL)
-    add("--deterministic", bool, "repeat exactly on a GPU too; slower")
+    add("--deterministic", bool, "make runs repeat to the bit on a GPU; slower")
     add("--devices", str, _DEVICES, type=number_or_all, metavar="N")
     add("--seed", int, "random seed (default: 0)")
     add("--quiet", bool, "do not print one line per epoch")
@@ -58,7 +58,7 @@ def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
 
 def add_recipe_options(parser: Any, recipe: str) -> None:
     """Adds an option for each field; the help has the values of a recipe."""
-    title = f"fields of the recipe to replace (in brackets: of {recipe})"
+    title = f"fields of the recipe to replace (defaults of {recipe})"
     group = parser.add_argument_group(title)
     kinds: dict[Any, Any] = {int: (int, "N"), float: (number, "X")}
     for field in recipes.OPTIONS:

@@ -27,7 +27,7 @@ _COLUMNS = {
 
 def add_options(parser: Any) -> None:
     """Adds `--seeds` and `--jobs`."""
-    seeds = "train one run for each of these seeds, such as 0-7 or 0,3,5"
+    seeds = "train one run per seed, for seeds such as 0-7 or 0,3,5"
     options.add(parser, "--seeds", str, seeds)
     options.add(parser, "--jobs", int, f"with --seeds: {options.JOBS}")
 

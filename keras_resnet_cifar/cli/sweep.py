@@ -31,28 +31,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "momentum=linear:0.8:0.95 or batch_size=choice:64,128"
     )
     storage = (
-        "database that processes and hosts may share (default: "
-        "sqlite:///OUTPUT_DIR/sweep.db)"
+        "URL of the database with the trials, which several processes and "
+        "hosts may share (default: sqlite:///OUTPUT_DIR/sweep.db)"
     )
-    folder = "where to write (default: a folder in runs/ for these options)"
+    folder = "folder of the results (default: one in runs/ for these options)"
     names = f"{', '.join(recipes.RECIPES)} (default: {recipes.DEFAULT})"
     param_settings: dict[str, Any] = {"action": "append", "required": True}
     add("--param", str, param, metavar="NAME=RANGE", **param_settings)
-    add("--trials", int, "finished trials, earlier ones included", 40)
+    add("--trials", int, "finished trials, including earlier ones", 40)
     add("--jobs", int, options.JOBS)
     add("--storage", str, storage, metavar="URL")
     add("--output-dir", Path, folder)
     add("--arch", str, "the net (default: the recipe's)")
     add("--weights", str, options.WEIGHTS)
     add("--recipe", str, names)
-    add("--seed", int, "random seed of each trial", 0)
+    add("--seed", int, "random seed of every trial", 0)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options.add_data_options(parser, "as in train")
     runs.add_recipe_options(parser, recipes.DEFAULT)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Search for the best values of a recipe, by validation images alone."""
+    """Search for the best values of recipe fields by validation accuracy."""
     recipe = train.recipe_of(args)
     net = architectures.parse(recipe.arch).name
     if args.weights:

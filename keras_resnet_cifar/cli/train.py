@@ -13,7 +13,7 @@ from keras_resnet_cifar.training.run_directory import RunDirectory
 from keras_resnet_cifar.training.tracking import TRACKERS, check_trackers
 
 _ARCH = (
-    "a name that the list command shows, or by the rule "
+    "the net: a name that the list command shows, or a name of the form "
     f"{architectures.RULE} (default: the recipe's)"
 )
 
@@ -22,16 +22,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `train`."""
     options.add(parser, "--arch", str, _ARCH)
     options.add(parser, "--weights", str, options.WEIGHTS)
-    trackers = f"trackers that follow the run: {', '.join(TRACKERS)}"
+    trackers = f"trackers to send the results to: {', '.join(TRACKERS)}"
     several = {"nargs": "+", "metavar": "NAME", "action": "extend"}
     options.add(parser, "--track", tuple(TRACKERS), trackers, **several)
-    dataset = "the dataset of --recipe if given, otherwise shapes"
+    dataset = "that of --recipe if given, otherwise shapes"
     seeds.add_options(parser)
     runs.add_run_options(parser, DEFAULT, dataset)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train a net by a recipe and evaluate it on the test split."""
+    """Train a net with a recipe and evaluate it on the test split."""
     if seeds.are_meant(args):
         return seeds.run(args, _new)
     request = _resumed(args) if args.resume else _new(args)

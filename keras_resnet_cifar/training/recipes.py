@@ -42,35 +42,37 @@ class Recipe:
     dataset: str = "cifar10"  # likewise
     epochs: int = _field(200, "passes over the train split")
     batch_size: int = _field(128, "images per step")
-    learning_rate: float = _field(0.1, "rate at the schedule's factor 1")
-    optimizer: str = _field("sgd", "update rule")
-    momentum: float = _field(0.9, "0 to 1; beta_1 of Adam")
-    sgd_ratio: float = _field(5.0, "with muon: SGD's rate over learning_rate")
-    nesterov: bool = _field(False, "Nesterov's form of the momentum")
-    weight_decay: float = _field(1e-4, "coupled, the same number as in PyTorch")
-    decay_on: str = _field("all", "which parameters decay")
+    learning_rate: float = _field(0.1, "full rate, which the schedule scales")
+    optimizer: str = _field("sgd", "optimizer")
+    momentum: float = _field(0.9, "momentum, or beta_1 of Adam; 0 to 1")
+    sgd_ratio: float = _field(5.0, "for muon: SGD's rate / learning_rate")
+    nesterov: bool = _field(False, "use Nesterov momentum")
+    weight_decay: float = _field(1e-4, "coupled, as in PyTorch's SGD")
+    decay_on: str = _field("all", "parameters that weight decay applies to")
     schedule: tuple = ("cosine", {})  # a key of SCHEDULES, its arguments
-    warmup_steps: int = _field(0, "first steps, at warmup_factor of the rate")
-    warmup_factor: float = _field(0.1, "see warmup_steps, 0 to 1")
-    padding: int = _field(4, "pixels to pad by before each image is cropped")
-    padding_mode: str = _field("zero", "what the padding holds")
-    random_resized_crop: int = _field(0, "side in pixels; replaces padding")
-    flip: bool = _field(True, "mirror half of the images")
-    alternating_flip: bool = _field(
-        False, "mirror each image in every second epoch instead of by chance"
+    warmup_steps: int = _field(0, "first steps, run at a lower rate")
+    warmup_factor: float = _field(0.1, "rate in warmup_steps / full rate")
+    padding: int = _field(4, "pixels added to each side before a random crop")
+    padding_mode: str = _field("zero", "what to pad with")
+    random_resized_crop: int = _field(
+        0, "side in pixels; replaces padding; 0: off"
     )
-    cutout: int = _field(0, "side of the blanked square in pixels")
-    mixup: float = _field(0.0, "alpha of MixUp's Beta distribution")
-    cutmix: float = _field(0.0, "upper end of CutMix's alpha, 0 to 1")
-    rand_augment: int = _field(0, "operations per image, RandAugment's N")
-    label_smoothing: float = _field(0.0, "share of the target, 0 to 1")
-    ema: float = _field(0.0, "momentum of averaged weights, 0 to 1")
-    precision: str = _field("float32", "of the computation")
-    validation: float = _field(0, "images to hold out, or a share of them")
-    checkpoint_every: int = _field(0, "epochs between kept checkpoints")
-    patience: int = _field(0, "epochs without better validation before a stop")
+    flip: bool = _field(True, "mirror each image with probability 1/2")
+    alternating_flip: bool = _field(
+        False, "mirror each image in every second epoch, not at random"
+    )
+    cutout: int = _field(0, "side of the blanked square in pixels; 0: off")
+    mixup: float = _field(0.0, "alpha of MixUp's Beta distribution; 0: off")
+    cutmix: float = _field(0.0, "upper end of CutMix's alpha, up to 1; 0: off")
+    rand_augment: int = _field(0, "RandAugment operations per image; 0: off")
+    label_smoothing: float = _field(0.0, "label smoothing, 0 to 1")
+    ema: float = _field(0.0, "momentum of the average of weights; 0: off")
+    precision: str = _field("float32", "dtype policy of the computation")
+    validation: float = _field(0, "images held out, as a count or a share")
+    checkpoint_every: int = _field(0, "epochs between kept models; 0: none")
+    patience: int = _field(0, "epochs to wait for better validation; 0: off")
     normalization: str | tuple | None = _field(
-        None, "of the images (default: the dataset's)"
+        None, "imagenet, per_image or a dataset's (if unset: the data's own)"
     )
 
     def schedule_for(self, steps_per_epoch: int) -> "LearningRateSchedule":
