@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", which, "which model of a run to export", "last")
     add("--images", int, images)
     add("--tolerance", float, off, TOLERANCE)
-    sizes = "print the latency of each of these batch sizes, such as 1,8,64"
+    sizes = "batch sizes to print the latency of, such as 1,8,64"
     add("--batch-sizes", str, sizes, type=batch_sizes)
     options.add_data_options(parser, "the run's")
 
