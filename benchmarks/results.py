@@ -21,9 +21,9 @@ _HEAD = (
     *("seconds", "source", "difference"),
 )
 _HOW = (
-    "Test accuracy at the last epoch, mean ± standard deviation over seeds; "
-    "seconds of training, mean, whatever else the machine was doing. A row is "
-    "repeated by `python scripts/reproduce.py --only ROW`"
+    "Test accuracy after the last epoch: mean ± standard deviation over seeds. "
+    "Seconds of training: mean; the machine may have done other work. To "
+    "repeat a row, run `.venv/bin/python scripts/reproduce.py --only ROW`"
 )
 
 
@@ -97,8 +97,8 @@ def write(jobs: Sequence[Job], rows: Sequence[Row], root: Path) -> list[Path]:
     sections = "\n\n".join(map(_section, results))
     page = f"# Results\n\n{_HOW}.\n\n{table}\n\n{sections}\n"
     write_text(root / "docs" / "results.md", page)
-    line = f"{_HOW}; [docs/results.md](docs/results.md) has each seed, the "
-    line += "machine and the versions."
+    line = f"{_HOW}. [Results](docs/results.md) lists each seed, the machine "
+    line += "and the versions."
     write_text(readme, f"{before}{BEGIN}\n\n{line}\n\n{table}\n\n{END}{after}")
     return [*written, root / "docs" / "results.md", readme]
 

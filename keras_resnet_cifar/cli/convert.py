@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     schemes = "; ".join(f"{s.name} ({s.source})" for s in SCHEMES.values())
     add = partial(options.add, parser)
-    add("checkpoint", Path, checkpoint)
+    add("checkpoint", Path, checkpoint, metavar="FILE")
     add("-o --output", Path, output, metavar="FILE", required=True)
     add("--arch", str, "the net (default: inferred from the tensors)")
     add("--normalization", str, normalization)

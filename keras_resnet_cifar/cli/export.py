@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     images = "number of test images to verify on (default: all)"
     off = "largest difference allowed in a probability from the Keras model's"
     add = partial(options.add, parser)
-    add("model", Path, "a run directory or a .keras file")
+    add("model", Path, "a run directory or a .keras file", metavar="RUN|MODEL")
     add("--out", Path, out, required=True)
     add("--format", tuple(FORMATS), "export format", "saved_model")
     add("--int8", bool, int8)

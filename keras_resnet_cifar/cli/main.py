@@ -68,9 +68,11 @@ class Parser(argparse.ArgumentParser):
         """Returns one line: what must be given, and that there are options."""
         words = [self.prog, "[options]"]
         for action in self._actions:
-            if action.required:
-                name = action.metavar or action.dest.upper()
-                words += [*action.option_strings[-1:], str(name)]
+            name = str(action.metavar or action.dest.upper())
+            if action.nargs == "*":
+                words.append(f"[{name} ...]")
+            elif action.required:
+                words += [*action.option_strings[-1:], name]
                 words += ["..."] * (action.nargs == "+")
         return f"usage: {' '.join(words)}\n"
 

@@ -14,7 +14,8 @@ from keras_resnet_cifar.training.run_directory import find_run
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `predict`."""
-    options.add(parser, "model", Path, "a run directory or a .keras file")
+    model = "a run directory or a .keras file"
+    options.add(parser, "model", Path, model, metavar="RUN|MODEL")
     options.add(parser, "images", Path, "files", nargs="+", metavar="IMAGE")
     classes = "dataset that names the classes (default: the run's)"
     options.add(parser, "--dataset", str, classes)
