@@ -64,7 +64,8 @@ def run(
     `new` checks the options, as those of one run.
     """
     # A run on several devices needs them for itself.
-    jobs = many_runs.checked_jobs(args.jobs or (1 if args.devices else None))
+    alone = args.jobs is None and args.devices is not None
+    jobs = many_runs.checked_jobs(1 if alone else args.jobs)
     given = many_runs.flags(options.given(args, "seeds", "jobs", "resume"))
     if args.resume:
         folder, (begin, seeds) = args.resume, _read(args)

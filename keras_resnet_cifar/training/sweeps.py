@@ -193,7 +193,7 @@ def run_trials(
 
     data = replace(data, test=None)
     stop = StopOnSignal()
-    begun = []
+    begun, ended = [], []
 
     def objective(trial):
         begun.append(trial.number)
@@ -218,10 +218,10 @@ def run_trials(
                 new_model(applied), data, applied, verbose=False, **settings
             )
         except (Diverged, InputError, TrialPruned) as error:
-            report(f"{line} pruned, {error}")
+            ended.append(f"{line} pruned, {error}")
             raise TrialPruned(str(error)) from error
         accuracy = run.history[-1]["val_accuracy"]
-        report(f"{line} validation {accuracy:.4f}")
+        ended.append(f"{line} validation {accuracy:.4f}")
         return accuracy
 
     with stop.listening():
@@ -233,6 +233,7 @@ def run_trials(
                 again = study.trials[begun[-1]]
                 RetryHeartbeatStaleTrialCallback()(study, again)
                 raise
+            report(ended.pop())  # once the study has it
 
 
 def finished(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
