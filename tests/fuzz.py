@@ -37,9 +37,9 @@ from PIL import Image
 
 from keras_resnet_cifar.data import readers
 from keras_resnet_cifar.data.datasets import DATASETS
+from keras_resnet_cifar.data.images import read_image
 from keras_resnet_cifar.data.load import fingerprint, load_dataset
 from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.evaluation.predict import read_image
 from keras_resnet_cifar.files import with_checksum, write_json
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import load_model

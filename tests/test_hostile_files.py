@@ -26,7 +26,7 @@ from PIL import Image
 
 from keras_resnet_cifar import files
 from keras_resnet_cifar.data import readers
-from keras_resnet_cifar.evaluation.predict import read_image
+from keras_resnet_cifar.data.images import read_image
 from keras_resnet_cifar.models.saving import load_model
 from keras_resnet_cifar.training.run_directory import RunDirectory
 

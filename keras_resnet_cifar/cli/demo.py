@@ -10,7 +10,7 @@ from keras_resnet_cifar.cli import options
 from keras_resnet_cifar.cli.start import import_keras
 from keras_resnet_cifar.errors import InputError, one_line, unknown
 from keras_resnet_cifar.models.weights import SHIPPED, read_shipped
-from keras_resnet_cifar.training.run_directory import find_run
+from keras_resnet_cifar.training.run_directory import check_data, find_run
 
 _SHIPPED = {row.name: row for row in read_shipped()}
 
@@ -47,17 +47,21 @@ def run(args: argparse.Namespace) -> None:
     if not jobs:
         raise InputError("name a run, a .keras file, or weights=")
     import_keras()
-    from keras_resnet_cifar.data.load import load_dataset
+    from keras_resnet_cifar.data.load import at_input_size, load_dataset
     from keras_resnet_cifar.demo.explorer import Explorer
     from keras_resnet_cifar.demo.page import serve
     from keras_resnet_cifar.models.saving import load_model
 
     explorers, loaded = [], None
     for name, path, request in jobs:
+        model, directory = load_model(path), find_run(path)
+        request = at_input_size(request, model.input_shape)
         if request != loaded:  # most often, all models share one dataset
             data, loaded = load_dataset(**request), request
+        config = directory.read_config() if directory else {}
+        if config and config["dataset"]["name"] == data.name:
+            check_data(config, data.fingerprints, args.allow_changed_data)
         print(f"{name} looks at the images of {data.name}", flush=True)
-        model, directory = load_model(path), find_run(path)
         explorers.append(Explorer(model, data, name, directory))
     serve(explorers, args.port)
 

@@ -13,7 +13,11 @@ from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.html_report import Page, write_report
 from keras_resnet_cifar.evaluation.metrics import TEST_TIME_AUGMENTATIONS
 from keras_resnet_cifar.files import make_folder
-from keras_resnet_cifar.training.run_directory import find_run, versions
+from keras_resnet_cifar.training.run_directory import (
+    check_data,
+    find_run,
+    versions,
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--report", Path, page, metavar="FILE.html")
     add("--mistakes", int, "most confident mistakes to draw, 1 to 100", 25)
     options.add_data_options(parser, "the run's")
+    options.add_allow_changed_data(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -65,14 +70,17 @@ def run(args: argparse.Namespace) -> None:
                 )
             jobs[folder] = path, request
     import_keras()
-    from keras_resnet_cifar.data.load import load_dataset
+    from keras_resnet_cifar.data.load import at_input_size, load_dataset
     from keras_resnet_cifar.evaluation.corruptions import read_corrupted
+    from keras_resnet_cifar.models.saving import load_model
 
     files = args.corruptions
     if isinstance(files, Path):
         files = read_corrupted(files)
     loaded, pages = None, []
     for folder, (path, request) in jobs.items():
+        model = load_model(path)
+        request = at_input_size(request, model.input_shape)
         if request != loaded:  # most often, all models share one dataset
             data, loaded = load_dataset(**request), request
         if getattr(data, args.split) is None:
@@ -85,36 +93,46 @@ def run(args: argparse.Namespace) -> None:
                 f"the data for {path} has no validation split to fit a "
                 "temperature on: train with --validation 5000"
             )
-        pages.append(_evaluate(path, data, folder, args, files))
+        pages.append(_evaluate(path, model, data, folder, args, files))
         if args.report:
             write_report(args.report, pages, versions())
 
 
 def _evaluate(
-    path: Path, data: Any, folder: Path, args: argparse.Namespace, files: Any
+    path: Path,
+    model: Any,
+    data: Any,
+    folder: Path,
+    args: argparse.Namespace,
+    files: Any,
 ) -> Any:
     """Evaluates one model, prints the results, and returns its `Page`."""
     from keras_resnet_cifar.evaluation import evaluate
-    from keras_resnet_cifar.models.saving import check_classifier, load_model
+    from keras_resnet_cifar.models.saving import check_classifier
 
-    model, names = load_model(path), data.class_names
-    split = getattr(data, args.split)
+    run, names = find_run(path), data.class_names
+    split, changed = getattr(data, args.split), ""
+    config = run.read_config() if run else {}
+    if config and config["dataset"]["name"] == data.name:
+        allowed = args.allow_changed_data
+        if not check_data(config, data.fingerprints, allowed):
+            changed = ", changed since the training"
     check_classifier(model, len(names), split.images.shape[1:])
     make_folder(folder)
     start = time.perf_counter()
     logits = evaluate.split_logits(model, split, names, args.tta)
     result = evaluate.report(logits, split, names, folder, args.mistakes)
     seconds = time.perf_counter() - start
-    run, where = find_run(path), f"{args.split} split of {data.name}"
+    where = f"{args.split} split of {data.name}{changed}"
     scores = options.scores(result.to_json())
     if args.tta != "none":
         scores = f"with --tta {args.tta} {scores}"
         where = f"{where} with --tta {args.tta}"
     page = Page(str(path), where, folder, result.to_json())
-    page.config = run.read_config() if run else {}
+    page.config = config
     print(
         f"{path}: {args.split} {scores} "
-        f"({len(split):,} images, {seconds:.1f} s; {folder})"
+        f"({len(split):,} images{changed}, {seconds:.1f} s; {folder})"
     )
     if args.calibrate:
         held_out = evaluate.split_logits(

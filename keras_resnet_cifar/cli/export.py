@@ -32,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     sizes = "batch sizes to print the latency of, such as 1,8,64"
     add("--batch-sizes", str, sizes, type=batch_sizes)
     options.add_data_options(parser, "the run's")
+    options.add_allow_changed_data(parser)
 
 
 def batch_sizes(text: str) -> list[int]:
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
         tolerance=args.tolerance,
         calibrated=args.calibrated,
         batch_sizes=args.batch_sizes or (),
+        allow_changed_data=args.allow_changed_data,
     )
     print(
         f"wrote {result.path}: {args.format}{' int8' * args.int8}, "
@@ -66,6 +68,11 @@ def run(args: argparse.Namespace) -> None:
         f"top-1 {result.top1:.2%}, of the Keras model {result.keras_top1:.2%}; "
         f"{result.images_per_second:,.0f} images/s on the CPU"
     )
+    if result.files:
+        print(
+            f"serving_bytes: {result.files_same_class} of {result.files} image "
+            "files have the class of the Keras model"
+        )
     for size, exported, keras in zip(
         args.batch_sizes or (),
         result.latency_ms,

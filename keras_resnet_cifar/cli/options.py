@@ -66,6 +66,12 @@ def add_data_options(parser: Any, default: str) -> None:
     add(parser, "--allow-unverified", bool, unverified)
 
 
+def add_allow_changed_data(parser: Any) -> None:
+    """Adds `--allow-changed-data`."""
+    text = "go on where a run's data are not those it was trained on; say so"
+    add(parser, "--allow-changed-data", bool, text)
+
+
 def dataset_name(args: argparse.Namespace) -> str | None:
     """Returns `--dataset` as a run records it: a folder by its full path."""
     if args.dataset is None or args.dataset in DATASETS:

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from keras_resnet_cifar.cli import options, runs, seeds
-from keras_resnet_cifar.data.datasets import DATASETS
+from keras_resnet_cifar.data.datasets import DATASETS, check_known
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models import architectures
 from keras_resnet_cifar.models.weights import find_weights
@@ -22,6 +22,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `train`."""
     options.add(parser, "--arch", str, _ARCH)
     options.add(parser, "--weights", str, options.WEIGHTS)
+    size = "side of a folder's images in pixels (default: their median)"
+    options.add(parser, "--image-size", int, size)
     trackers = f"trackers to send the results to: {', '.join(TRACKERS)}"
     several = {"nargs": "+", "metavar": "NAME", "action": "extend"}
     options.add(parser, "--track", tuple(TRACKERS), trackers, **several)
@@ -56,7 +58,10 @@ def _new(args: argparse.Namespace) -> runs.Request:
     net = architectures.parse(recipe.arch).name
     if args.weights:
         find_weights(args.weights, net)
-    return runs.new_run(args, recipe, net)
+    check_known(recipe.dataset, image_size=args.image_size)
+    request = runs.new_run(args, recipe, net)
+    request.data["image_size"] = args.image_size
+    return request
 
 
 def new_model(args: Any, request: runs.Request, data: Any) -> Any:
@@ -87,5 +92,7 @@ def _resumed(args: argparse.Namespace) -> runs.Request:
             "config.json or start a new run"
         ) from error
     arch = args.arch and architectures.parse(args.arch).name
+    size = args.image_size and [args.image_size] * 2
     changes = {"arch": arch, "weights": args.weights}
+    changes["request"] = {"image_size": size}
     return runs.resumed_run(args, config, recipe, changes)

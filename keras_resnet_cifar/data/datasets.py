@@ -1,6 +1,7 @@
 """The datasets: names, classes, channel statistics and fingerprints."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from keras_resnet_cifar.errors import InputError, unknown
@@ -133,18 +134,24 @@ def check_known(
     name: str,
     source: str | None = None,
     data_dir: str | os.PathLike | None = None,
+    image_size: int | Sequence[int] | None = None,
 ) -> None:
-    """Raises `InputError` for arguments that name no dataset or source.
+    """Raises `InputError` for arguments that fit no dataset or source.
 
     Args:
         name: A name of `DATASETS`, or a folder of images.
         source: A name of `SOURCES`, or `None`.
-        data_dir: As in `load_dataset`.
+        data_dir, image_size: As in `load_dataset`.
     """
     if name not in DATASETS and not os.path.isdir(str(name)):
         raise unknown("dataset", name, [*DATASETS, "a folder of images"])
     if source not in (None, *SOURCES):
         raise unknown("source", source, SOURCES)
+    if image_size and name in DATASETS:
+        raise InputError(
+            f"image_size={image_size} is for a folder of images; those of "
+            f"{name} have one size: omit image_size="
+        )
     is_cifar = name in DATASETS and name != "shapes"
     for argument, value in (("data_dir", data_dir), ("source", source)):
         if value and not is_cifar:

@@ -1,13 +1,16 @@
 """A user's own images as a dataset: one folder per class."""
 
+import hashlib
 import os
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from keras_resnet_cifar.data.checks import Splits
-from keras_resnet_cifar.data.images import open_image, opened_path
+from keras_resnet_cifar.data.images import opened_path, read_image
 from keras_resnet_cifar.errors import InputError
 
 # Other files in the folder of a class are ignored.
@@ -40,45 +43,96 @@ def class_names(folder: str | os.PathLike) -> tuple[str, ...]:
     return names
 
 
-def load_folders(folder: str | os.PathLike) -> Splits:
+class Images(NamedTuple):
+    """The images of a folder.
+
+    Attributes:
+        splits: `{split: (images, labels)}` of `"train"`, `"test"` and, if there
+            is one, `"validation"`: images uint8 `[N, H, W, 3]`, labels uint8
+            `[N]`, uint16 for more than 256 classes.
+        size: `[H, W]`.
+        files: `{split: paths}`, in the order of the images.
+    """
+
+    splits: Splits
+    size: list[int]
+    files: dict[str, list[Path]]
+
+
+def load_folders(
+    folder: str | os.PathLike,
+    image_size: int | Sequence[int] | None = None,
+    validation: float = 0,
+    seed: int = 0,
+) -> Images:
     """Loads images that lie in one folder per class.
 
-    All become squares. Their side is the median of the shorter sides of the
-    training images, at most 256: each image is resized (bicubic) until its
-    shorter side has that length, and its middle is cut out. Pillow reads them,
-    for `keras.utils.image_dataset_from_directory` ignores the orientation that
+    `read_image` makes them all the same size. Pillow reads them, for
+    `keras.utils.image_dataset_from_directory` ignores the orientation that
     cameras note, and needs TensorFlow.
+
+    Without test/ about a fifth of the train split becomes the test split. The
+    bytes of a file decide, so that no image changes sides when others come or
+    go.
 
     Args:
         folder: It holds train/ and perhaps val/ and test/, each with one
             folder per class; or the classes themselves, as the train split.
-
-    Returns:
-        `{split: (images, labels)}` of `"train"` and, if they exist,
-        `"validation"` and `"test"`: images uint8 `[N, side, side, 3]`, labels
-        uint8 `[N]`, uint16 for more than 256 classes.
+        image_size: `(height, width)`, or the side of squares, in pixels. By
+            default squares; their side is the median of the shorter sides of
+            the training images, at most 256.
+        validation: The share of the train split to take off, by the bytes of
+            the files too, where there is no val/; 0 for none.
+        seed: Seed of the validation split.
 
     Raises:
-        InputError: A class has no images or is unknown to train/, or a file
-            cannot be read.
+        InputError: A class has no images or is unknown to train/, a file
+            cannot be read, or there are too few images to divide.
     """
-    from PIL import Image, ImageOps
-
+    if not 0 <= validation < 1:
+        raise InputError(f"validation={validation}: give a share such as 0.1")
     names = class_names(folder)
     roots = _split_folders(folder)
     files = {split: _files(root, names) for split, root in roots.items()}
-    shorter_sides = map(_shorter_side, files["train"][0])
-    side = min(statistics.median_low(shorter_sides), LARGEST_SIDE)
+    if "test" not in files:
+        _hold_out(files, "test", 0.2, "test", names)
+    if validation and "validation" not in files:
+        _hold_out(files, "validation", validation, f"validation {seed}", names)
+    if image_size is None:
+        shorter_sides = map(_shorter_side, files["train"][0])
+        image_size = min(statistics.median_low(shorter_sides), LARGEST_SIDE)
+    size = [image_size] * 2 if isinstance(image_size, int) else image_size
+    height, width = map(int, size)
+    if min(height, width) < 1:
+        raise InputError(f"image_size={image_size}: give a number of pixels")
+    dtype = "uint8" if len(names) <= 256 else "uint16"
     splits = {}
     for split, (paths, labels) in files.items():
-        images = np.empty((len(paths), side, side, 3), "uint8")
+        images = np.empty((len(paths), height, width, 3), "uint8")
         for index, path in enumerate(paths):
-            images[index] = ImageOps.fit(
-                open_image(path), (side, side), Image.Resampling.BICUBIC
-            )
-        dtype = "uint8" if len(names) <= 256 else "uint16"
+            images[index] = read_image(path, (height, width))
         splits[split] = images, np.array(labels, dtype)
-    return splits
+    paths = {split: paths for split, (paths, _) in files.items()}
+    return Images(splits, [height, width], paths)
+
+
+def _hold_out(files, split, share, salt, names):
+    """Moves a share of the training files to another split."""
+    taken, kept = [], []
+    for path, label in zip(*files["train"], strict=True):
+        content = salt.encode() + path.read_bytes()
+        number = int.from_bytes(hashlib.sha256(content).digest()[:8])
+        (taken if number < share * 2**64 else kept).append((path, label))
+    lacking = {*range(len(names))} - {label for _, label in kept}
+    if lacking or not taken:
+        which = f"class {names[min(lacking)]}" if lacking else "the train split"
+        raise InputError(
+            f"{which} has too few images to take some off for {split}: add "
+            f"images, or give a folder {_SPLITS[split][0]}/"
+        )
+    files["train"], files[split] = (
+        tuple(map(list, zip(*rows, strict=True))) for rows in (kept, taken)
+    )
 
 
 def _shorter_side(path):

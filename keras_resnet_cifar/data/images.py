@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from keras_resnet_cifar.data.checks import explained
 from keras_resnet_cifar.errors import InputError
 
@@ -59,3 +61,23 @@ def open_image(path: str | os.PathLike) -> "Image":
         if upright.has_transparency_data:  # else Pillow warns of some palettes
             upright = upright.convert("RGBA")
         return upright.convert("RGB")
+
+
+def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
+    """Returns an image file as uint8 `[height, width, 3]`.
+
+    All that reads image files does it this way, for a net must be given
+    images as it was trained on: the largest part in the middle that has the
+    form of `size` is cut out and resized (bicubic).
+
+    Args:
+        path: An image file, as for `open_image`.
+        size: `(height, width)` in pixels.
+
+    Raises:
+        InputError: As `open_image`.
+    """
+    from PIL import Image, ImageOps
+
+    bicubic = Image.Resampling.BICUBIC
+    return np.asarray(ImageOps.fit(open_image(path), size[::-1], bicubic))

@@ -1,8 +1,10 @@
 """Loads a dataset into memory, verified, with a validation split if wanted."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,11 +30,13 @@ class Dataset:
         train, validation, test: The splits; all but `train` may be `None`.
         class_names: One name per label.
         source: Where the images come from, to be printed.
-        fingerprints: `{"train": hex, "test": hex}` of the splits over fine
-            labels, before the validation split is taken off.
+        fingerprints: `{split: hex}` of the splits on disk, over fine labels;
+            a validation split that is taken off later is part of `"train"`.
         verified: Whether the images are the published ones; true for drawn
             images and for the user's own.
         request: The arguments of `load_dataset` that load it again.
+        test_files: The files of the test split, where it was read from a
+            folder of images.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Dataset:
     fingerprints: dict[str, str] = field(default_factory=dict)
     verified: bool = True
     request: dict = field(default_factory=dict)
+    test_files: Sequence[Path] = ()
 
     @property
     def num_classes(self) -> int:
@@ -57,13 +62,14 @@ def load_dataset(
     seed: int = 0,
     source: str | None = None,
     allow_unverified: bool = False,
+    image_size: int | Sequence[int] | None = None,
 ) -> Dataset:
     """Loads a dataset and verifies that it is the published one.
 
     Or loads your own images from a folder that holds train/ (and val/, test/)
-    with one folder per class in each; see `folders.load_folders` for their
-    size. Without test/ a fifth of the train split, the same each time, becomes
-    the test split.
+    with one folder per class in each; `load_folders` says how they become one
+    size. Without test/ about a fifth of the train split becomes the test split:
+    the same files each time, whatever files are added.
 
     Args:
         name: A name of `DATASETS`, or a folder of images.
@@ -75,10 +81,13 @@ def load_dataset(
             `"huggingface"`: where the download is kept.
         validation: How many images to take off the train split, as a count,
             or as a fraction if a float; unused where a folder has val/. The
-            same seed takes the same images whatever the source.
+            same seed takes the same images whatever the source. A fraction of
+            a folder is about that, of the same files whatever files are added.
         seed: Seed of the validation split.
         source: For CIFAR: a name of `SOURCES` to look there alone, or `None`.
         allow_unverified: Accept images that are not the published ones.
+        image_size: For a folder of images: `(height, width)`, or the side of
+            squares, in pixels; by default the median of the shorter sides.
 
     Returns:
         A `Dataset`.
@@ -93,23 +102,25 @@ def load_dataset(
     >>> data.train.images.shape
     (9000, 32, 32, 3)
     """
-    check_known(name, source, data_dir)
+    check_known(name, source, data_dir, image_size)
     data_dir = data_dir and os.path.abspath(os.path.expanduser(data_dir))
     published: dict[str, tuple[int, str]] = {}
+    test_files: Sequence[Path] = ()
     if name in DATASETS:
         info = DATASETS[name]
         arrays, origin = _read(info.family, data_dir, source)
         class_names, published = info.class_names, info.fingerprints
     else:
         name = os.path.abspath(name)
-        arrays, origin = folders.load_folders(name), f"the images in {name}"
+        share = validation if isinstance(validation, float) else 0
+        found = folders.load_folders(name, image_size, share, seed)
+        arrays, image_size = found.splits, found.size
+        test_files, origin = found.files["test"], f"the images in {name}"
         class_names = folders.class_names(name)
     splits: dict = {split: Split(*pair) for split, pair in arrays.items()}
-    if "test" not in splits:
-        splits["train"], splits["test"] = hold_out(splits["train"], 0.2, 0)
     fingerprints = {
-        split: fingerprint(splits[split].images, splits[split].labels)
-        for split in ("train", "test")
+        split: fingerprint(images, labels)
+        for split, (images, labels) in arrays.items()
     }
     faults = " and ".join(
         f"{split} ({len(splits[split]):,} images found, {count:,} expected, "
@@ -146,8 +157,26 @@ def load_dataset(
             "seed": seed,
             "source": source,
             "allow_unverified": allow_unverified,
+            "image_size": image_size,
         },
+        test_files=test_files,
     )
+
+
+def at_input_size(
+    request: Mapping[str, Any], input_shape: Sequence[int | None]
+) -> dict[str, Any]:
+    """Returns a request that reads a folder's images at the size a net takes.
+
+    Args:
+        request: Arguments of `load_dataset`; those that say a size, as a
+            run's do, stay as they are.
+        input_shape: `(N, H, W, 3)` of the net; sides may be `None`.
+    """
+    size = list(input_shape[1:3])
+    if request["name"] in DATASETS or None in size:
+        return dict(request)
+    return dict(request) | {"image_size": request.get("image_size") or size}
 
 
 def _read(family, data_dir, source):

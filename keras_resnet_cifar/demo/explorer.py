@@ -7,6 +7,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from keras_resnet_cifar.data.images import read_image
 from keras_resnet_cifar.data.load import Dataset, Split
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.calibration import fit_temperature
@@ -18,7 +19,6 @@ from keras_resnet_cifar.evaluation.metrics import (
     softmax,
 )
 from keras_resnet_cifar.evaluation.plots import plot_curves
-from keras_resnet_cifar.evaluation.predict import read_image
 from keras_resnet_cifar.models.saving import check_classifier
 from keras_resnet_cifar.training.run_directory import RunDirectory
 

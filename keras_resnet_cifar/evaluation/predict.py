@@ -8,26 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_resnet_cifar.data.images import open_image
+from keras_resnet_cifar.data.images import read_image
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.evaluate import logits_of
 from keras_resnet_cifar.evaluation.grad_cam import grad_cam
 from keras_resnet_cifar.evaluation.metrics import softmax
 from keras_resnet_cifar.evaluation.plots import plot_grad_cam
 from keras_resnet_cifar.models.saving import check_classifier
-
-
-def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
-    """Returns an image file as uint8 `[height, width, 3]`.
-
-    Args:
-        path: An image file, as for `open_image`.
-        size: `(height, width)`; other sizes are resized to it (bicubic).
-
-    Raises:
-        InputError: As `open_image`.
-    """
-    return np.asarray(open_image(path).resize(size[::-1]))  # bicubic
 
 
 def predict_files(
@@ -41,7 +28,7 @@ def predict_files(
 
     Args:
         model: From raw images to logits, as from `build_resnet`.
-        paths: Image files; each is resized to the model's input.
+        paths: Image files; `read_image` brings each to the model's input size.
         class_names: One name per class, or `None` for numbers.
         top: How many classes to return per image, at least 1.
         explain: PNG file for a picture of where the model sees the most

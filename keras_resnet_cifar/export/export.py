@@ -11,9 +11,11 @@ ignores other names, so each format has versions of its own.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,7 +26,12 @@ import keras
 import numpy as np
 
 from keras_resnet_cifar.data import shapes
-from keras_resnet_cifar.data.load import Dataset, load_dataset
+from keras_resnet_cifar.data.images import opened_path
+from keras_resnet_cifar.data.load import (
+    Dataset,
+    at_input_size,
+    load_dataset,
+)
 from keras_resnet_cifar.errors import (
     ExportFailed,
     InputError,
@@ -48,11 +55,17 @@ from keras_resnet_cifar.models.saving import (
     load_model,
     save_model,
 )
-from keras_resnet_cifar.training.run_directory import RunDirectory, find_run
+from keras_resnet_cifar.training.run_directory import (
+    RunDirectory,
+    check_data,
+    find_run,
+)
 from keras_resnet_cifar.training.train import Run
 
 CALIBRATION_IMAGES = 500
 DRAWN_IMAGES = 256
+SERVED_FORMATS = ("PNG", "JPEG", "BMP", "GIF")  # tf.io.decode_image
+_ORIENTATION = 0x0112  # EXIF
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,9 @@ class Export:
         images_per_second: In batches of 128, on the CPU.
         top1: Its accuracy on the images, 0 to 1; `None` without labels.
         keras_top1: The Keras model's accuracy on them.
+        files: How many image files were sent to `serving_bytes`, 0 where the
+            images do not come from files.
+        files_same_class: How many of them have the Keras model's class.
         latency_ms: Median milliseconds of a call, for each of `batch_sizes`,
             on the CPU.
         keras_latency_ms: Those of `predict_on_batch` of the Keras model.
@@ -83,6 +99,8 @@ class Export:
     images_per_second: float
     top1: float | None = None
     keras_top1: float | None = None
+    files: int = 0
+    files_same_class: int = 0
     latency_ms: Sequence[float] = ()
     keras_latency_ms: Sequence[float] = ()
 
@@ -117,6 +135,7 @@ def export_model(
     tolerance: float = TOLERANCE,
     calibrated: bool = False,
     batch_sizes: Sequence[int] = (),
+    allow_changed_data: bool = False,
 ) -> Export:
     """Exports a model, and verifies it before it appears at its path.
 
@@ -142,6 +161,8 @@ def export_model(
             validation split (see `fit_temperature`), in the exported graph.
             README.md, a model card beside it, says so.
         batch_sizes: Sizes to measure the latency of.
+        allow_changed_data: Verify on the run's data even if they are not those
+            that it was trained on; the description of the images says so.
 
     Raises:
         InputError: Unknown model, format or data, a package is missing, or
@@ -163,10 +184,16 @@ def export_model(
         model, config, card = _source(model_or_run)
         check_classifier(model)
         config = config or {"request": {}, "dataset": {}}
-        data = _loaded(config["request"], data)
-        description, sample = _sample(model, config, data, int8, images)
+        dataset, same = _loaded(config["request"], data, model)
+        description, sample = _sample(model, config, dataset, int8, images)
+        if same and not check_data(
+            config, dataset.fingerprints, allow_changed_data
+        ):
+            description += ", changed since the training"
+        if dataset and format == "saved_model":
+            _copy_files(dataset.test_files[:images], sample, scratch / "files")
         if calibrated:
-            model, text = _calibrated(model, data)
+            model, text = _calibrated(model, dataset)
             write_text(staged / "README.md", f"{card}\n{text}")
         if batch_sizes:
             sample["batch_sizes"] = np.array(batch_sizes)
@@ -247,14 +274,42 @@ def _source(model_or_run):
     return model, config, card
 
 
-def _loaded(request, data):
-    """Returns the `Dataset` to use, or `None` where nothing names one."""
+def _loaded(request, data, model):
+    """Returns the `Dataset` to use, `None` where nothing names one.
+
+    And whether the request of a run has named it.
+    """
+    same = data is None
     if isinstance(data, dict):
         same = data.get("name") in (None, request.get("name"))
         data, request = None, (request if same else {}) | data
     if data is None and "name" in request:
-        data = load_dataset(**request)
-    return data
+        data = load_dataset(**at_input_size(request, model.input_shape))
+        return data, same
+    return data, False
+
+
+def _copy_files(paths, sample, folder):
+    """Copies some of the files that `serving_bytes` decodes to a folder."""
+    chosen, turned = [], 0
+    for index, path in enumerate(paths):
+        with opened_path(path) as image:
+            if image.format in SERVED_FORMATS:
+                upright = image.getexif().get(_ORIENTATION, 1) == 1
+                chosen += [index] * upright
+                turned += not upright
+    if turned:
+        warnings.warn(
+            f"serving_bytes ignores the orientation in EXIF data, which turns "
+            f"{turned} of the test images: turn such files before they are "
+            "sent",
+            stacklevel=3,
+        )
+    places = np.linspace(0, len(chosen) - 1, min(len(chosen), verify.ENCODED))
+    sample["files"] = np.array(chosen, int)[places.round().astype(int)]
+    folder.mkdir()
+    for index in sample["files"]:
+        shutil.copyfile(paths[index], folder / str(index))
 
 
 def _calibrated(model, data):

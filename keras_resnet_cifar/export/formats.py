@@ -108,14 +108,24 @@ def _write_saved_model(model, names, size, folder):
 
 
 def decode(encoded: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Decodes an image file and resizes it, in the graph.
+    """Decodes an image file, in the graph, to uint8 `[H, W, 3]`.
 
-    It is JPEG, PNG, BMP, or GIF (its first frame), and becomes uint8 `[H, W,
-    3]` as by `evaluation.predict.read_image` (bicubic, antialiased) to within
-    two grey levels, four for JPEG; the orientation in EXIF data is ignored.
+    It is JPEG, PNG, BMP, or GIF (its first frame). The result is that of
+    `data.images.read_image` to within two grey levels, four for JPEG, which
+    cuts out the middle and resizes it; but the orientation in EXIF data is
+    ignored.
     """
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    image = tf.image.resize(image, size, "bicubic", antialias=True)
+    sides = tf.cast(tf.shape(image)[:2], tf.float32)
+    scale = tf.reduce_max(size / sides)
+    image = tf.raw_ops.ScaleAndTranslate(
+        images=image[None],
+        size=size,
+        scale=tf.stack([scale, scale]),
+        translation=(size - scale * sides) / 2,
+        kernel_type="keyscubic",
+        antialias=True,
+    )[0]
     return tf.saturate_cast(tf.round(image), tf.uint8)
 
 

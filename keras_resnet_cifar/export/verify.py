@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ import numpy as np
 TOLERANCE = 1e-5  # of a probability; in float32, 56 layers differ by 5e-6
 BATCH = 128
 ENCODED = 32
+# Mean difference of a probability for image files: TensorFlow and Pillow
+# decode and resize to within some grey levels.
+FILES_TOLERANCE = 0.02
 CALLS = 20  # timed, for each batch size
 
 
@@ -34,8 +38,10 @@ def open_saved_model(folder: str) -> tuple:
         outputs = model.signatures["serving_default"](image=tf.constant(images))
         return {key: value.numpy() for key, value in outputs.items()}
 
-    def run_files(images):
-        files = tf.stack([tf.io.encode_png(image) for image in images])
+    def run_files(files):
+        if isinstance(files, np.ndarray):  # images
+            files = [tf.io.encode_png(image).numpy() for image in files]
+        files = tf.constant(files)
         outputs = model.signatures["serving_bytes"](image_bytes=files)
         return outputs["probabilities"].numpy()
 
@@ -75,13 +81,16 @@ FORMATS: dict[str, tuple[Callable, tuple[str, ...]]] = {
 }
 
 
-def outputs_of(format: str, folder: str, images: np.ndarray) -> dict[str, Any]:
+def outputs_of(
+    format: str, folder: str, images: np.ndarray, files: Sequence[bytes] = ()
+) -> dict[str, Any]:
     """Runs a model on images, uint8 `[N, H, W, 3]`, and times it.
 
     Returns:
         `probabilities` and, of a SavedModel, `class_id` and `label`;
-        `batch_of_one`, the probabilities of the first image, and `from_bytes`,
-        those of the first images as PNG files; and `images_per_second`.
+        `batch_of_one`, the probabilities of the first image; `from_bytes` and
+        `from_files`, those of the first images as PNG files and of the image
+        files given; and `images_per_second`.
     """
     opener, _ = FORMATS[format]
     run, run_files = opener(folder)
@@ -95,6 +104,8 @@ def outputs_of(format: str, folder: str, images: np.ndarray) -> dict[str, Any]:
         outputs[key] = np.concatenate([batch[key] for batch in batches])
     if run_files:
         outputs["from_bytes"] = run_files(images[:ENCODED])
+        if files:
+            outputs["from_files"] = run_files(files)
     return outputs
 
 
@@ -168,6 +179,17 @@ def compare(
         "difference": differences["probabilities"],
         "images_per_second": outputs["images_per_second"],
     }
+    if "from_files" in outputs:
+        rows, expected = outputs["from_files"], reference[sample["files"]]
+        same = int(np.sum(rows.argmax(1) == expected.argmax(1)))
+        difference = float(np.abs(rows - expected).mean())
+        if not difference <= FILES_TOLERANCE:
+            sys.exit(
+                f"serving_bytes classifies {same} of {len(rows)} image files "
+                "as the Keras model does; its probabilities differ by "
+                f"{difference:.3f} on average"
+            )
+        measures |= {"files": len(rows), "files_same_class": same}
     if "labels" in sample:
         top1, keras_top1 = (
             float(np.mean(rows.argmax(1) == sample["labels"]))
@@ -183,7 +205,11 @@ if __name__ == "__main__":
         sys.modules[name] = None  # type: ignore  # as if not installed
     sample = np.load(os.path.join(scratch, "sample.npz"))
     reference = np.load(os.path.join(scratch, "reference.npy"))
-    outputs = outputs_of(format, folder, sample["images"])
+    files = [
+        Path(scratch, "files", str(index)).read_bytes()
+        for index in sample.get("files", ())
+    ]
+    outputs = outputs_of(format, folder, sample["images"], files)
     measures = compare(outputs, reference, sample, *map(float, tolerance))
     if "batch_sizes" in sample:
         run, _ = FORMATS[format][0](folder)

@@ -235,7 +235,14 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     Raises:
         InputError: An entry differs.
     """
-    arguments = {"recipe.name": "recipe", "dataset.name": "dataset"}
+    arguments = {
+        "recipe.name": "recipe",
+        "dataset.name": "dataset",
+        "request.image_size": "image_size",
+    }
+    data = changes.get("dataset", {})
+    if "fingerprints" in data and data["name"] == config["dataset"]["name"]:
+        check_data(config, data["fingerprints"])
     old, new = flattened(config), flattened(changes)
     different = [
         f"{arguments.get(key, key.removeprefix('recipe.'))}={value!r}, which "
@@ -250,6 +257,40 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
             f"cannot resume with {', '.join(different[:3])}: resume without "
             "the change, or start a new run in another folder"
         )
+
+
+def check_data(
+    config: Mapping[str, Any],
+    fingerprints: Mapping[str, str],
+    allow_changed_data: bool | None = None,
+) -> bool:
+    """Returns whether the data of a run are still those it was trained on.
+
+    Args:
+        config: Of the run.
+        fingerprints: Of the `Dataset` that its request loads now.
+        allow_changed_data: Return `False` where they are not; `None` where
+            that cannot be allowed.
+
+    Raises:
+        InputError: They are not, and that is not allowed.
+    """
+    old = config["dataset"].get("fingerprints", {})
+    changed = {
+        split
+        for split in old | fingerprints
+        if old.get(split) != fingerprints.get(split)
+    }
+    if changed and not allow_changed_data:
+        remedy = "allow_changed_data=True goes on, and says so"
+        if allow_changed_data is None:
+            remedy = "start a new run in another folder"
+        raise InputError(
+            f"the images of {config['dataset']['name']} "
+            f"({', '.join(sorted(changed))}) are not those that the run was "
+            f"trained on: restore them, or {remedy}"
+        )
+    return not changed
 
 
 def identity(config: Mapping[str, Any]) -> str:

@@ -1,11 +1,15 @@
 """One's own images: classes, sizes, splits, and what is refused."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from keras_resnet_cifar.cli import main as cli
-from keras_resnet_cifar.data import folders, shapes
+from keras_resnet_cifar.data import images
 from keras_resnet_cifar.data.folders import class_names, load_folders
 from keras_resnet_cifar.data.load import load_dataset
 from keras_resnet_cifar.errors import InputError
@@ -54,7 +58,7 @@ def test_classes_are_the_sorted_folder_names(folder):
 def test_images_become_squares_of_the_median_side(folder):
     write(folder / "train" / "ant" / "large.jpg", (640, 480))
     write(folder / "test" / "ant" / "tall.png", (16, 64))
-    splits = load_folders(folder)
+    splits = load_folders(folder).splits
     images, _ = splits["train"]
     assert images.shape == (31, 32, 32, 3)
     # 40 x 32, already 32 high: its middle as it is, 9 of 13 black columns.
@@ -66,11 +70,11 @@ def test_images_become_squares_of_the_median_side(folder):
 def test_each_image_is_decoded_once(folder, monkeypatch):
     write(folder / "train" / "ant" / "wide.jpg", (480, 20))
     decoded = []
-    decode = folders.open_image
+    decode = images.open_image
     monkeypatch.setattr(
-        folders, "open_image", lambda path: decoded.append(path) or decode(path)
+        images, "open_image", lambda path: decoded.append(path) or decode(path)
     )
-    splits = load_folders(folder)
+    splits = load_folders(folder).splits
     assert len(decoded) == len(set(decoded)) == 31 + 6 + 12
     assert splits["train"][0].shape == (31, 32, 32, 3)
 
@@ -78,40 +82,85 @@ def test_each_image_is_decoded_once(folder, monkeypatch):
 def test_large_images_become_256(tmp_path):
     for name in CLASSES:
         write(tmp_path / "train" / name / "a.png", (400, 300))
-    assert load_folders(tmp_path)["train"][0].shape == (3, 256, 256, 3)
+        write(tmp_path / "test" / name / "a.png", (40, 30))
+    assert load_folders(tmp_path).splits["train"][0].shape == (3, 256, 256, 3)
 
 
 def test_palettes_grey_and_rotated_photos_are_rgb(tmp_path):
     for name in CLASSES:
-        write(tmp_path / name / "a.png", (32, 32))
-    Image.new("L", (32, 32), 7).save(tmp_path / "ant" / "grey.png")
-    Image.new("P", (32, 32), 1).save(tmp_path / "ant" / "palette.gif")
+        write(tmp_path / "test" / name / "a.png", (32, 32))
+        write(tmp_path / "train" / name / "a.png", (32, 32))
+    ants = tmp_path / "train" / "ant"
+    Image.new("L", (32, 32), 7).save(ants / "grey.png")
+    Image.new("P", (32, 32), 1).save(ants / "palette.gif")
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    write(tmp_path / "ant" / "upside-down.png", (32, 32), exif=exif)
-    images, labels = load_folders(tmp_path)["train"]
+    write(ants / "upside-down.png", (32, 32), exif=exif)
+    images, labels = load_folders(tmp_path).splits["train"]
     assert labels.tolist() == [0, 0, 0, 0, 1, 2]
     assert (images[1] == 7).all()
     assert (images[3, :, -10:] == 0).all()
 
 
-def test_without_test_and_val_they_are_taken_off(folder, tmp_path):
-    data = load_dataset(str(folder / "train"), validation=6, seed=1)
-    assert [len(s) for s in (data.train, data.validation, data.test)] == [
-        18,
-        6,
-        6,
-    ]
-    assert np.bincount(data.test.labels).tolist() == [2, 2, 2]
-    other = load_dataset(str(folder / "train"), validation=6, seed=2)
-    np.testing.assert_array_equal(other.test.images, data.test.images)
-    assert other.train.images.tolist() != data.train.images.tolist()
+def names_of(files):
+    return {str(path) for path in files}
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """Two classes of 50 images without train/ and test/."""
+    for label, name in enumerate(CLASSES[:2]):
+        for index in range(50):
+            path = tmp_path / "flat" / name / f"{index}.png"
+            write(path, (20 + index % 3, 20), shade=label + 2 * index)
+    return tmp_path / "flat"
+
+
+def test_an_image_never_changes_sides(flat):
+    before = load_folders(flat, 20, validation=0.2)
+    assert 60 <= len(before.files["train"]) <= 75
+    assert 10 <= len(before.files["test"]) <= 30
+    old = {split: names_of(files) for split, files in before.files.items()}
+    assert len(old["train"] | old["validation"] | old["test"]) == 100
+    for index in range(100):
+        write(flat / "ant" / f"0-{index}.png", (40, 44), shade=200 + index % 50)
+    (flat / "bee" / "0.png").unlink()
+    after = load_folders(flat, 20, validation=0.2)
+    for split, names in old.items():
+        others = {*old} - {split}
+        new = names_of(after.files[split])
+        assert names - {str(flat / "bee" / "0.png")} <= new
+        assert not any(new & old[other] for other in others)
+    assert old["validation"] != names_of(
+        load_folders(flat, 20, validation=0.2, seed=1).files["validation"]
+    )
+
+
+def test_a_class_without_training_images_is_refused(tmp_path):
+    for index in range(300):
+        write(tmp_path / f"class{index:03}" / "a.png", (4, 4), index % 256)
+    with pytest.raises(InputError, match="too few images"):
+        load_dataset(str(tmp_path))
+
+
+def test_images_are_read_at_the_size_asked_for(flat):
+    data = load_dataset(str(flat), image_size=(24, 30))
+    assert data.test.images.shape[1:] == (24, 30, 3)
+    assert data.request["image_size"] == [24, 30]
+    by_median = load_dataset(str(flat))
+    assert by_median.request["image_size"] == [20, 20]
+    with pytest.raises(InputError, match=r"image_size=\[0, 3\]"):
+        load_dataset(str(flat), image_size=[0, 3])
+    with pytest.raises(InputError, match="image_size=20 is for a folder"):
+        load_dataset("shapes", image_size=20)
 
 
 def test_more_than_256_classes(tmp_path):
     for index in range(300):
-        write(tmp_path / f"class{index:03}" / "a.png", (4, 4), index % 256)
-    _, labels = load_folders(tmp_path)["train"]
+        for split in ("train", "test"):
+            path = tmp_path / split / f"class{index:03}" / "a.png"
+            write(path, (4, 4), index % 256)
+    _, labels = load_folders(tmp_path).splits["train"]
     assert labels.dtype == np.uint16
     assert labels.tolist() == list(range(300))
 
@@ -155,18 +204,76 @@ def test_the_name_of_no_folder(tmp_path):
         load_dataset(str(tmp_path / "nowhere"))
 
 
-def test_train_and_predict_by_the_command(tmp_path, capsys):
-    images, labels = shapes.draw(96, seed=0)
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        path = tmp_path / "photos" / f"class{label}" / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
-    run = str(tmp_path / "run")
-    command = ["train", "--arch", "resnet8", "--epochs", "1", "--quiet"]
-    command += ["--batch-size", "32", "--dataset", str(tmp_path / "photos")]
-    assert cli.main([*command, "--output-dir", run]) == 0
-    capsys.readouterr()
-    # Elsewhere, without the images, the run still knows its classes.
-    (tmp_path / "photos").rename(tmp_path / "moved")
-    assert cli.main(["predict", run, str(path).replace("photos", "moved")]) == 0
-    assert "class" in capsys.readouterr().out.split(":")[1]
+def ellipses(folder, count, size=(64, 32)):
+    """Wide and tall ellipses; squashed to a square the wide ones are tall."""
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        for name in ("tall", "wide"):
+            image = Image.new("RGB", size, tuple(rng.integers(0, 90, 3)))
+            long, short = rng.integers(10, 13), rng.integers(7, 9)
+            x, y = (long, short) if name == "wide" else (short, long)
+            column, row = size[0] // 2, size[1] // 2
+            box = (column - x, row - y, column + x, row + y)
+            ImageDraw.Draw(image).ellipse(box, fill=(230, 220, 200))
+            path = folder / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+
+
+@pytest.fixture(scope="module")
+def ellipse_run(tmp_path_factory):
+    """A run on images of 64 x 32, and its folder of images."""
+    root = tmp_path_factory.mktemp("ellipses")
+    ellipses(root / "images", 160)
+    command = ["train", "--arch", "resnet8", "--epochs", "5", "--quiet"]
+    command += ["--batch-size", "32", "--dataset", str(root / "images")]
+    assert cli.main([*command, "--output-dir", str(root / "run")]) == 0
+    return root / "run", root / "images"
+
+
+def test_images_that_are_not_square_are_cut_alike_everywhere(
+    ellipse_run, tmp_path, capsys
+):
+    run, images = ellipse_run
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["last"]["test"]["top1"] > 0.95
+    # Elsewhere, without its images, the run still knows its classes.
+    copy = shutil.copytree(run, tmp_path / "run")
+    files = sorted(map(str, images.rglob("*.png")))
+    assert cli.main(["predict", str(copy), *files, "--top", "1"]) == 0
+    lines = [line.split(": ") for line in capsys.readouterr().out.splitlines()]
+    right = [Path(file).parent.name in answer for file, answer in lines]
+    assert len(right) == 320
+    assert np.mean(right) > 0.95
+
+
+@pytest.mark.slow
+def test_the_export_is_verified_on_the_files(ellipse_run, tmp_path, capsys):
+    run, _ = ellipse_run
+    out = str(tmp_path / "served")
+    assert cli.main(["export", str(run), "--out", out]) == 0
+    assert "serving_bytes: 32 of 32 image files" in capsys.readouterr().out
+
+
+def test_data_that_changed_are_noticed(ellipse_run, tmp_path, capsys):
+    run, images = ellipse_run
+    backup = shutil.copytree(images, tmp_path / "images")
+    try:
+        for index in range(30):
+            name = f"wide/new{index}.png"
+            Image.new("RGB", (60, 50), (index, 0, 9)).save(images / name)
+        assert cli.main(["evaluate", str(run)]) == 2
+        assert "are not those that the run was" in capsys.readouterr().err
+        assert cli.main(["evaluate", str(run), "--allow-changed-data"]) == 0
+        assert "changed since the training" in capsys.readouterr().out
+        assert cli.main(["train", "--resume", str(run)]) == 2
+        message = capsys.readouterr().err
+        assert "(test, train) are not those" in message
+        assert "start a new run" in message
+        # A model file has no run: its images are read at its own size.
+        copy = shutil.copy(run / "last.keras", tmp_path / "net.keras")
+        command = ["evaluate", str(copy), "--dataset", str(images)]
+        assert cli.main(command) == 0
+    finally:
+        shutil.rmtree(images)
+        shutil.move(backup, images)

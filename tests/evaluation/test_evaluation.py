@@ -11,6 +11,7 @@ import pytest
 from helpers import refusal
 from PIL import Image
 
+from keras_resnet_cifar.data.images import read_image
 from keras_resnet_cifar.errors import InputError, Stopped
 from keras_resnet_cifar.evaluation import evaluate as evaluation
 from keras_resnet_cifar.evaluation.evaluate import (
@@ -19,7 +20,7 @@ from keras_resnet_cifar.evaluation.evaluate import (
     report,
     split_logits,
 )
-from keras_resnet_cifar.evaluation.predict import predict_files, read_image
+from keras_resnet_cifar.evaluation.predict import predict_files
 from keras_resnet_cifar.models.saving import load_model
 
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_resnet_cifar.data.images import read_image
 from keras_resnet_cifar.evaluation.evaluate import logits_of
 from keras_resnet_cifar.evaluation.metrics import softmax
-from keras_resnet_cifar.evaluation.predict import read_image
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("served graphs are TensorFlow's", allow_module_level=True)
 
 import tensorflow as tf
 
-from keras_resnet_cifar.export import formats
+from keras_resnet_cifar.export import export, formats
 
 
 def picture(width, height, mode="RGB"):
@@ -156,3 +156,18 @@ def test_warmup_requests_run(loaded, exported):
         for name in ("serving_default", "serving_bytes")
         for count in formats.WARMUP_BATCHES
     ]
+
+
+def test_files_that_are_turned_by_exif_are_left_out(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(32, 32).save(tmp_path / "a.jpg")
+    picture(32, 32).save(tmp_path / "b.webp")
+    picture(32, 32).save(tmp_path / "c.jpg", exif=exif)
+    sample, names = {}, ("c.jpg", "b.webp", "a.jpg")
+    with pytest.warns(UserWarning, match="turns 1 of the test images"):
+        export._copy_files(
+            [tmp_path / name for name in names], sample, tmp_path / "files"
+        )
+    assert sample["files"].tolist() == [2]
+    assert [path.name for path in (tmp_path / "files").iterdir()] == ["2"]

@@ -51,6 +51,16 @@ def test_accuracy():
     assert result["keras_top1"] == pytest.approx(2 / 3)
 
 
+def test_image_files_may_be_off_by_what_decoders_differ():
+    sample = SAMPLE | {"files": np.array([0, 2])}
+    output = outputs(from_files=off(0.11)[[0, 2]])
+    result = compare(output, REFERENCE, sample, TOLERANCE)
+    assert (result["files"], result["files_same_class"]) == (2, 1)
+    output = outputs(from_files=off(0.2)[[0, 2]])
+    with pytest.raises(SystemExit, match="1 of 2 image files"):
+        compare(output, REFERENCE, sample, TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
