@@ -113,10 +113,37 @@ class _WandB:
         self._log.finish(int(failed))
 
 
+class _Trackio:
+    def __init__(self, folder: Path, params: dict[str, Any], run: str | None):
+        import trackio
+
+        self._trackio = trackio
+        self.run = run or f"{folder.name}-{secrets.token_hex(2)}"
+        trackio.init(
+            "keras_resnet_cifar",
+            self.run,
+            config=params,
+            resume="allow",
+            embed=False,
+        )
+
+    def log(self, values, step):
+        self._trackio.log(values, step)
+
+    def finish(self, pictures, card):
+        shown = {path.stem: self._trackio.Image(path) for path in pictures}
+        text = self._trackio.Markdown(card.read_text("utf-8"))
+        self._trackio.log(shown | {"model card": text})
+
+    def close(self, failed):
+        self._trackio.finish()
+
+
 TRACKERS: dict[str, Any] = {
     "tensorboard": _TensorBoard,
     "mlflow": _MLflow,
     "wandb": _WandB,
+    "trackio": _Trackio,
 }
 
 

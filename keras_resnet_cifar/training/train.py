@@ -127,9 +127,9 @@ def train(
             A run that is resumed within an epoch begins them twice. The
             recipe sets the rate: `LearningRateScheduler` is refused.
         track: Trackers that follow the run, a name or several of
-            `"tensorboard"` (in the output_dir), `"mlflow"` and `"wandb"`. One
-            that fails is left out, with a warning. A resumed run goes on in
-            the same run of theirs.
+            `"tensorboard"` (in the output_dir), `"mlflow"`, `"wandb"` and
+            `"trackio"`. One that fails is left out, with a warning. A resumed
+            run goes on in the same run of theirs.
         verbose: Print Keras's line per epoch, or its bar on a terminal.
         **changes: Fields of the recipe to replace, e.g. `epochs=12`.
 

@@ -182,3 +182,20 @@ def test_wandb_offline(followed, monkeypatch):
     assert len(parts) == 2
     for part in parts:
         assert list(part.parent.rglob("README.md"))
+
+
+@pytest.mark.slow
+def test_trackio(followed, tmp_path, monkeypatch):
+    """In its local store."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio")
+    run = followed("trackio")
+    name = json.loads((run.path / "tracking.json").read_text())["trackio"]
+    (found,) = trackio.Api().runs("keras_resnet_cifar")
+    assert found.name == name
+    assert found.config["recipe.name"] == "fast"
+    store = trackio.SQLiteStorage
+    rows = store.get_logs("keras_resnet_cifar", name, run_id=found.id)
+    losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    assert losses == [(1, 1.0), (2, 0.5)]
+    assert {"curves", "model card"} <= {key for row in rows for key in row}
