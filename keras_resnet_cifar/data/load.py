@@ -1,5 +1,7 @@
 """Loads a dataset into memory, verified, with a validation split if wanted."""
 
+import contextlib
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +17,12 @@ from keras_resnet_cifar.data.datasets import (
     FINE_TO_COARSE,
     check_known,
 )
-from keras_resnet_cifar.data.splits import Split, fingerprint, hold_out
+from keras_resnet_cifar.data.splits import (
+    Split,
+    checked_split,
+    fingerprint,
+    hold_out,
+)
 from keras_resnet_cifar.errors import InputError
 
 DATA_VARIABLE = "KERAS_RESNET_CIFAR_DATA"
@@ -23,7 +30,7 @@ DATA_VARIABLE = "KERAS_RESNET_CIFAR_DATA"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:
-    """A dataset in memory.
+    """A dataset in memory, whose splits are checked when it is made.
 
     Attributes:
         name: Its name in `DATASETS`, or the folder of the user's own images.
@@ -37,9 +44,12 @@ class Dataset:
         request: The arguments of `load_dataset` that load it again.
         test_files: The files of the test split, where it was read from a
             folder of images.
+
+    Raises:
+        InputError: A split cannot be trained on, see `from_arrays`.
     """
 
-    name: str
+    name: str = "arrays"
     train: Split
     validation: Split | None = None
     test: Split | None = None
@@ -49,6 +59,80 @@ class Dataset:
     verified: bool = True
     request: dict = field(default_factory=dict)
     test_files: Sequence[Path] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            split = getattr(self, name)
+            if isinstance(split, Split):
+                split = checked_split(
+                    name, split.images, split.labels, self.num_classes
+                )
+                object.__setattr__(self, name, split)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: Any,
+        labels: Any,
+        *,
+        class_names: Sequence[object] | None = None,
+        validation: tuple | int | float | None = None,
+        test: tuple | None = None,
+        seed: int = 0,
+    ) -> "Dataset":
+        """Returns a `Dataset` of your own arrays.
+
+        Args:
+            images: `[N, H, W, 3]` (R, G, B) or `[N, H, W, 1]`, from 0 to 255;
+                integers, or floats, which become float32.
+            labels: Whole numbers `[N]` or `[N, 1]`, or one-hot `[N, classes]`.
+            class_names: One name per class; by default the numbers up to the
+                largest label.
+            validation: `(images, labels)`, or how many images to take off the
+                train split, as a count, or as a fraction if a float.
+            test: `(images, labels)`, or `None`.
+            seed: Seed of a validation split that is taken off.
+
+        Raises:
+            InputError: The arrays do not fit, or hold images from 0 to 1.
+
+        Examples:
+
+        >>> (x, y), test = keras.datasets.cifar10.load_data()
+        >>> data = Dataset.from_arrays(x, y, validation=0.1, test=test)
+        """
+        if class_names is None:
+            known = np.zeros(0)
+            with contextlib.suppress(ValueError):  # else refused below
+                known = np.asarray(labels)
+            one_hot = known.ndim == 2 and known.shape[1] > 1
+            whole = known.size and known.dtype.kind in "iu"
+            last = int(known.max()) if whole else 0
+            class_names = range(known.shape[1] if one_hot else last + 1)
+        classes = len(class_names)
+        train = checked_split("train", images, labels, classes)
+        splits: dict = {}
+        for name, pair in (("validation", validation), ("test", test)):
+            if pair is None or isinstance(pair, numbers.Real):
+                continue
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise InputError(f"{name}: give (images, labels) as arrays")
+            splits[name] = checked_split(name, pair[0], pair[1], classes)
+        fingerprints = {
+            name: fingerprint(split.images, split.labels)
+            for name, split in {"train": train, **splits}.items()
+            if name != "validation"
+        }
+        if isinstance(validation, numbers.Real):
+            train, splits["validation"] = hold_out(train, validation, seed)
+        return cls(
+            train=train,
+            **splits,
+            class_names=tuple(map(str, class_names)),
+            source="arrays",
+            fingerprints=fingerprints,
+            verified=False,
+        )
 
     @property
     def num_classes(self) -> int:

@@ -2,18 +2,19 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, one_line
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images `[N, H, W, 3]` (R, G, B), 0 to 255, and their labels `[N]`.
+    """Images `[N, H, W, 3]` (R, G, B) or `[N, H, W, 1]`, and labels `[N]`.
 
-    `load_dataset` returns uint8, uint16 for labels of more than 256 classes.
-    Arrays given to `train` keep their dtype, for example float32 or int64.
+    Images are from 0 to 255. `load_dataset` returns uint8, uint16 for labels of
+    more than 256 classes. A `Dataset` checks its splits, see `checked_split`.
     """
 
     images: np.ndarray
@@ -21,6 +22,70 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def checked_split(name: str, images: Any, labels: Any, classes: int) -> Split:
+    """Returns arrays as a `Split`, if a net can be trained on them.
+
+    Images keep their dtype; floats become float32. Labels become `[N]`.
+
+    Args:
+        name: What errors call the split.
+        images: `[N, H, W, 3]` or `[N, H, W, 1]`, from 0 to 255.
+        labels: Whole numbers `[N]` or `[N, 1]`, or one-hot `[N, classes]`.
+        classes: The number of classes.
+
+    Raises:
+        InputError: They are something else, or look like images from 0 to 1.
+    """
+    try:
+        images, labels = np.asarray(images), np.asarray(labels)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{name}: give (images, labels) as arrays ({one_line(error)})"
+        ) from error
+    if (
+        images.ndim != 4
+        or images.shape[3] not in (1, 3)
+        or images.dtype.kind not in "uif"
+    ):
+        grey = "; for grayscale, images[..., None]" if images.ndim == 3 else ""
+        raise InputError(
+            f"{name}: images are {images.dtype} {images.shape}; give numbers "
+            f"[N, H, W, 3] or [N, H, W, 1] from 0 to 255{grey}"
+        )
+    if labels.ndim == 2 and labels.shape[1] == classes > 1:
+        rows = ((labels == 0) | (labels == 1)).all() and labels.sum(1) == 1
+        if not np.all(rows):
+            raise InputError(f"{name}: give labels [N], or one-hot rows")
+        labels = labels.argmax(1)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or len(labels) != len(images) or not images.size:
+        raise InputError(
+            f"{name}: images are {images.shape} and labels {labels.shape}; "
+            "give at least one image, and one label for each"
+        )
+    if labels.dtype.kind not in "iu" or not (
+        0 <= labels.min() <= labels.max() < classes
+    ):
+        raise InputError(
+            f"{name}: labels must be whole numbers from 0 to {classes - 1}, as "
+            f"there are {classes} classes"
+        )
+    if images.dtype.kind == "f":
+        images = images.astype("float32", copy=False)
+        if not np.isfinite(images).all():
+            raise InputError(f"{name}: images are not finite; remove these")
+    low, high = images.min(), images.max()
+    if low < 0 or high > 255 or high <= 1:
+        to_one = low >= 0 and 0 < high <= 1
+        remedy = "multiply them by 255" if to_one else "rescale them"
+        raise InputError(
+            f"{name}: images are {images.dtype} from {low:.4g} to {high:.4g}, "
+            f"and models take 0 to 255: {remedy}"
+        )
+    return Split(images, labels)
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
@@ -31,8 +96,8 @@ def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
     256 on two).
 
     Args:
-        images: uint8 `[N, H, W, 3]`.
-        labels: uint8 or uint16 `[N]`; of CIFAR-100 the fine ones.
+        images: `[N, H, W, channels]`, uint8 if published.
+        labels: Integers `[N]`; of CIFAR-100 the fine ones.
     """
     return hashlib.sha256(
         b"".join(sorted(_digests(images, labels)))

@@ -14,7 +14,8 @@ from keras_resnet_cifar.data.batches import (
     StreamedBatches,
     StreamedSplit,
 )
-from keras_resnet_cifar.data.load import Dataset, Split, fingerprint
+from keras_resnet_cifar.data.load import Dataset
+from keras_resnet_cifar.data.splits import Split, checked_split
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.models.saving import check_classifier
 from keras_resnet_cifar.training.recipes import Recipe
@@ -45,75 +46,19 @@ def as_dataset(
             )
         return data
     check_classifier(model)
-    classes = model.output_shape[-1]
-    train: Any
-    fingerprints = {}
+    classes = range(model.output_shape[-1])
     if isinstance(data, tuple) and len(data) == 2:
-        name, train = "arrays", _split("data", data, classes)
-        fingerprints["train"] = fingerprint(train.images, train.labels)
-    else:
-        name, train = "stream", _stream(data, classes)
-    validation = None
-    if validation_data is not None:
-        validation = _split("validation_data", validation_data, classes)
+        return Dataset.from_arrays(
+            *data, class_names=classes, validation=validation_data
+        )
     return Dataset(
-        name=name,
-        train=train,
-        validation=validation,
-        test=None,
-        class_names=tuple(map(str, range(classes))),
+        name="stream",
+        train=_stream(data, len(classes)),
+        validation=Split(*validation_data) if validation_data else None,
+        class_names=tuple(map(str, classes)),
         source="given to train",
-        fingerprints=fingerprints,
         verified=False,
-        request={},
     )
-
-
-def _split(name, arrays, classes):
-    """Returns the `Split` of arrays, if they can be trained on."""
-    try:
-        images, labels = (np.asarray(array) for array in arrays)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{name}: give (images, labels) as arrays ({one_line(error)})"
-        ) from error
-    if (
-        images.ndim != 4
-        or images.shape[3] != 3
-        or images.dtype.kind not in "uif"
-    ):
-        raise InputError(
-            f"{name}: images are {images.dtype} {images.shape}; give numbers "
-            "[N, H, W, 3] from 0 to 255"
-        )
-    if images.dtype.kind == "f":
-        images = images.astype("float32")
-        if not np.isfinite(images).all():
-            raise InputError(f"{name}: images are not finite; remove these")
-        if images.size and images.max() <= 1:
-            raise InputError(
-                f"{name}: images are floats up to {images.max():.3g}, and the "
-                "model takes 0 to 255: multiply them by 255"
-            )
-    if labels.ndim == 2 and labels.shape[1] == classes > 1:
-        if not ((labels == 0) | (labels == 1)).all():
-            raise InputError(f"{name}: give labels [N], or one-hot rows")
-        labels = labels.argmax(1)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or len(labels) != len(images) or not len(images):
-        raise InputError(
-            f"{name}: images are {images.shape} and labels {labels.shape}; "
-            "give at least one image, and one label for each"
-        )
-    if labels.dtype.kind not in "iu" or not (
-        0 <= labels.min() <= labels.max() < classes
-    ):
-        raise InputError(
-            f"{name}: labels must be whole numbers from 0 to {classes - 1}, "
-            "one class for each output of the model"
-        )
-    return Split(images, labels)
 
 
 def _stream(data, classes):
@@ -143,7 +88,7 @@ def _stream(data, classes):
         ) from error
     if not isinstance(batch, tuple) or len(batch) not in (2, 3):
         raise InputError("data: give batches (images, labels)")
-    _split("the first batch of data", batch[:2], classes)
+    checked_split("the first batch of data", *batch[:2], classes)
     return StreamedSplit(data)
 
 
