@@ -42,7 +42,8 @@ def predict_files(
         InputError: A file is not an image, the names do not fit the model, or
             it cannot be explained, as `grad_cam` says.
     """
-    check_classifier(model, len(class_names) if class_names else None)
+    classes = len(class_names) if class_names else None
+    check_classifier(model, classes, (None, None, 3))
     names = class_names or list(map(str, range(model.output_shape[1])))
     if top < 1:
         raise InputError(f"top={top}: ask for at least 1 class")

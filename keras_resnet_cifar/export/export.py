@@ -182,7 +182,7 @@ def export_model(
     ):
         scratch = Path(temporary)
         model, config, card = _source(model_or_run)
-        check_classifier(model)
+        check_classifier(model, image_shape=(None, None, 3))
         config = config or {"request": {}, "dataset": {}}
         dataset, same = _loaded(config["request"], data, model)
         description, sample = _sample(model, config, dataset, int8, images)

@@ -17,7 +17,7 @@ from keras_resnet_cifar.finetuning.backbones import (
 )
 from keras_resnet_cifar.models.cloning import clone_with
 from keras_resnet_cifar.models.resnet import build_resnet
-from keras_resnet_cifar.models.saving import load_model
+from keras_resnet_cifar.models.saving import check_classifier, load_model
 from keras_resnet_cifar.models.torch_checkpoints import load_torch_checkpoint
 from keras_resnet_cifar.pytorch.files import FORMATS
 
@@ -84,6 +84,7 @@ def _checked_size(size, default):
 
 def _own_net(model, name, image_size):
     """Returns a net like ours up to its head, with its normalization."""
+    check_classifier(model, image_shape=(None, None, 3), name=name)
     pools = [x for x in model.layers if isinstance(x, GlobalAveragePooling2D)]
     if not pools:
         raise InputError(

@@ -38,7 +38,8 @@ def assemble(
     shape = input_shape or (side, side, 3)
     shape = _checked_input_shape(shape, len(net.widths))
     inputs = keras.Input(shape, name="image")
-    x = input_normalization(normalization, name="normalization")(inputs)
+    normalize = input_normalization(normalization, "normalization", shape[2])
+    x = normalize(inputs)
     x = blocks.STEMS[net.stem](x, net.stem_width, net.preactivation)
     x = _stages(x, net)
     if net.preactivation and net.final_norm:
@@ -116,9 +117,10 @@ def _checked_input_shape(shape: Any, stages: int) -> tuple:
     shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
     sides = [side for side in shape if side is not None]
     whole = all(isinstance(side, numbers.Integral) for side in sides)
-    if not whole or len(shape) != 3 or shape[2] != 3:
+    if not whole or len(shape) != 3 or shape[2] not in (1, 3):
         raise InputError(
-            f"input_shape={shape}: give (height, width, 3), channels last"
+            f"input_shape={shape}: give (height, width, channels), with 3 "
+            "channels, or 1 for grayscale"
         )
     if min(sides[:-1], default=smallest) < smallest:
         raise InputError(

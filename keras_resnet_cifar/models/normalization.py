@@ -15,17 +15,21 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CAFFE_MEAN = (103.939, 116.779, 123.68)
 
 
-def input_normalization(kind: Any, name: str | None = None) -> layers.Layer:
+def input_normalization(
+    kind: Any, name: str | None = None, channels: int = 3
+) -> layers.Layer:
     """Returns a stock layer that normalizes images with values 0 to 255.
 
     It computes in float32 under any policy: bfloat16 would round the pixels.
     Called directly, not in a model, `"per_image"` takes float images only.
 
     Args:
-        kind: A data set's name, `"imagenet"`, `(mean, std)` with three
-            numbers each, from 0 to 1, `"per_image"` (each image to mean 0 and
-            variance 1), `None` (scaled to 0 to 1), or a layer to copy.
+        kind: A data set's name, `"imagenet"`, `(mean, std)` of each channel,
+            from 0 to 1, `"per_image"` (each image to mean 0 and variance 1),
+            `None` (scaled to 0 to 1), or a layer to copy. The names are for
+            RGB.
         name: Name of the layer.
+        channels: 3 (RGB) or 1 (grayscale).
 
     Raises:
         InputError: `kind` is none of these.
@@ -48,16 +52,26 @@ def input_normalization(kind: Any, name: str | None = None) -> layers.Layer:
         known["imagenet"] = IMAGENET
         if kind not in known:
             raise unknown("normalization", kind, [*known, "per_image"])
+        if channels != 3:
+            raise InputError(
+                f"normalization={kind!r} is for RGB: give (mean, std) of the "
+                "one channel, from 0 to 1, 'per_image' or None"
+            )
         kind = known[kind]
     try:
-        mean, std = (np.asarray(part, "float64") for part in kind)
+        statistics = np.array([np.ravel(part) for part in kind], "float64")
     except (TypeError, ValueError):
-        mean = std = np.zeros(0)
-    if mean.shape != (3,) or std.shape != (3,) or not (std > 0).all():
+        statistics = np.zeros(0)
+    in_range = ((statistics >= 0) & (statistics <= 1)).all()
+    if statistics.shape != (2, channels) or not (
+        in_range and statistics[1].all()
+    ):
+        numbers = "three numbers each" if channels == 3 else "one number each"
         raise InputError(
-            f"normalization={kind!r}: give (mean, std), three numbers each, "
-            "from 0 to 1, or a name"
+            f"normalization={kind!r}: give (mean, std), {numbers}, of images "
+            "from 0 to 1 (divide those of 0 to 255 by 255), or a name"
         )
+    mean, std = statistics
     return layers.Normalization(
         mean=(255 * mean).tolist(),
         variance=((255 * std) ** 2).tolist(),

@@ -31,7 +31,7 @@ def build_resnet(
 ) -> keras.Model:
     """Builds a ResNet of the literature as a functional `keras.Model`.
 
-    The model takes raw images `[N, H, W, 3]`, uint8 or float from 0 to 255,
+    The model takes raw images `[N, H, W, 3]` (or 1), uint8 or float, 0 to 255,
     normalizes them, and returns float32 logits `[N, num_classes]`, also under
     a mixed precision policy. It consists of stock Keras layers only.
 
@@ -56,12 +56,13 @@ def build_resnet(
             checkpoint), `"hf://user/name"` at the Hugging Face Hub, or `None`
             for random ones.
         num_classes: Size of the output; by default that of the weights, or 10.
-        input_shape: `(H, W, 3)`; by default 32x32, or 224x224 with the
-            ImageNet stem. `None` for H and W takes any size.
+        input_shape: `(H, W, 3)`, or `(H, W, 1)` for grayscale; by default
+            32x32, or 224x224 with the ImageNet stem, and RGB. `None` for H and
+            W takes any size.
         normalization: A data set's name (its channel statistics),
             `"imagenet"`, `(mean, std)` in 0 to 1, `"per_image"`, or `None`
-            (only scaled to 0 to 1). `"auto"` is that of the weights, or
-            CIFAR-10's without any.
+            (only scaled to 0 to 1). `"auto"` is that of the weights; without
+            any, CIFAR-10's for RGB, and `None` for grayscale.
         activation: Of the head: `None` for logits, or e.g. `"softmax"`.
 
     Returns:
@@ -99,7 +100,8 @@ def build_resnet(
         num_classes = donor.output_shape[-1]
         normalization = donor.get_layer("normalization") if auto else given
     elif auto:
-        normalization = "cifar10"
+        grey = input_shape is not None and tuple(input_shape)[2:] == (1,)
+        normalization = None if grey else "cifar10"
     classes = 10 if num_classes is None else num_classes
     model = assemble(net, classes, input_shape, normalization, activation)
     if donor is not None:

@@ -1,5 +1,6 @@
 """Loads and saves classifiers as `.keras` files, and checks what they are."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import keras
 
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import atomic_write, check_zip
+from keras_resnet_cifar.models.nets import leaf_layers
 
 
 def load_model(path: str | Path) -> keras.Model:
@@ -40,10 +42,39 @@ def save_model(model: keras.Model, path: str | Path) -> None:
         model.save(temporary)
 
 
+def check_loads(model: keras.Model, path: Path) -> None:
+    """Checks that a saved model loads, if it has parts that Keras lacks.
+
+    Raises:
+        InputError: It does not; the message names the layer.
+    """
+    # Loading a deep net takes seconds: none where all parts are Keras's.
+    own = r'"registered_name": "(?!Functional")|"__lambda__"'
+    if not re.search(own, model.to_json()):
+        return
+    try:
+        load_model(path)
+    except InputError as error:
+        unknown = [
+            f"its layer {layer.name} ({type(layer).__name__}) is not registered"
+            for layer in leaf_layers(model)
+            if not type(layer).__module__.startswith("keras.")
+            and not keras.saving.get_registered_object(
+                keras.saving.get_registered_name(type(layer))
+            )
+        ]
+        reason = unknown[0] if unknown else one_line(error)
+        raise InputError(
+            f"{model.name} could not be loaded after training: {reason}; "
+            "decorate its own layers and functions with "
+            "keras.saving.register_keras_serializable(), without lambdas"
+        ) from error
+
+
 def check_classifier(
     model: Any,
     classes: int | None = None,
-    image_shape: tuple[int, int, int] | None = None,
+    image_shape: tuple[int | None, ...] | None = None,
     name: str | Path | None = None,
 ) -> None:
     """Checks that a model takes images and returns one logit per class.
@@ -51,7 +82,8 @@ def check_classifier(
     Args:
         model: Any object.
         classes: The number of classes that the model must have, if known.
-        image_shape: `(H, W, 3)` that the model must take, if known.
+        image_shape: `(H, W, channels)` that the model must take, if known;
+            `None` for any.
         name: The model's name in errors; by default its own.
 
     Raises:
@@ -59,16 +91,16 @@ def check_classifier(
     """
     name = name or getattr(model, "name", model)
     match getattr(model, "input_shape", 0), getattr(model, "output_shape", 0):
-        case tuple((_, height, width, 3)), tuple((_, outputs)):
-            own = (height, width, 3)
+        case tuple((_, height, width, 1 | 3 as channels)), tuple((_, outputs)):
+            own = (height, width, channels)
         case _:  # several inputs or outputs are a list; or it is no model
             raise InputError(
                 f"{name} is not a classifier of images: give a built Keras "
-                "model from [N, H, W, 3] to [N, classes]"
+                "model from [N, H, W, 3] or [N, H, W, 1] to [N, classes]"
             )
     shape = tuple(image_shape or own)
     sides = zip(own, shape, strict=True)
-    if any(side not in (None, given) for side, given in sides):
+    if any(None not in pair and pair[0] != pair[1] for pair in sides):
         raise InputError(
             f"{name} takes images {own}, these are {shape}: build it with "
             f"input_shape={shape}"
@@ -79,9 +111,24 @@ def check_classifier(
             "classes: name the data set it was trained on, or build it with "
             f"num_classes={classes}"
         )
-    activation = getattr(model.layers[-1], "activation", None)
-    if activation not in (None, keras.activations.linear):
+    activation = _last_activation(model)
+    if activation:
         raise InputError(
-            f"{name} ends in {activation.__name__}, but logits are needed: "
-            "build it with activation=None"
+            f"{name} ends in {activation}, but logits are needed: build it "
+            "with activation=None, and without such a layer at its end"
         )
+
+
+def _last_activation(model):
+    """Returns the name of the activation that a model ends in, if any."""
+    last = model
+    while isinstance(last, keras.Model):
+        # Operations include functions such as `keras.ops.softmax`.
+        last = (getattr(last, "operations", None) or last.layers)[-1]
+    activation = getattr(last, "activation", None)
+    if activation is not None:
+        linear = activation is keras.activations.linear
+        return None if linear else getattr(activation, "__name__", activation)
+    known = {name.replace("_", "") for name in dir(keras.activations)}
+    kind = type(last).__name__.lower()
+    return kind if kind in {*known, "prelu"} else None

@@ -44,7 +44,8 @@ def training_clone(model: keras.Model, policy: str) -> keras.Model:
         return faster_class(layer), config
 
     resizes = any(isinstance(x, keras.layers.Resizing) for x in model.layers)
-    inputs = keras.Input((None, None, 3)) if resizes else None
+    shape = (None, None, model.input_shape[-1])
+    inputs = keras.Input(shape) if resizes else None
     return clone_with(model, change, inputs)
 
 
