@@ -38,13 +38,16 @@ def unknown(
 
     Args:
         kind: What the name should have been, such as `"dataset"`.
-        name: The name as received.
+        name: The name as received, or initials such as `"lr"`.
         known: The names of the table.
         hint: What to say in place of the list of names, where that is long.
     """
     known = list(known)
     text = str(name).lower()
-    near = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
+    near = [
+        k for k in known if "".join(w[0] for w in k.split("_") if w) == text
+    ]
+    near = near or difflib.get_close_matches(text, known, n=3, cutoff=0.5)
     remedy = f"did you mean {' or '.join(near)}? " if near else ""
     return InputError(
         f"unknown {kind} {name!r}: {remedy}"

@@ -1,6 +1,7 @@
 """The command `train`."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from keras_resnet_cifar.cli import options, runs, seeds
@@ -16,6 +17,11 @@ _ARCH = (
     "the net: a name that the list command shows, or a name of the form "
     f"{architectures.RULE} (default: the recipe's)"
 )
+_INIT_FROM = (
+    "run directory or .keras file whose net, with its weights, starts the new "
+    "run (default: none)"
+)
+_STEPS = "steps in one compiled call; 1: each by itself (default: chosen)"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add(parser, "--weights", str, options.WEIGHTS)
     size = "side of a folder's images in pixels (default: their median)"
     options.add(parser, "--image-size", int, size)
+    options.add(parser, "--init-from", Path, _INIT_FROM)
+    options.add(parser, "--steps-per-execution", int, _STEPS)
     trackers = f"trackers to send the results to: {', '.join(TRACKERS)}"
     several = {"nargs": "+", "metavar": "NAME", "action": "extend"}
     options.add(parser, "--track", tuple(TRACKERS), trackers, **several)
@@ -38,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
         return seeds.run(args, _new)
     request = _resumed(args) if args.resume else _new(args)
     request.settings["track"] = args.track or ()
+    request.settings["steps_per_execution"] = args.steps_per_execution
     check_trackers(request.settings["track"], request.settings["output_dir"])
     runs.carry_out(args, request, new_model)
 
@@ -55,6 +64,14 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 def _new(args: argparse.Namespace) -> runs.Request:
     recipe = recipe_of(args)
+    if args.init_from:
+        for name in ("arch", "weights"):
+            if value := getattr(args, name):
+                raise InputError(
+                    f"{name}={value} is fixed by init_from=: leave it out"
+                )
+        options.checkpoints(args.init_from)
+        return runs.new_run(args, recipe, args.init_from.stem)
     net = architectures.parse(recipe.arch).name
     if args.weights:
         find_weights(args.weights, net)
@@ -67,7 +84,12 @@ def _new(args: argparse.Namespace) -> runs.Request:
 def new_model(args: Any, request: runs.Request, data: Any) -> Any:
     """Returns the net of a request, not trained or with given weights."""
     from keras_resnet_cifar.models.resnet import build_resnet
+    from keras_resnet_cifar.models.saving import load_model
 
+    if getattr(args, "init_from", None):  # `sweep` has no such option
+        model = load_model(*options.checkpoints(args.init_from))
+        model.pretrained = str(args.init_from)  # for the config of the run
+        return model
     recipe = request.settings["recipe"]
     # Images of one's own are normalized like ImageNet's.
     statistics = data.name if data.name in DATASETS else "imagenet"
@@ -93,6 +115,7 @@ def _resumed(args: argparse.Namespace) -> runs.Request:
         ) from error
     arch = args.arch and architectures.parse(args.arch).name
     size = args.image_size and [args.image_size] * 2
-    changes = {"arch": arch, "weights": args.weights}
+    start = args.weights or (args.init_from and str(args.init_from))
+    changes = {"arch": arch, "weights": start}
     changes["request"] = {"image_size": size}
     return runs.resumed_run(args, config, recipe, changes)

@@ -16,9 +16,11 @@ from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.device import jit_compile
 from keras_resnet_cifar.errors import Diverged, InputError, one_line
 from keras_resnet_cifar.evaluation.evaluate import evaluate, logits_of
+from keras_resnet_cifar.evaluation.plots import plot_curves
 from keras_resnet_cifar.models import saving
 from keras_resnet_cifar.training import run_directory
 from keras_resnet_cifar.training.inputs import ClassWeight, class_weights
+from keras_resnet_cifar.training.model_card import model_card
 from keras_resnet_cifar.training.recipes import Recipe
 from keras_resnet_cifar.training.train import Run, run_config
 
@@ -41,9 +43,9 @@ def train_head(
 
     The arguments are those of `train`, for a model of `build_finetuned` and
     images in memory. The recipe's augmentation, averaged weights, precision,
-    checkpoints and early stopping do not apply. The folder's config.json,
-    history.csv, metrics.json and last.keras appear together when the head is
-    trained; `resume` returns that run, with its weights in `model`.
+    checkpoints and early stopping do not apply. The folder's files appear
+    together when the head is trained; `resume` returns that run, with its
+    weights in `model`.
 
     Raises:
         InputError: The data do not fit the model, or the folder is in use or
@@ -52,6 +54,8 @@ def train_head(
     """
     if isinstance(data.train, StreamedSplit):
         raise InputError("cache_features=True needs images in memory")
+    if recipe.loss is not None:
+        raise InputError("loss= is not for cache_features=True: omit either")
     saving.check_classifier(
         model, data.num_classes, data.train.images.shape[1:]
     )
@@ -129,6 +133,9 @@ def _write(directory, run):
         saving.save_model(run.model, staged.last)
         run_directory.write_history(staged, run.history)
         files.write_json(staged.metrics, run.metrics)
+        plot_curves(run.history, staged.curves)
+        card = model_card(run.config, len(run.history), run.metrics)
+        files.write_text(staged.card, card)
         files.write_json(staged.config, files.with_checksum(run.config))
         with contextlib.suppress(OSError):  # an empty folder gives way
             directory.path.rmdir()

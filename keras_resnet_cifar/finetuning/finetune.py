@@ -65,7 +65,7 @@ def build_finetuned(
             `"cifar10"`.
         image_size: Side of the images inside the net, 32 to 1024 pixels; by
             default 224, or that of the net of `build_resnet` or of the file.
-        input_shape: `(H, W, 3)` of the images.
+        input_shape: `(H, W, 3)` of the images, which are RGB.
         freeze, train_norm: See `freeze_backbone`.
 
     Returns:
@@ -79,6 +79,11 @@ def build_finetuned(
         >>> model = build_finetuned("resnet50", num_classes=100)
     """
     nets.check_head(num_classes)
+    if tuple(input_shape)[2:] != (3,):
+        raise InputError(
+            f"input_shape={input_shape}: backbones take RGB images; give "
+            "(height, width, 3), and repeat a grayscale channel three times"
+        )
     if freeze not in FREEZE:
         raise unknown("freeze", freeze, FREEZE)
     base, preprocessing, side = load_backbone(backbone, weights, image_size)
@@ -246,6 +251,8 @@ def finetune(
             if name in started[:-1]:
                 continue
             freeze_backbone(model, frozen, train_norm)
+            if verbose:
+                print(f"phase {name}: {phase_recipe.epochs} epochs")
             options = {
                 "output_dir": directory and directory.phase(name).path,
                 "class_weight": plan["class_weight"],

@@ -14,6 +14,7 @@ from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.device import jit_compile, steps_per_execution
 from keras_resnet_cifar.models.operations import step_operations
+from keras_resnet_cifar.training.objects import loss_of
 from keras_resnet_cifar.training.recipes import Recipe
 from keras_resnet_cifar.training.training_model import (
     TrainingModel,
@@ -30,6 +31,7 @@ def compile_for_training(
     feed: Feed,
     class_weight: list[float] | None = None,
     devices: int = 1,
+    steps: int | None = None,
 ) -> TrainingModel:
     """Returns the compiled `TrainingModel` around a clone of `model`.
 
@@ -42,9 +44,10 @@ def compile_for_training(
         feed: The batches.
         class_weight: Weight of each class in the loss, or `None`.
         devices: Of the current distribution.
+        steps: Steps of one compiled call, or `None` to choose them.
     """
     known = DATASETS.get(data.name)
-    mean = known.mean if known else (0.5, 0.5, 0.5)
+    mean = known.mean if known else (0.5,)
     source = None
     if isinstance(feed, ShuffledBatches) and feed.resident:
         source = ResidentSplit(feed)
@@ -65,10 +68,11 @@ def compile_for_training(
     trained.compile(
         # The rate of each step is set by `TrainingModel.train_step`.
         optimizer=recipe.optimizer_for(float(recipe.learning_rate)),
-        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+        loss=loss_of(recipe, data.num_classes),
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
         jit_compile=jit_compile(),
-        steps_per_execution=steps_per_execution(
+        steps_per_execution=steps
+        or steps_per_execution(
             step_operations(model, recipe.batch_size),
             feed.steps,
             source is not None,

@@ -37,10 +37,18 @@ def model_card(
     if "best" not in metrics:
         best = "is the same epoch, without a validation split to choose by."
     files = f"`last.keras` is the last epoch, `best.keras` {best}"
+    if config.get("cache_features"):
+        files = "`last.keras` is the last epoch."
     if metrics and "last" not in metrics:
         files = "These are the weights of the last epoch, as float16."
     start = config.get("weights")
     start = f", started from the weights {start}" if start else ""
+    named = {key: recipe.get(key) for key in ("optimizer", "loss")}
+    own = "".join(
+        f", {key} {value['class_name']}"
+        for key, value in named.items()
+        if isinstance(value, dict)
+    )
     classes = [_by_class(x, row["test"]) for x, row in metrics.items()][:1]
     return f"""\
 # {config["arch"]} on {data["name"]}
@@ -49,13 +57,13 @@ def model_card(
 | --- | --- |
 | architecture | {config["arch"]}, {config["parameters"]:,} trainable \
 parameters{start} |
-| input | raw images, uint8 or float in 0 to 255, `[N, H, W, 3]` |
+| input | raw images, uint8 or float in 0 to 255, `[N, H, W, channels]` |
 | output | logits, float32 `[N, {len(data["class_names"])}]` |
 | data | {data["name"]}: {data["train"]:,} train, {data["validation"]:,} \
 validation, {data["test"]:,} test images, \
 {"verified" if data["verified"] else "NOT verified"} |
-| recipe | {recipe["name"]}, epochs: {epochs}, batch {recipe["batch_size"]}, \
-seed {config["seed"]}, {config["precision"]} |
+| recipe | {recipe["name"]}{own}, epochs: {epochs}, batch \
+{recipe["batch_size"]}, seed {config["seed"]}, {config["precision"]} |
 | source of the recipe | {recipe["source"]} |
 | expected result of the recipe | {recipe["expected"]} |
 | backend | {config["backend"]}, keras {config["versions"]["keras"]} |

@@ -33,17 +33,23 @@ class Recipe:
 
     Rates, decay and momentum are PyTorch's numbers: the decay is coupled.
     Expected results are accuracies on the test split at the last epoch.
+
+    Instead of a name, `optimizer` may be a `keras.optimizers.Optimizer`: its
+    own rate or schedule replaces that of the recipe. `loss` may be a Keras loss
+    or a function of one-hot targets `[N, classes]`, mixed and smoothed as the
+    recipe says, and logits; by default it is cross-entropy. `get_recipe` turns
+    both into their configs.
     """
 
     name: str
-    source: str
-    expected: str
+    source: str = "not stated"
+    expected: str = "not stated"
     arch: str = "resnet20"  # the net of the source
     dataset: str = "cifar10"  # likewise
     epochs: int = _field(200, "passes over the train split")
     batch_size: int = _field(128, "images per step")
     learning_rate: float = _field(0.1, "full rate, which the schedule scales")
-    optimizer: str = _field("sgd", "optimizer")
+    optimizer: Any = _field("sgd", "optimizer")  # noqa: RUF009
     momentum: float = _field(0.9, "momentum, or beta_1 of Adam; 0 to 1")
     sgd_ratio: float = _field(5.0, "for muon: SGD's rate / learning_rate")
     nesterov: bool = _field(False, "use Nesterov momentum")
@@ -74,6 +80,7 @@ class Recipe:
     normalization: str | tuple | None = _field(
         None, "imagenet, per_image or a dataset's (if unset: the data's own)"
     )
+    loss: Any = None
 
     def schedule_for(self, steps_per_epoch: int) -> "LearningRateSchedule":
         """Returns the learning-rate schedule of a run by this recipe.
@@ -82,13 +89,15 @@ class Recipe:
             steps_per_epoch: Steps of one epoch, 1 or more.
 
         Returns:
-            One of `krc.schedules`, a Keras `LearningRateSchedule`.
+            One of `krc.schedules`, or that of the user's own optimizer.
 
         Raises:
             InputError: The schedule's arguments do not fit.
         """
-        from keras_resnet_cifar.training import schedules
+        from keras_resnet_cifar.training import objects, schedules
 
+        if isinstance(self.optimizer, dict):
+            return objects.schedule_of(self.optimizer)
         name, arguments = self.schedule
         schedule_class = getattr(schedules, SCHEDULES[name])
         length = {"steps": self.epochs * steps_per_epoch}
@@ -118,10 +127,13 @@ class Recipe:
             learning_rate: A float, or a schedule such as `schedule_for`'s.
 
         Returns:
-            `krc.CoupledSGD`, `krc.CoupledAdam` or `krc.Muon`.
+            `krc.CoupledSGD`, `krc.CoupledAdam` or `krc.Muon`, or a new one
+            like the user's own.
         """
-        from keras_resnet_cifar.training import muon, optimizers
+        from keras_resnet_cifar.training import muon, objects, optimizers
 
+        if isinstance(self.optimizer, dict):
+            return objects.optimizer_of(self.optimizer, learning_rate)
         options: dict[str, Any] = {
             "weight_decay": self.weight_decay,
             "decay_on": self.decay_on,
@@ -333,6 +345,11 @@ _AT_MOST = {
     "warmup_factor": 1,
 }
 _BELOW_ONE = ("momentum", "label_smoothing", "ema")
+# Fields that a user's own optimizer brings with it.
+_OF_OPTIMIZER = {
+    *("learning_rate", "momentum", "sgd_ratio", "nesterov", "weight_decay"),
+    *("decay_on", "schedule", "warmup_steps", "warmup_factor"),
+}
 
 
 def get_recipe(recipe: str | Recipe, **changes: Any) -> Recipe:
@@ -359,6 +376,13 @@ def get_recipe(recipe: str | Recipe, **changes: Any) -> Recipe:
         name: _checked(name, kind, getattr(recipe, name))
         for name, kind in known.items()
     }
+    unused = sorted(_OF_OPTIMIZER & changes.keys())
+    if unused and isinstance(checked["optimizer"], dict):
+        kind = checked["optimizer"]["class_name"]
+        raise InputError(
+            f"{unused[0]}={changes[unused[0]]!r} does not reach the optimizer "
+            f"{kind}: give it to {kind} itself"
+        )
     return replace(recipe, **checked)
 
 
@@ -373,6 +397,13 @@ def checked_seed(seed: int) -> int:
 
 def _checked(name, kind, value):
     """Returns a field's value as plain Python, if it is in range."""
+    own = name == "loss" or (name == "optimizer" and not isinstance(value, str))
+    if own and value is not None and not isinstance(value, dict):
+        from keras_resnet_cifar.training.objects import serialized
+
+        return serialized(name, value)
+    if own:
+        return value
     if name in CHOICES and value not in CHOICES[name]:
         raise unknown(name, value, CHOICES[name])
     if name == "schedule":

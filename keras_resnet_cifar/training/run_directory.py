@@ -246,7 +246,7 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     old, new = flattened(config), flattened(changes)
     different = [
         f"{arguments.get(key, key.removeprefix('recipe.'))}={value!r}, which "
-        f"was {old.get(key)!r}"
+        f"was {old.get(key, old.get(f'{key}.class_name'))!r}"
         for key, value in new.items()
         if value is not None
         and key not in _MAY_CHANGE
@@ -298,6 +298,8 @@ def identity(config: Mapping[str, Any]) -> str:
     shared = flattened(resume_keys(config))
     for key in _MAY_CHANGE:
         shared.pop(key, None)
+    if shared.get("recipe.loss", "") is None:  # as before there was the field
+        del shared["recipe.loss"]
     text = json.dumps(shared, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

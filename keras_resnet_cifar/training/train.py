@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import numbers
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +35,7 @@ from keras_resnet_cifar.training.checkpointing import (
 from keras_resnet_cifar.training.compilation import compile_for_training
 from keras_resnet_cifar.training.fitting import fit
 from keras_resnet_cifar.training.model_card import model_card
+from keras_resnet_cifar.training.objects import loss_of
 from keras_resnet_cifar.training.recipes import (
     DEFAULT,
     Recipe,
@@ -81,6 +83,7 @@ def train(
     deterministic: bool = False,
     devices: data_parallel.Devices = None,
     callbacks: Sequence[Callback] | Callback | None = (),
+    steps_per_execution: int | None = None,
     track: str | Sequence[str] = (),
     verbose: bool = True,
     **changes: Any,
@@ -95,8 +98,8 @@ def train(
 
     Args:
         model: A model from raw images to logits, such as `build_resnet`'s.
-        data: A `Dataset`; or `(images, labels)`, images `[N, H, W, 3]` from 0
-            to 255 and integer labels `[N]`; or a `tf.data.Dataset` or
+        data: A `Dataset`; or `(images, labels)`, as `Dataset.from_arrays`
+            takes them; or a `tf.data.Dataset` or
             `keras.utils.PyDataset` of such batches. The test split of a
             `Dataset` is evaluated once, at the end. A stream is not kept on
             the device, and is resumed from its last whole epoch.
@@ -124,14 +127,21 @@ def train(
             a resumed run had, else one.
         callbacks: More Keras callbacks, such as `ModelCheckpoint`. Their
             model is a `TrainingModel`, which saves the model of stock layers.
-            A run that is resumed within an epoch begins them twice. The
-            recipe sets the rate: `LearningRateScheduler` is refused.
+            A run that is resumed within an epoch begins them twice. They see
+            `on_train_batch_end` once for each group of steps that run as one
+            compiled call, with the number of its last step. The recipe sets
+            the rate: `LearningRateScheduler` is refused.
+        steps_per_execution: Steps of one compiled call; 1 calls `callbacks`
+            after each step, slower. `None` chooses some that take a second.
+            The results are the same.
         track: Trackers that follow the run, a name or several of
             `"tensorboard"` (in the output_dir), `"mlflow"`, `"wandb"` and
             `"trackio"`. One that fails is left out, with a warning. A resumed
             run goes on in the same run of theirs.
         verbose: Print Keras's line per epoch, or its bar on a terminal.
-        **changes: Fields of the recipe to replace, e.g. `epochs=12`.
+        **changes: Fields of the recipe to replace, e.g. `epochs=12`. They
+            include `optimizer` and `loss`, each a Keras object if you like:
+            see `Recipe`. To resume, give the same ones.
 
     Returns:
         A `Run`.
@@ -155,6 +165,7 @@ def train(
     recipe = _recipe_for(model, data, recipe, changes)
     seed = checked_seed(seed)
     interval = Interval.parse(backup_every)
+    _check_steps(steps_per_execution)
     precision = resolve_precision(recipe.precision)
     feed = inputs.feed_of(data, recipe, seed)
     schedule = recipe.schedule_for(feed.steps)
@@ -188,7 +199,8 @@ def train(
     with locked, memory, scope, contextlib.ExitStack() as stack:
         weights = config["class_weight"]
         trained = compile_for_training(
-            model, data, recipe, precision, seed, feed, weights, count
+            *(model, data, recipe, precision, seed, feed, weights, count),
+            steps=steps_per_execution,
         )
         if directory is not None:
             run = run_directory.identity(config)
@@ -270,6 +282,7 @@ def _recipe_for(model, data, recipe, changes) -> Recipe:
         if split is not None and not isinstance(split, StreamedSplit):
             saving.check_classifier(model, image_shape=split.images.shape[1:])
     check_crop(recipe, model)
+    loss_of(recipe, data.num_classes)  # refuse before writing
     if recipe.alternating_flip and isinstance(data.train, StreamedSplit):
         raise InputError(
             "alternating_flip=True needs the images as arrays, since a stream "
@@ -294,6 +307,15 @@ def _advice(precision, directory):
     other = "" if precision == "float32" else " or precision='float32'"
     kept = "; last.keras holds the weights before" if directory else ""
     return f"try a lower learning_rate={other}{kept}"
+
+
+def _check_steps(steps):
+    whole = isinstance(steps, numbers.Integral) and not isinstance(steps, bool)
+    if steps is not None and not (whole and steps >= 1):
+        raise InputError(
+            f"steps_per_execution={steps!r}: give 1 or more, or None to have "
+            "it chosen"
+        )
 
 
 def _checked_callbacks(callbacks):
@@ -360,6 +382,7 @@ def _write_start(model, backup, config, resume):
     try:
         if not resume:
             saving.save_model(model, directory.last)
+            saving.check_loads(model, directory.last)
             backup.save()
         files.write_json(directory.config, files.with_checksum(config))
     except InputError:

@@ -1,0 +1,140 @@
+"""A user's Keras optimizer and loss, kept in a recipe as their configs.
+
+So config.json repeats them, and a resumed run is compared with them.
+"""
+
+import inspect
+from types import FunctionType
+from typing import Any
+
+import keras
+import numpy as np
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.training.schedules import Constant
+
+
+def serialized(name: str, value: Any) -> dict[str, Any]:
+    """Returns an optimizer or a loss as JSON.
+
+    Args:
+        name: `"optimizer"` or `"loss"`.
+        value: An instance of a Keras optimizer or loss, or a loss function
+            `(targets, logits) -> losses`.
+
+    Raises:
+        InputError: It is something else, or cannot be built from its config.
+    """
+    kinds: Any = keras.optimizers.Optimizer
+    if name == "loss":
+        kinds = (keras.losses.Loss, FunctionType)
+    if not isinstance(value, kinds):
+        raise InputError(
+            f"{name}={value!r}: give an instance, such as "
+            "keras.optimizers.AdamW(1e-3) or "
+            "keras.losses.CategoricalFocalCrossentropy(from_logits=True)"
+        )
+    try:
+        saved = keras.saving.serialize_keras_object(value)
+    except Exception as error:  # of the user's own `get_config`
+        raise InputError(
+            f"{name}={value!r} has no config ({one_line(error)}): give it "
+            "get_config"
+        ) from error
+    _built(name, saved)
+    config, kind = saved["config"], _kind(saved)
+    if name == "optimizer" and (
+        "learning_rate" not in config or config.get("use_ema")
+    ):
+        raise InputError(
+            f"optimizer={kind} wraps another or averages weights: give the "
+            "plain one, with precision= and ema= of the recipe"
+        )
+    options = config if isinstance(config, dict) else _defaults(value)
+    if not options.get("from_logits", True):
+        raise InputError(
+            f"loss={kind} would take logits for probabilities: give an "
+            "instance with from_logits=True"
+        )
+    return saved
+
+
+def optimizer_of(
+    saved: dict[str, Any], rate: Any
+) -> keras.optimizers.Optimizer:
+    """Returns a new optimizer of a config, with another rate or schedule."""
+    config = saved["config"] | {"learning_rate": rate}
+    return _built("optimizer", saved | {"config": config})
+
+
+def schedule_of(saved: dict[str, Any]) -> LearningRateSchedule:
+    """Returns the schedule of an optimizer, which also takes arrays."""
+    rate = saved["config"]["learning_rate"]
+    if isinstance(rate, dict):
+        return _StepByStep(_built("optimizer", rate))
+    return Constant(rate)
+
+
+class _StepByStep(LearningRateSchedule):
+    """Calls a schedule of scalars for each step of an array."""
+
+    def __init__(self, schedule):
+        self.schedule = schedule
+
+    def __call__(self, step: Any) -> Any:
+        if not isinstance(step, np.ndarray):
+            return self.schedule(step)
+        return np.array([float(self.schedule(int(s))) for s in step])
+
+
+def loss_of(recipe: Any, classes: int) -> Any:
+    """Returns the loss of a `Recipe`, a function of one-hot targets and logits.
+
+    Raises:
+        InputError: It takes other targets, or smooths labels that the recipe
+            smooths already.
+    """
+    if recipe.loss is None:
+        return keras.losses.CategoricalCrossentropy(from_logits=True)
+    loss, kind = _built("loss", recipe.loss), _kind(recipe.loss)
+    blank = np.zeros((1, classes), "float32")
+    try:
+        loss(blank, blank)
+    except Exception as error:  # the user's own code may raise any
+        raise InputError(
+            f"loss={kind} fails on one-hot targets and logits [N, {classes}] "
+            f"({one_line(error)}): give one for these, no sparse one"
+        ) from error
+    config = recipe.loss["config"]
+    if (
+        recipe.label_smoothing
+        and "label_smoothing" in config
+        and (config["label_smoothing"])
+    ):
+        raise InputError(
+            f"loss={kind} smooths labels, and so does the recipe: train with "
+            "label_smoothing=0"
+        )
+    return loss
+
+
+def _built(name, saved):
+    try:
+        return keras.saving.deserialize_keras_object(saved)
+    except Exception as error:  # Keras and the user's own classes raise many
+        raise InputError(
+            f"{name}={_kind(saved)} cannot be built again, as for a resumed "
+            f"run ({one_line(error)[:80]}): decorate it with "
+            "keras.saving.register_keras_serializable()"
+        ) from error
+
+
+def _kind(saved):
+    name = saved["class_name"]
+    return saved["config"] if name == "function" else name
+
+
+def _defaults(function):
+    parameters = inspect.signature(function).parameters.values()
+    return {each.name: each.default for each in parameters}
