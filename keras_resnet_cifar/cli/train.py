@@ -66,13 +66,12 @@ def _new(args: argparse.Namespace) -> runs.Request:
     recipe = recipe_of(args)
     if args.init_from:
         for name in ("arch", "weights"):
-            if value := getattr(args, name):
-                raise InputError(
-                    f"{name}={value} is fixed by init_from=: leave it out"
-                )
+            if getattr(args, name):
+                raise InputError(f"{name}= does not go with init_from=")
         options.checkpoints(args.init_from)
-        return runs.new_run(args, recipe, args.init_from.stem)
-    net = architectures.parse(recipe.arch).name
+        net = args.init_from.stem
+    else:
+        net = architectures.parse(recipe.arch).name
     if args.weights:
         find_weights(args.weights, net)
     check_known(recipe.dataset, image_size=args.image_size)

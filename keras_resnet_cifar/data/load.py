@@ -102,7 +102,7 @@ class Dataset:
         >>> data = Dataset.from_arrays(x, y, validation=0.1, test=test)
         """
         if class_names is None:
-            known = np.zeros(0)
+            known: Any = np.zeros(0)
             with contextlib.suppress(ValueError):  # else refused below
                 known = np.asarray(labels)
             one_hot = known.ndim == 2 and known.shape[1] > 1

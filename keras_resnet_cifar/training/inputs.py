@@ -101,6 +101,11 @@ def feed_of(data: Dataset, recipe: Recipe, seed: int) -> Feed:
     """
     transform = host_transform(recipe, seed)
     if not isinstance(data.train, StreamedSplit):
+        if transform is not None and data.train.images.shape[-1] != 3:
+            raise InputError(
+                f"rand_augment={recipe.rand_augment} is for RGB images: train "
+                "with rand_augment=0"
+            )
         return ShuffledBatches(
             data.train,
             data.num_classes,

@@ -133,7 +133,7 @@ def train(
             the rate: `LearningRateScheduler` is refused.
         steps_per_execution: Steps of one compiled call; 1 calls `callbacks`
             after each step, slower. `None` chooses some that take a second.
-            The results are the same.
+            The results are the same up to rounding.
         track: Trackers that follow the run, a name or several of
             `"tensorboard"` (in the output_dir), `"mlflow"`, `"wandb"` and
             `"trackio"`. One that fails is left out, with a warning. A resumed

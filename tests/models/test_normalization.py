@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import refusal
 
 from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.models.normalization import (
@@ -69,3 +70,44 @@ def test_the_description_of_another_model():
     inputs = keras.Input((32, 32, 3))
     model = keras.Model(inputs, keras.layers.ReLU()(inputs))
     assert "not normalized" in describe_normalization(model)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
+        ((0.5, 0.5, 0.5), (63.0, 62.1, 66.7)),
+        ((0.5, 0.5, 1.5), (0.2, 0.2, 0.2)),
+        ((-0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
+        ((0.5, 0.5, 0.5), (0.2, 0.2, 0.0)),
+        ((0.5, 0.5, float("nan")), (0.2, 0.2, 0.2)),
+        (0.5, 0.2),
+        ((0.5, 0.5, 0.5), 0.2),
+        3,
+    ],
+    ids=str,
+)
+def test_statistics_of_another_range_or_form(kind, tiny_model):
+    line = refusal(lambda: tiny_model(normalization=kind))
+    assert "three numbers each, of images from 0 to 1" in line
+
+
+def test_one_channel_has_one_mean(tiny_model):
+    shape = (28, 28, 1)
+    for kind in (0.1307, 0.3081), ((0.1307,), (0.3081,)):
+        model = tiny_model(normalization=kind, input_shape=shape)
+        words = "mean (0.1307,) and std (0.3081,)"
+        assert words in describe_normalization(model)
+    model = tiny_model(normalization="auto", input_shape=shape)
+    assert describe_normalization(model) == "scaled to [0, 1]"
+    for kind in ("cifar10", "imagenet"):
+        line = refusal(
+            lambda kind=kind: tiny_model(normalization=kind, input_shape=shape)
+        )
+        assert f"normalization={kind!r} is for RGB" in line
+    assert "one number each" in refusal(
+        lambda: tiny_model(normalization=OWN, input_shape=shape)
+    )
+    assert "1 for grayscale" in refusal(
+        lambda: tiny_model(input_shape=(28, 28, 2))
+    )

@@ -118,6 +118,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
     [
         ({"classes": 100}, ["10 outputs", "num_classes=100"]),
         ({"image_shape": (16, 16, 3)}, ["input_shape=(16, 16, 3)"]),
+        ({"image_shape": (32, 32, 1)}, ["input_shape=(32, 32, 1)"]),
         ({"model": "resnet20"}, ["resnet20 is not a classifier"]),
         ({"classes": 3, "name": "runs/a"}, ["runs/a has 10 outputs"]),
     ],
@@ -133,5 +134,52 @@ def test_a_classifier_that_fits(tiny_model):
     check_classifier(tiny_model(), classes=10, image_shape=(32, 32, 3))
     any_size = tiny_model(input_shape=(None, None, 3))
     check_classifier(any_size, image_shape=(50, 20, 3))
+    check_classifier(tiny_model(), image_shape=(None, None, 3))
     probabilities = tiny_model(activation="softmax")
     assert "logits are needed" in refusal(check_classifier, probabilities)
+
+
+def ends_in(last):
+    """A small classifier with one more layer or function at its end."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Dense(10)(keras.layers.Flatten()(inputs))
+    return keras.Model(inputs, last(x), name="own")
+
+
+@pytest.mark.parametrize(
+    ("last", "name"),
+    [
+        (keras.layers.Softmax(), "softmax"),
+        (keras.layers.Activation("softmax"), "softmax"),
+        (keras.layers.Activation("sigmoid", dtype="float32"), "sigmoid"),
+        (keras.layers.ReLU(), "relu"),
+        (keras.layers.Dense(10, activation="tanh"), "tanh"),
+        (keras.ops.softmax, "softmax"),
+        (keras.Sequential([keras.layers.Softmax()], name="head"), "softmax"),
+        (ends_in, "softmax"),
+    ],
+    ids=str,
+)
+def test_a_model_that_ends_in_an_activation(last, name):
+    """As a layer of its own too, in a model of models too."""
+    if last is ends_in:
+        inputs = keras.Input((8, 8, 3))
+        inner = keras.Sequential([ends_in(keras.layers.Softmax())])
+        model = keras.Model(inputs, inner(inputs))
+    else:
+        model = ends_in(last)
+    line = refusal(check_classifier, model)
+    assert f"ends in {name}, but logits are needed" in line
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        keras.layers.Dense(10),
+        keras.layers.Activation("linear", dtype="float32"),
+        keras.layers.Dropout(0.1),
+        keras.Sequential([keras.layers.Softmax(), keras.layers.Dense(10)]),
+    ],
+)
+def test_a_model_that_ends_in_logits(last):
+    check_classifier(ends_in(last))

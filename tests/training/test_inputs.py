@@ -91,7 +91,7 @@ def test_a_stream_has_no_images_to_mirror_in_turn(tiny_model, tiny_data):
 
 def test_balanced_weights_even_out_the_classes(tiny_data):
     labels = np.repeat([0, 1, 2], [60, 30, 10])
-    images = np.zeros((100, 8, 8, 3), "uint8")
+    images = np.full((100, 8, 8, 3), 9, "uint8")
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
     model.add(keras.layers.Dense(4))
     data = as_dataset(model, (images, labels))
@@ -140,26 +140,18 @@ def test_weights_are_kept_on_resume(tiny_model, tiny_data, tmp_path):
 
 def bad_data(data):
     images, labels = data.train.images, data.train.labels
-    broken = images.astype("float32")
-    broken[0, 0, 0, 0] = np.nan
     return [
-        ((images[0], labels), "images are"),
         ((images, labels[:5]), "one label for each"),
-        ((images[:0], labels[:0]), "at least one image"),
         ((images, labels + 10), "0 to 9"),
-        ((images, labels / 2), "whole numbers"),
-        ((images, np.stack([labels] * 2, 1)), "one label for each"),
-        ((images.astype(object), labels), "give numbers"),
         ((images / 255.0, labels), "multiply them by 255"),
-        ((broken, labels), "not finite"),
-        ((images, np.full((256, 10), 0.1)), "one-hot"),
+        ((images, [[1], [1, 2]]), "as arrays"),
         (Batches(images, labels[:63]), "no batch"),
         (Batches(images, labels + 10), "the first batch of data: labels must"),
         (3, "data is int"),
     ]
 
 
-@pytest.mark.parametrize("case", range(13))
+@pytest.mark.parametrize("case", range(7))
 def test_data_that_do_not_fit(case, tiny_model, tiny_data):
     data, word = bad_data(tiny_data)[case]
     assert word in refusal(as_dataset, tiny_model(), data)

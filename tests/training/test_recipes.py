@@ -11,6 +11,7 @@ from keras_resnet_cifar.models import architectures
 from keras_resnet_cifar.training.recipes import (
     DEFAULT,
     RECIPES,
+    Recipe,
     checked_seed,
     get_recipe,
 )
@@ -56,6 +57,10 @@ def test_fields_can_be_replaced():
     [
         ("papr", {}, "paper"),
         ("paper", {"epoch": 3}, "epochs"),
+        ("paper", {"lr": 0.1}, "did you mean learning_rate?"),
+        ("paper", {"bs": 64}, "did you mean batch_size?"),
+        ("paper", {"wd": 1e-4}, "did you mean weight_decay?"),
+        ("paper", {"decay": 1e-4}, "weight_decay"),
         ("paper", {"epochs": 0}, "at least 1"),
         ("paper", {"batch_size": 0}, "at least 1"),
         ("paper", {"epochs": 2.5}, "whole number"),
@@ -98,3 +103,8 @@ def test_numbers_of_numpy_become_plain():
 def test_a_recipe_cannot_be_changed_in_place():
     with pytest.raises(dataclasses.FrozenInstanceError):
         RECIPES["paper"].epochs = 1
+
+
+def test_a_recipe_of_ones_own_needs_a_name_only():
+    recipe = get_recipe(Recipe("mine", epochs=3))
+    assert (recipe.source, recipe.expected) == ("not stated", "not stated")
