@@ -9,7 +9,12 @@ from keras_resnet_cifar.data.datasets import DATASETS, check_known
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models import architectures
 from keras_resnet_cifar.models.weights import find_weights
-from keras_resnet_cifar.training.recipes import DEFAULT, Recipe, get_recipe
+from keras_resnet_cifar.training.recipes import (
+    DEFAULT,
+    Recipe,
+    check_steps,
+    get_recipe,
+)
 from keras_resnet_cifar.training.run_directory import RunDirectory
 from keras_resnet_cifar.training.tracking import TRACKERS, check_trackers
 
@@ -44,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     """Train a net with a recipe and evaluate it on the test split."""
     if seeds.are_meant(args):
         return seeds.run(args, _new)
+    check_steps(args.steps_per_execution)
     request = _resumed(args) if args.resume else _new(args)
     request.settings["track"] = args.track or ()
     request.settings["steps_per_execution"] = args.steps_per_execution

@@ -102,13 +102,12 @@ class Dataset:
         >>> data = Dataset.from_arrays(x, y, validation=0.1, test=test)
         """
         if class_names is None:
-            known: Any = np.zeros(0)
-            with contextlib.suppress(ValueError):  # else refused below
-                known = np.asarray(labels)
-            one_hot = known.ndim == 2 and known.shape[1] > 1
-            whole = known.size and known.dtype.kind in "iu"
-            last = int(known.max()) if whole else 0
-            class_names = range(known.shape[1] if one_hot else last + 1)
+            class_names = range(1)
+            with contextlib.suppress(TypeError, ValueError):  # refused below
+                given: Any = np.asarray(labels)
+                wide = given.ndim == 2 and given.shape[1] > 1
+                last = given.shape[1] - 1 if wide else int(given.max())
+                class_names = range(last + 1)
         classes = len(class_names)
         train = checked_split("train", images, labels, classes)
         splits: dict = {}

@@ -252,7 +252,7 @@ def finetune(
                 continue
             freeze_backbone(model, frozen, train_norm)
             if verbose:
-                print(f"phase {name}: {phase_recipe.epochs} epochs")
+                print(f"phase {name}, epochs: {phase_recipe.epochs}")
             options = {
                 "output_dir": directory and directory.phase(name).path,
                 "class_weight": plan["class_weight"],

@@ -5,6 +5,8 @@ from typing import Any
 
 import keras
 
+from keras_resnet_cifar.errors import InputError, one_line
+
 Change = Callable[[keras.layers.Layer, dict[str, Any]], tuple[type, dict]]
 
 
@@ -24,13 +26,23 @@ def clone_with(
 
     Returns:
         The copy. Its variables have the order and shapes of `model`'s.
+
+    Raises:
+        InputError: A layer cannot be built from its config.
     """
 
     def clone(layer):
-        layer_class, config = type(layer), layer.get_config()
-        if change is not None:
-            layer_class, config = change(layer, config)
-        return layer_class.from_config(config)
+        try:
+            layer_class, config = type(layer), layer.get_config()
+            if change is not None:
+                layer_class, config = change(layer, config)
+            return layer_class.from_config(config)
+        except Exception as error:  # of the user's own class, or a lambda
+            raise InputError(
+                f"the layer {layer.name} ({type(layer).__name__}) cannot be "
+                f"built from its config ({one_line(error)[:80]}): write it as "
+                "a class with get_config"
+            ) from error
 
     copy = keras.models.clone_model(
         model, input_tensors=inputs, clone_function=clone, recursive=True

@@ -55,19 +55,18 @@ def check_loads(model: keras.Model, path: Path) -> None:
     try:
         load_model(path)
     except InputError as error:
-        unknown = [
+        find = keras.saving.get_registered_object
+        name = keras.saving.get_registered_name
+        faults = [
             f"its layer {layer.name} ({type(layer).__name__}) is not registered"
             for layer in leaf_layers(model)
             if not type(layer).__module__.startswith("keras.")
-            and not keras.saving.get_registered_object(
-                keras.saving.get_registered_name(type(layer))
-            )
+            and find(name(type(layer))) is None
         ]
-        reason = unknown[0] if unknown else one_line(error)
         raise InputError(
-            f"{model.name} could not be loaded after training: {reason}; "
-            "decorate its own layers and functions with "
-            "keras.saving.register_keras_serializable(), without lambdas"
+            f"{model.name} would not load after training: "
+            f"{[*faults, one_line(error)][0]}; decorate its own layers and "
+            "functions with keras.saving.register_keras_serializable()"
         ) from error
 
 

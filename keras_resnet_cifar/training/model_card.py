@@ -43,11 +43,10 @@ def model_card(
         files = "These are the weights of the last epoch, as float16."
     start = config.get("weights")
     start = f", started from the weights {start}" if start else ""
-    named = {key: recipe.get(key) for key in ("optimizer", "loss")}
     own = "".join(
-        f", {key} {value['class_name']}"
-        for key, value in named.items()
-        if isinstance(value, dict)
+        f", {key} {recipe[key]['class_name']}"
+        for key in ("optimizer", "loss")
+        if isinstance(recipe.get(key), dict)
     )
     classes = [_by_class(x, row["test"]) for x, row in metrics.items()][:1]
     return f"""\

@@ -3,6 +3,7 @@
 So config.json repeats them, and a resumed run is compared with them.
 """
 
+import copy
 import inspect
 from types import FunctionType
 from typing import Any
@@ -39,8 +40,8 @@ def serialized(name: str, value: Any) -> dict[str, Any]:
         saved = keras.saving.serialize_keras_object(value)
     except Exception as error:  # of the user's own `get_config`
         raise InputError(
-            f"{name}={value!r} has no config ({one_line(error)}): give it "
-            "get_config"
+            f"{name}={value!r} has no config ({one_line(error)[:80]}): give it "
+            "get_config, and use no lambda"
         ) from error
     _built(name, saved)
     config, kind = saved["config"], _kind(saved)
@@ -51,8 +52,10 @@ def serialized(name: str, value: Any) -> dict[str, Any]:
             f"optimizer={kind} wraps another or averages weights: give the "
             "plain one, with precision= and ema= of the recipe"
         )
-    options = config if isinstance(config, dict) else _defaults(value)
-    if not options.get("from_logits", True):
+    if not isinstance(config, dict):  # a function has its defaults
+        parameters = inspect.signature(value).parameters.values()
+        config = {each.name: each.default for each in parameters}
+    if not config.get("from_logits", True):
         raise InputError(
             f"loss={kind} would take logits for probabilities: give an "
             "instance with from_logits=True"
@@ -107,11 +110,8 @@ def loss_of(recipe: Any, classes: int) -> Any:
             f"({one_line(error)}): give one for these, no sparse one"
         ) from error
     config = recipe.loss["config"]
-    if (
-        recipe.label_smoothing
-        and "label_smoothing" in config
-        and (config["label_smoothing"])
-    ):
+    smooths = isinstance(config, dict) and config.get("label_smoothing")
+    if smooths and recipe.label_smoothing:
         raise InputError(
             f"loss={kind} smooths labels, and so does the recipe: train with "
             "label_smoothing=0"
@@ -121,7 +121,8 @@ def loss_of(recipe: Any, classes: int) -> Any:
 
 def _built(name, saved):
     try:
-        return keras.saving.deserialize_keras_object(saved)
+        # A copy, since `from_config` changes it.
+        return keras.saving.deserialize_keras_object(copy.deepcopy(saved))
     except Exception as error:  # Keras and the user's own classes raise many
         raise InputError(
             f"{name}={_kind(saved)} cannot be built again, as for a resumed "
@@ -133,8 +134,3 @@ def _built(name, saved):
 def _kind(saved):
     name = saved["class_name"]
     return saved["config"] if name == "function" else name
-
-
-def _defaults(function):
-    parameters = inspect.signature(function).parameters.values()
-    return {each.name: each.default for each in parameters}

@@ -395,6 +395,16 @@ def checked_seed(seed: int) -> int:
     return int(seed)
 
 
+def check_steps(steps: int | None) -> None:
+    """Raises `InputError` unless steps are `None`, or a number above 0."""
+    whole = isinstance(steps, numbers.Integral) and not isinstance(steps, bool)
+    if steps is not None and not (whole and steps >= 1):
+        raise InputError(
+            f"steps_per_execution={steps!r}: give 1 or more, or None to have "
+            "it chosen"
+        )
+
+
 def _checked(name, kind, value):
     """Returns a field's value as plain Python, if it is in range."""
     own = name == "loss" or (name == "optimizer" and not isinstance(value, str))

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import numbers
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +38,7 @@ from keras_resnet_cifar.training.objects import loss_of
 from keras_resnet_cifar.training.recipes import (
     DEFAULT,
     Recipe,
+    check_steps,
     checked_seed,
     get_recipe,
 )
@@ -165,7 +165,7 @@ def train(
     recipe = _recipe_for(model, data, recipe, changes)
     seed = checked_seed(seed)
     interval = Interval.parse(backup_every)
-    _check_steps(steps_per_execution)
+    check_steps(steps_per_execution)
     precision = resolve_precision(recipe.precision)
     feed = inputs.feed_of(data, recipe, seed)
     schedule = recipe.schedule_for(feed.steps)
@@ -307,15 +307,6 @@ def _advice(precision, directory):
     other = "" if precision == "float32" else " or precision='float32'"
     kept = "; last.keras holds the weights before" if directory else ""
     return f"try a lower learning_rate={other}{kept}"
-
-
-def _check_steps(steps):
-    whole = isinstance(steps, numbers.Integral) and not isinstance(steps, bool)
-    if steps is not None and not (whole and steps >= 1):
-        raise InputError(
-            f"steps_per_execution={steps!r}: give 1 or more, or None to have "
-            "it chosen"
-        )
 
 
 def _checked_callbacks(callbacks):

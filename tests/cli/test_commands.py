@@ -141,6 +141,38 @@ def test_train_starts_from_weights(fast, run, tmp_path, capsys):
     assert "which was 'shapes'" in capsys.readouterr().err
 
 
+def test_train_starts_from_a_run(trained, data_options, run, tmp_path, capsys):
+    """From its net and weights, whatever they are called."""
+    still = ["--learning-rate", 0, "--epochs", 1, "--batch-size", 256]
+    folder = tmp_path / "run"
+    options = [*still, *data_options, "--output-dir", folder]
+    options += ["--init-from", trained[0], "--steps-per-execution", 1]
+    assert run("train", *options) == 0
+    assert "resnet8 on cifar10" in capsys.readouterr().out
+    import keras
+
+    kernels = (
+        keras.saving.load_model(path / "last.keras").get_layer("head_dense")
+        for path in (trained[0], folder)
+    )
+    one, other = (layer.get_weights()[0] for layer in kernels)
+    np.testing.assert_array_equal(one, other)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["weights"] == str(trained[0])
+    assert config["recipe"]["arch"] == "resnet8"
+    resume = ["--resume", folder, "--init-from", folder / "best.keras"]
+    assert run("train", *resume) == 2
+    assert f"which was '{trained[0]}'" in capsys.readouterr().err
+
+
+def test_a_longer_run_starts_from_the_finished_one(trained, run, capfd):
+    """Where the schedule has used rates that a longer one has not."""
+    assert run("train", "--resume", trained[0], "--epochs", 40) == 2
+    err = capfd.readouterr().err
+    assert "--epochs 40, which was 2" in err
+    assert "train --init-from" in err
+
+
 def test_finetune_starts_from_weights(data_options, run, tmp_path):
     options = ["--backbone", "resnet8", "--weights", "shapes"]
     options += ["--head-epochs", 0, "--epochs", 1, "--batch-size", 64]
@@ -156,6 +188,12 @@ TINY = "the data of this test"  # stands for its options
 BAD_TRAIN = {
     "arch": (["--arch", "resnet21"], "resnet20"),
     "depth": (["--arch", "resnet3"], "resnet8"),
+    "init": (["--init-from", "nowhere"], "nowhere has no last.keras"),
+    "steps": (["--steps-per-execution", "0"], "--steps-per-execution 0: give"),
+    "arch and init": (
+        ["--init-from", "x", "--arch", "resnet8"],
+        "--arch does not go with --init-from",
+    ),
     "dataset": (["--dataset", "mnist"], "cifar10"),
     "recipe": (["--recipe", "papr"], "paper"),
     "source": (["--dataset", "cifar10", "--source", "ftp"], "huggingface"),

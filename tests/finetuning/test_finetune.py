@@ -137,11 +137,15 @@ def test_both_phases_are_runs(finished):
     # The crop has the size at which the backbone works.
     assert tuned["recipe"]["random_resized_crop"] == 32
     assert {path.name for path in (folder / "head").iterdir()} == {
+        "README.md",
         "config.json",
+        "curves.png",
         "history.csv",
         "metrics.json",
         "last.keras",
     }
+    card = (folder / "head" / "README.md").read_text()
+    assert "`last.keras` is the last epoch." in card
 
 
 @pytest.mark.slow
@@ -224,6 +228,19 @@ def test_cached_features_train_the_same_head(start, before, tmp_path):
     assert again.history == run.history
     assert all(isinstance(row["epoch"], int) for row in again.history)
     assert again.metrics == run.metrics
+
+
+def test_each_phase_says_which_it_is(start, tmp_path, capsys):
+    """And leaves curves and a card, with cached features as well."""
+    options = {"freeze": "all", "head_epochs": 1, "verbose": True}
+    start(tmp_path / "run", **options)
+    printed = capsys.readouterr().out
+    head, tuned = (printed.index(f"phase {name}, epochs: 1") for name in PHASES)
+    assert head < tuned
+    assert "\b" not in printed  # lines, not bars
+    for name in PHASES:
+        for file in ("curves.png", "README.md"):
+            assert (tmp_path / "run" / name / file).is_file()
 
 
 class Stream(keras.utils.PyDataset):
