@@ -40,8 +40,9 @@ def clone_with(
         except Exception as error:  # of the user's own class, or a lambda
             raise InputError(
                 f"the layer {layer.name} ({type(layer).__name__}) cannot be "
-                f"built from its config ({one_line(error)[:80]}): write it as "
-                "a class with get_config"
+                f"built from its config ({one_line(error)[:80]}): use no "
+                "lambda, and decorate own classes and functions with "
+                "keras.saving.register_keras_serializable()"
             ) from error
 
     copy = keras.models.clone_model(
