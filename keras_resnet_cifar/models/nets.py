@@ -119,8 +119,8 @@ def _checked_input_shape(shape: Any, stages: int) -> tuple:
     whole = all(isinstance(side, numbers.Integral) for side in sides)
     if not whole or len(shape) != 3 or shape[2] not in (1, 3):
         raise InputError(
-            f"input_shape={shape}: give (height, width, channels), with 3 "
-            "channels, or 1 for grayscale"
+            f"input_shape={shape}: give (height, width, 3), channels last, or "
+            "1 for grayscale"
         )
     if min(sides[:-1], default=smallest) < smallest:
         raise InputError(

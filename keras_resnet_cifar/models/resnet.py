@@ -100,8 +100,8 @@ def build_resnet(
         num_classes = donor.output_shape[-1]
         normalization = donor.get_layer("normalization") if auto else given
     elif auto:
-        grey = input_shape is not None and tuple(input_shape)[2:] == (1,)
-        normalization = None if grey else "cifar10"
+        shape = input_shape if isinstance(input_shape, tuple | list) else ()
+        normalization = None if tuple(shape[2:]) == (1,) else "cifar10"
     classes = 10 if num_classes is None else num_classes
     model = assemble(net, classes, input_shape, normalization, activation)
     if donor is not None:

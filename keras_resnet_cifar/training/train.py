@@ -198,9 +198,9 @@ def train(
     scope = spread.scope() if spread else contextlib.nullcontext()
     with locked, memory, scope, contextlib.ExitStack() as stack:
         weights = config["class_weight"]
+        options = (weights, count, steps_per_execution)
         trained = compile_for_training(
-            *(model, data, recipe, precision, seed, feed, weights, count),
-            steps=steps_per_execution,
+            model, data, recipe, precision, seed, feed, *options
         )
         if directory is not None:
             run = run_directory.identity(config)
