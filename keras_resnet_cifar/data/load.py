@@ -64,9 +64,8 @@ class Dataset:
         for name in ("train", "validation", "test"):
             split = getattr(self, name)
             if isinstance(split, Split):
-                split = checked_split(
-                    name, split.images, split.labels, self.num_classes
-                )
+                arrays = split.images, split.labels
+                split = checked_split(name, *arrays, self.num_classes)
                 object.__setattr__(self, name, split)
 
     @classmethod

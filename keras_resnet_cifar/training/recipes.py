@@ -336,7 +336,7 @@ CHOICES = {
     "padding_mode": ("zero", "reflect"),
     "precision": ("auto", "float32", "mixed_bfloat16", "mixed_float16"),
 }
-_AT_LEAST = {"epochs": 1, "batch_size": 1}
+_AT_LEAST = {"epochs": 1, "batch_size": 1, "steps_per_execution": 1}
 _AT_MOST = {
     "epochs": 10_000,
     "padding": 16,
@@ -397,12 +397,8 @@ def checked_seed(seed: int) -> int:
 
 def check_steps(steps: int | None) -> None:
     """Raises `InputError` unless steps are `None`, or a number above 0."""
-    whole = isinstance(steps, numbers.Integral) and not isinstance(steps, bool)
-    if steps is not None and not (whole and steps >= 1):
-        raise InputError(
-            f"steps_per_execution={steps!r}: give 1 or more, or None to have "
-            "it chosen"
-        )
+    if steps is not None:
+        _checked("steps_per_execution", int, steps)
 
 
 def _checked(name, kind, value):

@@ -189,7 +189,7 @@ BAD_TRAIN = {
     "arch": (["--arch", "resnet21"], "resnet20"),
     "depth": (["--arch", "resnet3"], "resnet8"),
     "init": (["--init-from", "nowhere"], "nowhere has no last.keras"),
-    "steps": (["--steps-per-execution", "0"], "--steps-per-execution 0: give"),
+    "steps": (["--steps-per-execution", "0"], "--steps-per-execution 0: must"),
     "arch and init": (
         ["--init-from", "x", "--arch", "resnet8"],
         "--arch does not go with --init-from",

@@ -491,8 +491,8 @@ def test_validation_images_of_another_size(tiny_model, tiny_data):
         ({"callbacks": [keras.callbacks.History]}, "give instances"),
         ({"arch": "resnet20"}, "arch= is fixed by the model"),
         ({"lr": 0.1}, "did you mean learning_rate?"),
-        ({"steps_per_execution": 0}, "steps_per_execution=0: give 1 or more"),
-        ({"steps_per_execution": "all"}, "steps_per_execution='all': give"),
+        ({"steps_per_execution": 0}, "steps_per_execution=0: must be at"),
+        ({"steps_per_execution": "all"}, "give a whole number"),
         ({"normalization": "cifar10"}, "normalization= is fixed"),
     ],
 )
