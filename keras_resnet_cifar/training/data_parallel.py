@@ -1,4 +1,4 @@
-"""Data parallelism over the devices of one process: Keras's, under JAX.
+"""Data parallelism over the devices of all processes: Keras's, under JAX.
 
 Each device holds all variables and the resident images, and computes on its
 share of a batch; XLA adds up the gradients, and the sums of BatchNorm.
@@ -18,6 +18,7 @@ from keras_resnet_cifar.data.batches import (
 )
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.training import hosts
 
 Devices = int | str | None  # a number, "all", or None
 
@@ -43,6 +44,8 @@ def distribution_of(devices: Devices, saved: int | None) -> DataParallel | None:
         return None
     own = keras.distribution.distribution()
     if own is None:
+        if hosts.count() > 1:
+            return _of_all_processes(devices)
         return _data_parallel(saved if devices is None else devices)
     if devices is not None:
         raise InputError(
@@ -54,14 +57,14 @@ def distribution_of(devices: Devices, saved: int | None) -> DataParallel | None:
             f"{type(own).__name__} is not supported: set a "
             "keras.distribution.DataParallel() of one axis, or give devices="
         )
-    _check_one_process()
+    if hosts.count() > 1:
+        return _of_all_processes(own.device_mesh.devices.size, own.device_mesh)
     return own
 
 
 def _data_parallel(devices):
     if devices is None:
         return None
-    _check_one_process()
     available = keras.distribution.list_devices()
     count = len(available) if devices == "all" else devices
     if type(count) is not int or count < 1:
@@ -80,19 +83,37 @@ def _data_parallel(devices):
     return DataParallel(devices=available[:count]) if count > 1 else None
 
 
-def _check_one_process():
+def _of_all_processes(devices, mesh=None):
+    """Returns a distribution over the devices of all processes."""
     import jax
 
-    if jax.process_count() > 1:
+    total, processes = jax.device_count(), hosts.count()
+    if devices not in (None, "all", total):
         raise InputError(
-            f"jax.distributed has {jax.process_count()} processes, and a run "
-            "takes the devices of one: start it in one process"
+            f"devices={devices}: {processes} processes have {total} devices "
+            "and use all of them: give devices='all'"
         )
+    if jax.local_device_count() * processes != total:
+        raise InputError(
+            f"{processes} processes have {total} devices, not equally many "
+            "each: start them on like hosts"
+        )
+    # The feed gives each process its share of a batch.
+    devices = None if mesh else keras.distribution.list_devices()
+    return DataParallel(mesh, devices, auto_shard_dataset=False)
 
 
 def count(distribution: DataParallel | None) -> int:
     """Returns the number of devices."""
     return distribution.device_mesh.devices.size if distribution else 1
+
+
+def local(devices: int) -> int:
+    """Returns how many of a distribution's devices this process has.
+
+    They are 0 without a distribution, on one device.
+    """
+    return devices // hosts.count() if devices > 1 else 0
 
 
 def check_shares(devices: int, data: Dataset, batch_size: int) -> None:
@@ -126,13 +147,12 @@ def check_shares(devices: int, data: Dataset, batch_size: int) -> None:
     )
 
 
-def warn_if_changed(devices: int, saved: int) -> None:
-    """Warns that a resumed run has another number of devices than before."""
-    if devices != saved:
+def warn_if_changed(name: str, count: int, saved: int) -> None:
+    """Warns that a resumed run has another number of devices, or processes."""
+    if count != saved:
         warnings.warn(
-            f"devices={devices}, which was {saved}: the run goes on, and its "
-            "sums differ in the last digits from those of "
-            f"{saved} device{'s' * (saved > 1)}",
+            f"{name}={count}, which was {saved}: the run goes on, and its "
+            "sums differ in the last digits from those of before",
             stacklevel=3,
         )
 
