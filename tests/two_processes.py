@@ -12,9 +12,10 @@ import signal
 import sys
 from pathlib import Path
 
+import four_devices
 import keras
 import numpy as np
-from four_devices import data_of, run
+from four_devices import build_resnet, data_of, run
 
 from keras_resnet_cifar.errors import Stopped
 from keras_resnet_cifar.training import compilation, hosts
@@ -37,6 +38,13 @@ class SignalAt(keras.callbacks.Callback):
 def main(folder, action, coordinator=None, process=0):
     compilation.steps_per_execution = lambda *_: 2
     process = int(process)
+
+    def net(**arguments):
+        built = build_resnet(**arguments)
+        keras.utils.set_random_seed(process)  # as if it were from a file
+        return built
+
+    four_devices.build_resnet = net
     if coordinator == "auto":
         hosts.join(coordinator)
     elif coordinator:

@@ -205,6 +205,8 @@ def train(
                 stack.enter_context(written.locked())
         if spread is not None:
             scope.enter_context(spread.scope())
+        if hosts.count() > 1:  # JAX compares even weights that are replaced
+            keras.utils.set_random_seed(seed)
         weights = config["class_weight"]
         trained = compile_for_training(
             model, data, recipe, precision, seed, feed, weights, count
