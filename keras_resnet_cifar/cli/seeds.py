@@ -65,10 +65,7 @@ def run(
     `new` checks the options, as those of one run.
     """
     if args.coordinator or os.environ.get(hosts.VARIABLES[0]):
-        raise InputError(
-            "seeds= starts processes of its own: leave out coordinator= and "
-            "the variables KERAS_DISTRIBUTION_*"
-        )
+        raise InputError("seeds= takes one process: leave out coordinator=")
     # A run on several devices needs them for itself.
     alone = args.jobs is None and args.devices is not None
     jobs = many_runs.checked_jobs(1 if alone else args.jobs)

@@ -235,10 +235,7 @@ def finetune(
         "devices": devices,
     }
     if cache_features and hosts.count() > 1:
-        raise InputError(
-            "cache_features=True works in one process: give "
-            "cache_features=False, or start only one"
-        )
+        raise InputError("cache_features=True needs a single process")
     directory = PhasedDirectory(Path(output_dir)) if output_dir else None
     started: list[str] = []
     with contextlib.ExitStack() as stack:

@@ -148,8 +148,7 @@ class ValidateAverages(keras.callbacks.Callback):
 class StopOnSignal(keras.callbacks.Callback):
     """Raises `Stopped` between two steps, once SIGINT or SIGTERM has come.
 
-    Of several processes, all stop between the same two. A second signal has
-    its default effect.
+    Several processes all stop there. A second signal has its default effect.
 
     Examples:
 

@@ -87,16 +87,11 @@ def _of_all_processes(devices, mesh=None):
     """Returns a distribution over the devices of all processes."""
     import jax
 
-    total, processes = jax.device_count(), hosts.count()
+    total = jax.device_count()
     if devices not in (None, "all", total):
         raise InputError(
-            f"devices={devices}: {processes} processes have {total} devices "
-            "and use all of them: give devices='all'"
-        )
-    if jax.local_device_count() * processes != total:
-        raise InputError(
-            f"{processes} processes have {total} devices, not equally many "
-            "each: start them on like hosts"
+            f"devices={devices}: {hosts.count()} processes use all of their "
+            f"{total} devices: give devices='all'"
         )
     # The feed gives each process its share of a batch.
     devices = None if mesh else keras.distribution.list_devices()
@@ -109,10 +104,7 @@ def count(distribution: DataParallel | None) -> int:
 
 
 def local(devices: int) -> int:
-    """Returns how many of a distribution's devices this process has.
-
-    They are 0 without a distribution, on one device.
-    """
+    """Returns how many of several devices this process has; 0 of one."""
     return devices // hosts.count() if devices > 1 else 0
 
 
@@ -152,7 +144,7 @@ def warn_if_changed(name: str, count: int, saved: int) -> None:
     if count != saved:
         warnings.warn(
             f"{name}={count}, which was {saved}: the run goes on, and its "
-            "sums differ in the last digits from those of before",
+            "sums differ in the last digits",
             stacklevel=3,
         )
 

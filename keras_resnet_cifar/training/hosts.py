@@ -1,8 +1,4 @@
-"""Several processes, such as one on each host, that train one model.
-
-JAX connects them. What they have to agree on, they exchange here; the first
-one writes the files of a run.
-"""
+"""Several processes, such as one per host, that train one model under JAX."""
 
 import contextlib
 import os
@@ -32,9 +28,8 @@ def join(
 ) -> None:
     """Connects this process to the others of its run, if there are any.
 
-    It is `keras.distribution.initialize` with time limits, to be called before
-    JAX computes. A process that does not find the others within `WAIT` seconds
-    ends with a line and exit code 2; JAX would abort it.
+    It is `keras.distribution.initialize` with time limits. After `WAIT`
+    seconds, it ends the process with a line and exit code 2; JAX would abort.
 
     Args:
         coordinator: `"host:port"`, an address of process 0 and a free port, or
@@ -49,53 +44,43 @@ def join(
     import keras
 
     given = (coordinator, num_processes, process_id)
-    address, count, number = (
-        os.environ.get(variable) or None if value is None else value
+    address, *numbers = (
+        os.environ.get(variable) if value is None else str(value)
         for value, variable in zip(given, VARIABLES, strict=True)
     )
-    if address is count is number is None:
+    if not address and numbers == [None, None]:
         return
     if keras.backend.backend() != "jax":
-        raise InputError(
-            "several processes need JAX: set KERAS_BACKEND=jax, or leave out "
-            "coordinator= and the variables KERAS_DISTRIBUTION_*"
-        )
+        raise InputError("several processes need JAX: set KERAS_BACKEND=jax")
     if address == "auto":
-        _connect(None, None, None)
-        return
-    address = str(address or "").split(",")[0]
-    port = re.fullmatch(r".+:(\d{1,5})", address)
-    if not port or not 0 < int(port[1]) < 2**16:
+        return _connect(None, None, None)
+    address = (address or "").split(",")[0]
+    words = " ".join(map(str, (address, *numbers)))
+    found = re.fullmatch(r".+:(\d{1,5}) (\d+) (\d+)", words)
+    port, count, number = map(int, found.groups() if found else (0, 0, 0))
+    if not (0 < port < 2**16 and number < count):
         raise InputError(
-            f"coordinator={address}: give HOST:PORT, an address of process 0 "
-            "and a free port there, or auto under Slurm"
+            f"coordinator={address}, num_processes={numbers[0]}, process_id="
+            f"{numbers[1]}: give HOST:PORT of process 0, how many there are, "
+            "and which this one is, from 0; or auto alone under Slurm"
         )
-    numbers = re.fullmatch(r"(\d+) (\d+)", f"{count} {number}")
-    if not numbers or not int(numbers[2]) < int(numbers[1]):
-        raise InputError(
-            f"num_processes={count}, process_id={number}: give both, the "
-            "second from 0 to one less than the first"
-        )
-    if int(numbers[2]) == 0:
+    if number == 0:
         try:  # JAX would crash
-            socket.create_server(("", int(port[1]))).close()
+            socket.create_server(("", port)).close()
         except OSError as error:
             raise InputError(
-                f"coordinator={address}: the port is not free here ({error}); "
-                "choose another one"
+                f"coordinator={address}: choose another port ({error})"
             ) from error
-    _connect(address, int(numbers[1]), int(numbers[2]))
+    _connect(address, count, number)
 
 
 def _connect(address, count, number):
     import jax
 
     def give_up():
-        who = "this process" if number is None else f"process {number}"
         line = (
-            f"error: {who} did not find the others within {WAIT} s at the "
-            f"coordinator {address or 'auto'}: start the same command on each "
-            "host, and check the address\n"
+            f"error: not all processes met within {WAIT} s at the coordinator "
+            f"{address or 'auto'}: check the address, and start all of them\n"
         )
         os.write(2, line.encode())
         os._exit(2)
@@ -103,7 +88,6 @@ def _connect(address, count, number):
     # It would take over SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     timer = threading.Timer(WAIT, give_up)
-    timer.daemon = True
     timer.start()
     try:
         jax.distributed.initialize(
@@ -116,8 +100,7 @@ def _connect(address, count, number):
         )
     except ValueError as error:
         raise InputError(
-            "coordinator=auto: JAX finds no cluster here: give coordinator="
-            "HOST:PORT, num_processes= and process_id="
+            "coordinator=auto: JAX finds no cluster here; give HOST:PORT"
         ) from error
     finally:
         timer.cancel()
@@ -125,32 +108,29 @@ def _connect(address, count, number):
 
 def count() -> int:
     """Returns the number of processes that train together."""
-    import keras
-
-    if keras.backend.backend() != "jax":
-        return 1
-    import jax
-
-    return jax.process_count()
+    return _place()[0]
 
 
 def is_first() -> bool:
     """Returns whether this process is the one that writes files."""
-    if count() == 1:
-        return True
+    return _place()[1] == 0
+
+
+def _place():
+    import keras
+
+    if keras.backend.backend() != "jax":
+        return 1, 0
     import jax
 
-    return jax.process_index() == 0
+    return jax.process_count(), jax.process_index()
 
 
 def share_of(batch_size: int) -> slice:
     """Returns the images of a batch that this process feeds."""
-    if count() == 1:
-        return slice(None)
-    import jax
-
-    size = batch_size // count()
-    return slice(size * jax.process_index(), size * (jax.process_index() + 1))
+    processes, number = _place()
+    size = batch_size // processes
+    return slice(size * number, size * (number + 1))
 
 
 def largest(number: int) -> int:
@@ -164,11 +144,7 @@ def largest(number: int) -> int:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Waits for all processes after the block; fails if it fails on one.
-
-    Raises:
-        InputError: The block has failed on another process.
-    """
+    """Waits for all after a block; `InputError` if it fails on another."""
     try:
         yield
     except Exception:

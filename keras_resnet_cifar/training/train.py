@@ -180,8 +180,8 @@ def train(
     feed.share = hosts.share_of(recipe.batch_size)
     if resume:
         for name in ("devices", "num_processes"):
-            number = saved.get(name, 1)
-            data_parallel.warn_if_changed(name, config[name], number)
+            before = saved.get(name, 1)
+            data_parallel.warn_if_changed(name, config[name], before)
     if config["deterministic"]:
         make_deterministic(seed)
     if verbose:
@@ -191,17 +191,14 @@ def train(
     backup, writers = None, []  # type: Any, list[Callback]
     written = directory if hosts.is_first() else None
 
-    memory = _one_line_if_out_of_memory(recipe)
-    with (
-        contextlib.ExitStack() as stack,
-        memory,
-        contextlib.ExitStack() as scope,
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_one_line_if_out_of_memory(recipe))
+        scope = stack.enter_context(contextlib.ExitStack())
         with hosts.together():
-            if written is not None and not resume:
+            if written and not resume:
                 written.check_unused()
                 files.make_folder(written.path)
-            if written is not None:
+            if written:
                 stack.enter_context(written.locked())
         if spread is not None:
             scope.enter_context(spread.scope())
@@ -218,14 +215,14 @@ def train(
                 _restore(backup, recipe, saved["recipe"]["epochs"])
             writers = [backup]
         with hosts.together():
-            if written is not None:
+            if written:
                 _write_start(model, backup, config, resume)
                 every, best = recipe.checkpoint_every, bool(recipe.validation)
                 writers = [*checkpoints(written, rows, every, best), backup]
 
         # Fit, evaluate, write.
-        followed = track if written is not None else ()
-        tracking = stack.enter_context(Tracking(followed, written, config))
+        tracking = Tracking(track if written else (), written, config)
+        stack.enter_context(tracking)
         callback_list = [
             cb.StopOnDivergence(_advice(precision, directory)),
             cb.RunEpoch(feed, schedule, rows, recipe.patience, written),
@@ -242,12 +239,12 @@ def train(
                 fit(trained, data, feed, done, epochs, callback_list, verbose)
             scope.close()  # the stock model is on one device
             trained.update_stock_model()
-            if written is not None and more_callbacks:
+            if written and more_callbacks:
                 saving.save_model(model, written.last)  # they may change it
             epoch = _epoch_of_weights(rows, more_callbacks)
             metrics = _final_metrics(model, data, rows, epoch, directory, stop)
         with hosts.together():
-            if written is not None:
+            if written:
                 files.write_json(written.metrics, metrics)
                 plot_curves(rows, written.curves)
                 card = model_card(config, epoch, metrics)
