@@ -45,6 +45,8 @@ def main(folder, action, coordinator=None, process=0):
         return built
 
     four_devices.build_resnet = net
+    if action == "killed":
+        hosts._SHUTDOWN = 10  # what the other one waits for at its end
     if coordinator == "auto":
         hosts.join(coordinator)
     elif coordinator:

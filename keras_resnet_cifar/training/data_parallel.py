@@ -85,17 +85,14 @@ def _data_parallel(devices):
 
 def _of_all_processes(devices, mesh=None):
     """Returns a distribution over the devices of all processes."""
-    import jax
-
-    total = jax.device_count()
+    total = len(keras.distribution.list_devices())
     if devices not in (None, "all", total):
         raise InputError(
             f"devices={devices}: {hosts.count()} processes use all of their "
             f"{total} devices: give devices='all'"
         )
     # The feed gives each process its share of a batch.
-    devices = None if mesh else keras.distribution.list_devices()
-    return DataParallel(mesh, devices, auto_shard_dataset=False)
+    return DataParallel(mesh, auto_shard_dataset=False)
 
 
 def count(distribution: DataParallel | None) -> int:
