@@ -1,7 +1,9 @@
 """What `train` and `finetune` share: the options of a run, and its output."""
 
 import argparse
+import os
 import shlex
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,6 +26,10 @@ from keras_resnet_cifar.training.run_directory import (
 _DEVICES = (
     "number of devices that share each batch, or all; needs JAX (default: 1, "
     "or the number of the resumed run)"
+)
+_COORDINATOR = (
+    "to train in several processes: an address of process 0 and a free port, "
+    "or auto under Slurm; needs JAX"
 )
 
 
@@ -51,6 +57,9 @@ def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
     add("--backup-every", str, often, DEFAULT_INTERVAL)
     add("--deterministic", bool, "make runs repeat to the bit on a GPU; slower")
     add("--devices", str, _DEVICES, type=number_or_all, metavar="N")
+    add("--coordinator", str, _COORDINATOR, metavar="HOST:PORT")
+    add("--num-processes", int, "number of processes of this run")
+    add("--process-id", int, "number of this process, from 0")
     add("--seed", int, "random seed (default: 0)")
     add("--quiet", bool, "do not print one line per epoch")
     add_recipe_options(parser, recipe)
@@ -193,6 +202,11 @@ def carry_out(
 
     import keras_resnet_cifar as krc
     from keras_resnet_cifar.models.saving import load_model
+    from keras_resnet_cifar.training import hosts
+
+    hosts.join(args.coordinator, args.num_processes, args.process_id)
+    if not hosts.is_first():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     data: Any = krc.load_dataset(**request.data)
     if args.resume:

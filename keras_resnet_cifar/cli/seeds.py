@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 from keras_resnet_cifar.cli import options, runs
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import make_folder, write_json
-from keras_resnet_cifar.training import many_runs
+from keras_resnet_cifar.training import hosts, many_runs
 from keras_resnet_cifar.training.recipes import checked_seed
 from keras_resnet_cifar.training.run_directory import RunDirectory
 
@@ -63,6 +64,8 @@ def run(
 
     `new` checks the options, as those of one run.
     """
+    if args.coordinator or os.environ.get(hosts.VARIABLES[0]):
+        raise InputError("seeds= takes one process: leave out coordinator=")
     # A run on several devices needs them for itself.
     alone = args.jobs is None and args.devices is not None
     jobs = many_runs.checked_jobs(1 if alone else args.jobs)

@@ -49,6 +49,7 @@ class ShuffledBatches(keras.utils.PyDataset):
         order: Indices of the images of this epoch, int32 `[steps, B]`;
             `-1 - index` where the image is mirrored.
         start: Step at which a resumed epoch continues.
+        share: What this process feeds of a batch, where several do.
         resident: Whether the images are kept on the device.
         exact: Whether an epoch can be resumed in the middle.
 
@@ -82,6 +83,7 @@ class ShuffledBatches(keras.utils.PyDataset):
         self.alternating_flip = alternating_flip
         self.steps = len(split) // batch_size
         self.start = 0
+        self.share = slice(None)
         self.resident = (
             transform is None and split.images.nbytes <= resident_bytes
         )
@@ -101,7 +103,7 @@ class ShuffledBatches(keras.utils.PyDataset):
             order = np.where(mirrored[order], -1 - order, order)
         self.order = order.reshape(self.steps, self.batch_size)
 
-    def source(self, fused_steps: int = 1, devices: int = 1) -> Any:
+    def source(self, fused_steps: int = 1, devices: int = 0) -> Any:
         """Returns what `fit` iterates over in an epoch.
 
         Args:
@@ -134,11 +136,11 @@ class ShuffledBatches(keras.utils.PyDataset):
             images = _mirror(images, mirrored, np)
         if self.transform is not None:
             images = self.transform(images, self.epoch, step)
-        return images, self._targets[picked]
+        return images[self.share], self._targets[picked][self.share]
 
 
 def step_numbers(
-    start: int, stop: int, fused_steps: int = 1, devices: int = 1
+    start: int, stop: int, fused_steps: int = 1, devices: int = 0
 ) -> Any:
     """Returns what `fit` or `evaluate` iterates over for resident images.
 
@@ -151,7 +153,7 @@ def step_numbers(
         start: The first step.
         stop: The step after the last.
         fused_steps: Steps in a call of `jax_steps.fuse`; 1 without it.
-        devices: Of the distribution.
+        devices: Of this process in the distribution; 0 without one.
     """
     if keras.backend.backend() != "tensorflow":
         return StepNumbers(start, stop, fused_steps, devices)
@@ -177,10 +179,10 @@ class StepNumbers(keras.utils.PyDataset):
         start: The first step.
         stop: The step after the last.
         count: Steps of a call.
-        devices: Of the distribution.
+        devices: Of this process in the distribution; 0 without one.
     """
 
-    def __init__(self, start: int, stop: int, count: int, devices: int = 1):
+    def __init__(self, start: int, stop: int, count: int, devices: int = 0):
         super().__init__()
         self.numbers = np.arange(start, stop, dtype="int32")
         self.count = count
@@ -192,7 +194,7 @@ class StepNumbers(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple:
         first = index * self.count
         numbers = self.numbers[first : first + self.count]
-        if self.devices > 1:
+        if self.devices:
             numbers = np.tile(numbers, (self.devices, 1))
         return (numbers,)
 
@@ -228,6 +230,7 @@ class StreamedBatches:
     exact = False
     resident = False
     start = 0
+    share = slice(None)
 
     def __init__(self, split: StreamedSplit, batch_size: int):
         self.batches = split.batches
@@ -237,7 +240,7 @@ class StreamedBatches:
     def begin(self, epoch: int) -> None:
         """Does nothing: the user's data has its own order."""
 
-    def source(self, fused_steps: int = 1, devices: int = 1) -> Any:
+    def source(self, fused_steps: int = 1, devices: int = 0) -> Any:
         """Returns what `fit` iterates over in an epoch."""
         return self.batches
 

@@ -17,7 +17,7 @@ from keras_resnet_cifar.finetuning.phases import PhasedDirectory
 from keras_resnet_cifar.finetuning.pretrained import load_backbone
 from keras_resnet_cifar.models import nets
 from keras_resnet_cifar.models.normalization import preprocess_input
-from keras_resnet_cifar.training import run_directory
+from keras_resnet_cifar.training import hosts, run_directory
 from keras_resnet_cifar.training.data_parallel import Devices
 from keras_resnet_cifar.training.inputs import (
     ClassWeight,
@@ -239,14 +239,17 @@ def finetune(
         "deterministic": deterministic,
         "devices": devices,
     }
+    if cache_features and hosts.count() > 1:
+        raise InputError("cache_features=True needs a single process")
     directory = PhasedDirectory(Path(output_dir)) if output_dir else None
     started: list[str] = []
     with contextlib.ExitStack() as stack:
         if resume:
             started = _resume(directory, plan)
-        elif directory:
-            directory.check_unused()
-            stack.enter_context(directory.planned(plan))
+        with hosts.together():
+            if directory and not resume and hosts.is_first():
+                directory.check_unused()
+                stack.enter_context(directory.planned(plan))
         for name, frozen, phase_recipe in phases:
             if name in started[:-1]:
                 continue

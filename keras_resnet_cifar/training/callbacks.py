@@ -15,6 +15,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_resnet_cifar.data.batches import Feed, ShuffledBatches
 from keras_resnet_cifar.errors import Diverged, Stopped
+from keras_resnet_cifar.training import hosts
 from keras_resnet_cifar.training.run_directory import (
     RunDirectory,
     write_history,
@@ -147,7 +148,7 @@ class ValidateAverages(keras.callbacks.Callback):
 class StopOnSignal(keras.callbacks.Callback):
     """Raises `Stopped` between two steps, once SIGINT or SIGTERM has come.
 
-    A second signal has its default effect.
+    Several processes all stop there. A second signal has its default effect.
 
     Examples:
 
@@ -187,9 +188,9 @@ class StopOnSignal(keras.callbacks.Callback):
         os.write(2, b"\nstopping after this step; again to exit at once\n")
 
     def check(self, index: int | None = None, logs: Logs = None) -> None:
-        """Raises `Stopped` if a signal has come."""
-        if self.number is not None:
-            raise Stopped(self.number)
+        """Raises `Stopped` if a signal has come to any process."""
+        if number := hosts.largest(self.number or 0):
+            raise Stopped(number)
 
     on_train_batch_begin = on_test_batch_begin = check
     on_predict_batch_begin = on_epoch_end = check

@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import atomic_write, check_zip
+from keras_resnet_cifar.training import hosts
 from keras_resnet_cifar.training.callbacks import Logs
 from keras_resnet_cifar.training.recipes import Recipe, get_recipe
 from keras_resnet_cifar.training.run_directory import Interval, RunDirectory
@@ -213,6 +214,8 @@ class Backup(keras.callbacks.Callback):
 
     def save(self) -> None:
         """Writes the backup, unless the loss is no longer finite."""
+        if not hosts.is_first():
+            return
         if int(self.model.steps_finite) != self.steps_done():
             return
         Snapshot(

@@ -1,4 +1,4 @@
-"""Data parallelism over the devices of one process: Keras's, under JAX.
+"""Data parallelism over the devices of all processes: Keras's, under JAX.
 
 Each device holds all variables and the resident images, and computes on its
 share of a batch; XLA adds up the gradients, and the sums of BatchNorm.
@@ -18,6 +18,7 @@ from keras_resnet_cifar.data.batches import (
 )
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.training import hosts
 
 Devices = int | str | None  # a number, "all", or None
 
@@ -43,6 +44,8 @@ def distribution_of(devices: Devices, saved: int | None) -> DataParallel | None:
         return None
     own = keras.distribution.distribution()
     if own is None:
+        if hosts.count() > 1:
+            return _of_all_processes(devices)
         return _data_parallel(saved if devices is None else devices)
     if devices is not None:
         raise InputError(
@@ -54,14 +57,14 @@ def distribution_of(devices: Devices, saved: int | None) -> DataParallel | None:
             f"{type(own).__name__} is not supported: set a "
             "keras.distribution.DataParallel() of one axis, or give devices="
         )
-    _check_one_process()
+    if hosts.count() > 1:
+        return _of_all_processes(own.device_mesh.devices.size, own.device_mesh)
     return own
 
 
 def _data_parallel(devices):
     if devices is None:
         return None
-    _check_one_process()
     available = keras.distribution.list_devices()
     count = len(available) if devices == "all" else devices
     if type(count) is not int or count < 1:
@@ -80,19 +83,26 @@ def _data_parallel(devices):
     return DataParallel(devices=available[:count]) if count > 1 else None
 
 
-def _check_one_process():
-    import jax
-
-    if jax.process_count() > 1:
+def _of_all_processes(devices, mesh=None):
+    """Returns a distribution over the devices of all processes."""
+    total = len(keras.distribution.list_devices())
+    if devices not in (None, "all", total):
         raise InputError(
-            f"jax.distributed has {jax.process_count()} processes, and a run "
-            "takes the devices of one: start it in one process"
+            f"devices={devices}: {hosts.count()} processes use all of their "
+            f"{total} devices: give devices='all'"
         )
+    # The feed gives each process its share of a batch.
+    return DataParallel(mesh, auto_shard_dataset=False)
 
 
 def count(distribution: DataParallel | None) -> int:
     """Returns the number of devices."""
     return distribution.device_mesh.devices.size if distribution else 1
+
+
+def local(devices: int) -> int:
+    """Returns how many of several devices this process has; 0 of one."""
+    return devices // hosts.count() if devices > 1 else 0
 
 
 def check_shares(devices: int, data: Dataset, batch_size: int) -> None:
@@ -126,13 +136,12 @@ def check_shares(devices: int, data: Dataset, batch_size: int) -> None:
     )
 
 
-def warn_if_changed(devices: int, saved: int) -> None:
-    """Warns that a resumed run has another number of devices than before."""
-    if devices != saved:
+def warn_if_changed(name: str, count: int, saved: int) -> None:
+    """Warns that a resumed run has another number of devices, or processes."""
+    if count != saved:
         warnings.warn(
-            f"devices={devices}, which was {saved}: the run goes on, and its "
-            "sums differ in the last digits from those of "
-            f"{saved} device{'s' * (saved > 1)}",
+            f"{name}={count}, which was {saved}: the run goes on, and its "
+            "sums differ in the last digits",
             stacklevel=3,
         )
 

@@ -13,6 +13,7 @@ from keras_resnet_cifar.data.batches import (
     step_numbers,
 )
 from keras_resnet_cifar.data.load import Dataset
+from keras_resnet_cifar.training import data_parallel
 from keras_resnet_cifar.training.training_model import TrainingModel
 
 
@@ -43,7 +44,7 @@ def fit(
     def run(first, last):
         shown = [_Progress(epochs)] if verbose else []
         model.fit(
-            feed.source(model.fused_steps, model.devices),
+            feed.source(model.fused_steps, data_parallel.local(model.devices)),
             initial_epoch=first,
             epochs=last,
             shuffle=False,  # the feed shuffles
@@ -113,7 +114,8 @@ def _validation(model: TrainingModel, data: Dataset) -> dict[str, Any]:
         return {}
     if model.held_out is not None:
         steps = model.held_out.order.shape[0]
-        numbers = step_numbers(0, steps, model.fused_steps, model.devices)
+        devices = data_parallel.local(model.devices)
+        numbers = step_numbers(0, steps, model.fused_steps, devices)
         return {"validation_data": numbers}
     split = data.validation
     return {

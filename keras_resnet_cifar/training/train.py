@@ -25,7 +25,12 @@ from keras_resnet_cifar.evaluation.evaluate import evaluate
 from keras_resnet_cifar.evaluation.plots import plot_curves
 from keras_resnet_cifar.models import saving
 from keras_resnet_cifar.training import callbacks as cb
-from keras_resnet_cifar.training import data_parallel, inputs, run_directory
+from keras_resnet_cifar.training import (
+    data_parallel,
+    hosts,
+    inputs,
+    run_directory,
+)
 from keras_resnet_cifar.training.checkpointing import (
     Backup,
     check_length,
@@ -124,7 +129,9 @@ def train(
             `batch_size` stays that of all together, and must divide by their
             number. `None` is the distribution that
             `keras.distribution.set_distribution` has set, else the number that
-            a resumed run had, else one.
+            a resumed run had, else one. Several processes of
+            `keras.distribution.initialize` use all of their devices; the first
+            writes output_dir, which all must be able to read.
         callbacks: More Keras callbacks, such as `ModelCheckpoint`. Their
             model is a `TrainingModel`, which saves the model of stock layers.
             A run that is resumed within an epoch begins them twice. They see
@@ -179,24 +186,35 @@ def train(
         config[key] = saved.get(key)
     spread = data_parallel.distribution_of(devices, saved.get("devices"))
     config["devices"] = count = data_parallel.count(spread)
+    config["num_processes"] = hosts.count()
     data_parallel.check_shares(count, data, recipe.batch_size)
+    feed.share = hosts.share_of(recipe.batch_size)
     if resume:
-        data_parallel.warn_if_changed(count, saved.get("devices", 1))
-    if directory is not None and not resume:
-        directory.check_unused()
-        files.make_folder(directory.path)
+        for name in ("devices", "num_processes"):
+            before = saved.get(name, 1)
+            data_parallel.warn_if_changed(name, config[name], before)
     if config["deterministic"]:
         make_deterministic(seed)
     if verbose:
         print(feed.describe())
     rows: list[dict[str, Any]] = []
     stop = cb.StopOnSignal()
-    backup, writers = None, []
+    backup, writers = None, []  # type: Any, list[Callback]
+    written = directory if hosts.is_first() else None
 
-    locked = directory.locked() if directory else contextlib.nullcontext()
-    memory = _one_line_if_out_of_memory(recipe)
-    scope = spread.scope() if spread else contextlib.nullcontext()
-    with locked, memory, scope, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_one_line_if_out_of_memory(recipe))
+        scope = stack.enter_context(contextlib.ExitStack())
+        with hosts.together():
+            if written and not resume:
+                written.check_unused()
+                files.make_folder(written.path)
+            if written:
+                stack.enter_context(written.locked())
+        if spread is not None:
+            scope.enter_context(spread.scope())
+        if hosts.count() > 1:  # JAX compares even weights that are replaced
+            keras.utils.set_random_seed(seed)
         weights = config["class_weight"]
         options = (weights, count, steps_per_execution)
         trained = compile_for_training(
@@ -207,15 +225,19 @@ def train(
             backup = Backup(directory, trained, run, rows, interval, feed.exact)
             if resume:
                 _restore(backup, recipe, saved["recipe"]["epochs"])
-            _write_start(model, backup, config, resume)
-            every, validated = recipe.checkpoint_every, bool(recipe.validation)
-            writers = [*checkpoints(directory, rows, every, validated), backup]
+            writers = [backup]
+        with hosts.together():
+            if written:
+                _write_start(model, backup, config, resume)
+                every, best = recipe.checkpoint_every, bool(recipe.validation)
+                writers = [*checkpoints(written, rows, every, best), backup]
 
         # Fit, evaluate, write.
-        tracking = stack.enter_context(Tracking(track, directory, config))
+        tracking = Tracking(track if written else (), written, config)
+        stack.enter_context(tracking)
         callback_list = [
             cb.StopOnDivergence(_advice(precision, directory)),
-            cb.RunEpoch(feed, schedule, rows, recipe.patience, directory),
+            cb.RunEpoch(feed, schedule, rows, recipe.patience, written),
             *writers,
             cb.ValidateAverages(),
             keras.callbacks.LambdaCallback(on_epoch_end=tracking.log),
@@ -227,16 +249,19 @@ def train(
                 done = len(rows), backup.steps_in_epoch() if backup else 0
                 epochs = recipe.epochs
                 fit(trained, data, feed, done, epochs, callback_list, verbose)
+            scope.close()  # the stock model is on one device
             trained.update_stock_model()
-            if directory is not None and more_callbacks:
-                saving.save_model(model, directory.last)  # they may change it
+            if written and more_callbacks:
+                saving.save_model(model, written.last)  # they may change it
             epoch = _epoch_of_weights(rows, more_callbacks)
             metrics = _final_metrics(model, data, rows, epoch, directory, stop)
-        if directory is not None:
-            files.write_json(directory.metrics, metrics)
-            plot_curves(rows, directory.curves)
-            files.write_text(directory.card, model_card(config, epoch, metrics))
-            tracking.finish(metrics, epoch)
+        with hosts.together():
+            if written:
+                files.write_json(written.metrics, metrics)
+                plot_curves(rows, written.curves)
+                card = model_card(config, epoch, metrics)
+                files.write_text(written.card, card)
+                tracking.finish(metrics, epoch)
     path = directory.path if directory else None
     return Run(model, rows, metrics, config, path)
 
@@ -353,13 +378,15 @@ def _saved_config(directory, config):
 def _restore(backup, recipe, planned_epochs):
     """Puts model and history into the state of the newest backup."""
     directory = backup.directory
-    directory.sweep()
+    if hosts.is_first():
+        directory.sweep()
     fault = backup.restore()
     steps = backup.model.steps_per_epoch
     check_length(recipe, planned_epochs, steps, backup.steps_done())
     if fault:
         # Else the next backup would move the damaged one over the good one.
-        directory.previous_backup.replace(directory.backup)
+        if hosts.is_first():  # by now, all have read it
+            directory.previous_backup.replace(directory.backup)
         warnings.warn(
             f"{fault}: resuming from the one before, at epoch "
             f"{len(backup.rows) + 1}, step {backup.steps_in_epoch() + 1}",

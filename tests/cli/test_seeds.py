@@ -37,6 +37,7 @@ def test_other_seeds_are_refused(text):
         (["--seeds", "0-1", "--seed", "1"], "--seed does not go with --seeds"),
         (["--seeds", "0-1", "--jobs", "0"], "--jobs 0: give 1 or more"),
         (["--seeds", "0-1", "--epochs", "0"], "--epochs 0"),
+        (["--seeds", "0", "--coordinator", "h:1"], "leave out --coordinator"),
         (["--jobs", "2"], "give --seeds too"),
     ],
 )

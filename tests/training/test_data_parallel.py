@@ -142,15 +142,16 @@ def test_a_distribution_and_a_number_exclude_each_other():
 
 
 @pytest.mark.skipif(not ON_JAX, reason="distributions are JAX's")
-def test_several_processes_are_refused(monkeypatch):
+def test_several_processes_use_all_devices(monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    line = refusal(data_parallel.distribution_of, "all", None)
-    assert "2 processes" in line
+    monkeypatch.setattr("keras.distribution.list_devices", lambda: [None] * 6)
+    line = refusal(data_parallel.distribution_of, 2, None)
+    assert "devices=2: 2 processes use all of their 6 devices" in line
 
 
 def test_another_number_of_devices_is_told():
     with pytest.warns(UserWarning, match="which was 4.*last digits"):
-        data_parallel.warn_if_changed(2, 4)
+        data_parallel.warn_if_changed("devices", 2, 4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data_parallel.warn_if_changed(4, 4)
+        data_parallel.warn_if_changed("devices", 4, 4)

@@ -1,0 +1,154 @@
+"""Several processes, such as one per host, that train one model under JAX."""
+
+import contextlib
+import os
+import re
+import socket
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+from keras_resnet_cifar.errors import InputError
+
+WAIT = 120  # seconds for all processes to come
+# Seconds until a process is taken for dead: the others end within a minute.
+_HEARTBEAT, _SHUTDOWN = 30, 45
+VARIABLES = (  # that `keras.distribution.initialize` reads
+    "KERAS_DISTRIBUTION_JOB_ADDRESSES",
+    "KERAS_DISTRIBUTION_NUM_PROCESSES",
+    "KERAS_DISTRIBUTION_PROCESS_ID",
+)
+
+
+def join(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Connects this process to the others of its run, if there are any.
+
+    It is `keras.distribution.initialize` with time limits. After `WAIT`
+    seconds, it ends the process with a line and exit code 2; JAX would abort.
+
+    Args:
+        coordinator: `"host:port"`, an address of process 0 and a free port, or
+            `"auto"` where JAX finds all three values, as under Slurm. `None`,
+            here and below, is the variable of `VARIABLES`.
+        num_processes: How many there are.
+        process_id: Which of them this one is, from 0.
+
+    Raises:
+        InputError: A value is missing or wrong.
+    """
+    import keras
+
+    given = (coordinator, num_processes, process_id)
+    address, *numbers = (
+        os.environ.get(variable) if value is None else str(value)
+        for value, variable in zip(given, VARIABLES, strict=True)
+    )
+    if not address and numbers == [None, None]:
+        return
+    if keras.backend.backend() != "jax":
+        raise InputError("several processes need JAX: set KERAS_BACKEND=jax")
+    if address == "auto":
+        return _connect(None, None, None)
+    address = (address or "").split(",")[0]
+    words = " ".join(map(str, (address, *numbers)))
+    found = re.fullmatch(r".+:(\d{1,5}) (\d+) (\d+)", words)
+    port, count, number = map(int, found.groups() if found else (0, 0, 0))
+    if not (0 < port < 2**16 and number < count):
+        raise InputError(
+            f"coordinator={address}, num_processes={numbers[0]}, process_id="
+            f"{numbers[1]}: give HOST:PORT of process 0, how many there are, "
+            "and which this one is, from 0; or auto alone under Slurm"
+        )
+    if number == 0:
+        try:  # JAX would crash
+            socket.create_server(("", port)).close()
+        except OSError as error:
+            raise InputError(
+                f"coordinator={address}: choose another port ({error})"
+            ) from error
+    _connect(address, count, number)
+
+
+def _connect(address, count, number):
+    import jax
+
+    def give_up():
+        line = (
+            f"error: not all processes met within {WAIT} s at the coordinator "
+            f"{address or 'auto'}: check the address, and start all of them\n"
+        )
+        os.write(2, line.encode())
+        os._exit(2)
+
+    # It would take over SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)
+    timer = threading.Timer(WAIT, give_up)
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            address,
+            count,
+            number,
+            initialization_timeout=2 * WAIT,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+            shutdown_timeout_seconds=_SHUTDOWN,
+        )
+    except ValueError as error:
+        raise InputError(
+            "coordinator=auto: JAX finds no cluster here; give HOST:PORT"
+        ) from error
+    finally:
+        timer.cancel()
+
+
+def count() -> int:
+    """Returns the number of processes that train together."""
+    return _place()[0]
+
+
+def is_first() -> bool:
+    """Returns whether this process is the one that writes files."""
+    return _place()[1] == 0
+
+
+def _place():
+    import keras
+
+    if keras.backend.backend() != "jax":
+        return 1, 0
+    import jax
+
+    return jax.process_count(), jax.process_index()
+
+
+def share_of(batch_size: int) -> slice:
+    """Returns the images of a batch that this process feeds."""
+    processes, number = _place()
+    size = batch_size // processes
+    return slice(size * number, size * (number + 1))
+
+
+def largest(number: int) -> int:
+    """Returns the largest number that a process gives; waits for all."""
+    if count() == 1:
+        return number
+    from jax.experimental.multihost_utils import process_allgather
+
+    return int(process_allgather(np.int32(number)).max())
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Waits for all after a block; `InputError` if it fails on another."""
+    try:
+        yield
+    except Exception:
+        largest(1)
+        raise
+    if largest(0):
+        raise InputError("another process has failed: see its message")
