@@ -7,12 +7,15 @@
 import base64
 import binascii
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
+
+warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 class Classifier:
@@ -76,9 +79,18 @@ class Classifier:
         try:
             file = io.BytesIO(base64.b64decode(encoded, validate=True))
             with Image.open(file, formats=("JPEG", "PNG", "BMP")) as picture:
-                image = picture.convert("RGB").resize(self.size[::-1])
+                if picture.mode.startswith("I"):
+                    raise ValueError("its pixels are not 8 bit")
+                upright = ImageOps.exif_transpose(picture).convert("RGB")
         except (OSError, TypeError, ValueError, binascii.Error) as error:
-            raise ValueError("this is not a JPEG, PNG or BMP file") from error
-        except Image.DecompressionBombError as error:
+            raise ValueError(
+                "this is not a JPEG, PNG or BMP file of 8 bits"
+            ) from error
+        except (
+            Image.DecompressionBombError,
+            Image.DecompressionBombWarning,
+        ) as error:
             raise ValueError("the picture has too many pixels") from error
-        return np.asarray(image)
+        # As in training: the middle is cut out, not the form distorted.
+        bicubic = Image.Resampling.BICUBIC
+        return np.asarray(ImageOps.fit(upright, self.size[::-1], bicubic))

@@ -23,6 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--weights", str, f"weights of this package: {', '.join(_SHIPPED)}")
     add("--port", int, "port on 127.0.0.1 to serve on", 7860)
     options.add_data_options(parser, "that of the run or the weights")
+    options.add_allow_changed_data(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,9 +60,12 @@ def run(args: argparse.Namespace) -> None:
         if request != loaded:  # most often, all models share one dataset
             data, loaded = load_dataset(**request), request
         config = directory.read_config() if directory else {}
+        changed = ""
         if config and config["dataset"]["name"] == data.name:
-            check_data(config, data.fingerprints, args.allow_changed_data)
-        print(f"{name} looks at the images of {data.name}", flush=True)
+            allowed = args.allow_changed_data
+            if not check_data(config, data.fingerprints, allowed):
+                changed = ", changed since the training"
+        print(f"{name} looks at the images of {data.name}{changed}", flush=True)
         explorers.append(Explorer(model, data, name, directory))
     serve(explorers, args.port)
 

@@ -4,7 +4,10 @@ import json
 import os
 import pickle
 import re
+import shutil
 import socket
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -357,6 +360,28 @@ def test_what_demo_refuses(trained, run, tmp_path, capfd, monkeypatch):
             assert word in refused(run, capfd, "demo", *arguments)
     monkeypatch.setattr(cli_demo, "find_spec", lambda name: None)
     assert "pip install" in refused(run, capfd, "demo", trained[0])
+
+
+def test_demo_of_a_run(trained, run, capfd, monkeypatch, tmp_path):
+    """All but the page: Gradio need not be there."""
+    served = []
+    page = SimpleNamespace(serve=lambda explorers, port: served.append(port))
+    monkeypatch.setitem(sys.modules, "keras_resnet_cifar.demo.page", page)
+    monkeypatch.setattr(cli_demo, "find_spec", lambda name: name)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    command = ["demo", "--port", port]
+    assert run(*command, trained[0]) == 0
+    assert served == [port]
+    assert "looks at the images of cifar10\n" in capfd.readouterr().out
+    changed = shutil.copytree(trained[0], tmp_path / "run")
+    config = json.loads((changed / "config.json").read_text())
+    del config["sha256"]
+    config["dataset"]["fingerprints"]["test"] = "0"
+    (changed / "config.json").write_text(json.dumps(config))
+    assert "--allow-changed-data" in refused(run, capfd, *command, changed)
+    assert run(*command, changed, "--allow-changed-data") == 0
+    assert "cifar10, changed since the" in capfd.readouterr().out
 
 
 def test_a_rate_far_too_high_exits_with_3(fast, run, tmp_path, capfd):
