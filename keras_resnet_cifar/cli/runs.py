@@ -11,7 +11,7 @@ from typing import Any
 from keras_resnet_cifar.cli import options
 from keras_resnet_cifar.cli.start import import_keras
 from keras_resnet_cifar.data.datasets import check_known
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, spelled
 from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.training import recipes
 from keras_resnet_cifar.training.run_directory import (
@@ -45,7 +45,8 @@ def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
     options.add_data_options(parser, dataset)
     often = "time between backups, e.g. 30s, 10min, 1h, or a number of epochs"
     add = partial(options.add, parser)
-    add("--recipe", str, f"{', '.join(recipes.RECIPES)} (default: {recipe})")
+    names = f"{', '.join(recipes.RECIPES)} (default: {recipe})"
+    add("--recipe", str, names, type=partial(spelled, known=recipes.RECIPES))
     add("--output-dir", Path, "run directory to create (default: one in runs/)")
     add("--resume", Path, "run directory to resume")
     add("--backup-every", str, often, DEFAULT_INTERVAL)
@@ -69,7 +70,8 @@ def add_recipe_options(parser: Any, recipe: str) -> None:
             settings = {"action": argparse.BooleanOptionalAction}
             value = "yes" if value else "no"
         elif field.name in recipes.CHOICES:
-            settings = {"choices": recipes.CHOICES[field.name]}
+            known = recipes.CHOICES[field.name]
+            settings = {"choices": known, "type": partial(spelled, known=known)}
         else:
             kind, metavar = kinds.get(field.type, (str, "VALUE"))
             settings = {"type": kind, "metavar": metavar}

@@ -18,7 +18,6 @@ def import_keras(deterministic: bool = False) -> None:
     Raises:
         InputError: The backend cannot start.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # It warns of models that are traced one after the other.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:

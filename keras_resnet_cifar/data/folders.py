@@ -3,7 +3,7 @@
 import hashlib
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,6 +133,33 @@ def _hold_out(files, split, share, salt, names):
     files["train"], files[split] = (
         tuple(map(list, zip(*rows, strict=True))) for rows in (kept, taken)
     )
+
+
+def image_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
+    """Returns image files, checked by their headers.
+
+    Args:
+        paths: Image files, and folders, which stand for all images in them.
+
+    Raises:
+        InputError: A file is missing or no image, or a folder holds none.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        found = [path]
+        if path.is_dir():
+            found = sorted(path.rglob("[!.]*"))
+            found = [p for p in found if p.suffix.lower() in SUFFIXES]
+            if not found:
+                raise InputError(
+                    f"{path} holds no images ({', '.join(SUFFIXES)}): name "
+                    "files, or a folder with some"
+                )
+        files += found
+    for path in files:
+        with opened_path(path):
+            pass
+    return files
 
 
 def _shorter_side(path):

@@ -14,6 +14,7 @@ from keras_resnet_cifar.data.datasets import (
     DATASETS,
     FINE_TO_COARSE,
     check_known,
+    spelled_dataset,
 )
 from keras_resnet_cifar.data.splits import Split, fingerprint, hold_out
 from keras_resnet_cifar.errors import InputError
@@ -53,6 +54,15 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    def __repr__(self) -> str:
+        splits = {"train": self.train, "validation": self.validation}
+        counts = ", ".join(
+            f"{name}={split}"
+            for name, split in (splits | {"test": self.test}).items()
+            if split is not None
+        )
+        return f"Dataset({self.name!r}, {counts}, {self.num_classes} classes)"
 
 
 def load_dataset(
@@ -103,6 +113,7 @@ def load_dataset(
     (9000, 32, 32, 3)
     """
     check_known(name, source, data_dir, image_size)
+    name = spelled_dataset(name)
     data_dir = data_dir and os.path.abspath(os.path.expanduser(data_dir))
     published: dict[str, tuple[int, str]] = {}
     test_files: Sequence[Path] = ()

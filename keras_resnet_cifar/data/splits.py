@@ -22,6 +22,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.images.shape[1:]))
+        return f"Split({len(self):,} images {size}, {self.images.dtype})"
+
 
 def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
     """Returns a SHA-256 (hex) that depends on neither order nor file format.

@@ -21,7 +21,12 @@ _CENTRED = {"ha": "center", "va": "center"}
 _MOST_CLASSES_WITH_TEXT = 20  # more would make the cells unreadable
 
 
-def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
+def plot_curves(
+    history: Sequence[dict[str, Any]],
+    path: Path,
+    title: str = "",
+    rates: np.ndarray | None = None,
+) -> None:
     """Draws loss, accuracy and learning rate by epoch.
 
     Args:
@@ -30,15 +35,26 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
             the same epoch, their mean is drawn, with a band of ± one standard
             deviation.
         path: PNG file to write; `InputError` if that fails.
+        title: What the run is.
+        rates: Float `[epochs, steps]`, the learning rate of each step, where it
+            is known.
     """
     figure = _figure(13, 4)
     loss, accuracy, rate = figure.subplots(1, 3)
     _curves(loss, history, "loss", ("train", "validation"))
     _curves(accuracy, history, "accuracy", ("train", "validation"))
-    _curves(rate, history, "learning_rate", ("",))
+    _leave_out_outliers(loss)
+    if rates is None:
+        _curves(rate, history, "learning_rate", ("",))
+    else:
+        epochs = np.arange(rates.size) / rates.shape[-1]
+        rate.plot(epochs, rates.ravel(), color="#1f77b4")
+        _label(rate, "learning_rate")
     _, speed = _series(history, "images_per_second")
     if speed.size:
-        figure.suptitle(f"{np.median(speed):,.0f} images per second (median)")
+        median = f"{np.median(speed):,.0f} images per second (median)"
+        title = f"{title}; {median}" if title else median
+    figure.suptitle(title)
     _save(figure, path)
 
 
@@ -216,11 +232,25 @@ def _curves(axes, history, key, labels):
                 band = means - spread, means + spread
                 axes.fill_between([*runs], *band, color=colour, alpha=0.2, lw=0)
             axes.plot([*runs], means, ".-", color=colour, label=label)
+    _label(axes, key)
+    if axes.lines:
+        axes.legend(loc="best")
+
+
+def _label(axes, key):
     axes.set(title=key.replace("_", " "), xlabel="epoch")
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(loc="best")
+
+
+def _leave_out_outliers(axes):
+    """Ends an axis far below a few values that would flatten all others."""
+    drawn = [line.get_ydata() for line in axes.lines]
+    values = np.sort(np.concatenate([[0.0], *drawn]))
+    usual = values[int(0.9 * (len(values) - 1))]
+    if values[-1] > 6 * usual > 0:
+        axes.set_ylim(0, 3 * usual)
+        axes.set_title(f"{axes.get_title()} (up to {values[-1]:.3g}, cut off)")
 
 
 def _series(history, key):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, spelled, unknown
 
 if TYPE_CHECKING:
     from keras.optimizers import Optimizer
@@ -346,9 +346,10 @@ def get_recipe(recipe: str | Recipe, **changes: Any) -> Recipe:
         InputError: An unknown name or field, or a value out of range.
     """
     if not isinstance(recipe, Recipe):
-        if recipe not in RECIPES:
+        name = spelled(recipe, RECIPES)
+        if name not in RECIPES:
             raise unknown("recipe", recipe, RECIPES)
-        recipe = RECIPES[recipe]
+        recipe = RECIPES[name]
     known = {entry.name: entry.type for entry in fields(Recipe)}
     for name in changes:
         if name not in known:
@@ -373,8 +374,10 @@ def checked_seed(seed: int) -> int:
 
 def _checked(name, kind, value):
     """Returns a field's value as plain Python, if it is in range."""
-    if name in CHOICES and value not in CHOICES[name]:
-        raise unknown(name, value, CHOICES[name])
+    if name in CHOICES:
+        value = spelled(value, CHOICES[name])
+        if value not in CHOICES[name]:
+            raise unknown(name, value, CHOICES[name])
     if name == "schedule":
         return _checked_schedule(value)
     if kind is bool and not isinstance(value, bool):
@@ -408,6 +411,7 @@ def _checked_schedule(schedule):
             f"schedule={schedule!r}: give a name of {', '.join(SCHEDULES)} and "
             "a dict of its arguments"
         ) from None
+    name = spelled(name, SCHEDULES)
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
     return name, arguments

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from keras.callbacks import Callback
 
 from keras_resnet_cifar import files
@@ -65,6 +66,14 @@ class Run:
     metrics: dict[str, Any]
     config: dict[str, Any]
     directory: Path | None
+
+    def __repr__(self) -> str:
+        top1 = {k: round(x["test"]["top1"], 4) for k, x in self.metrics.items()}
+        where = self.directory and str(self.directory)
+        return (
+            f"Run({self.model.name} on {self.config['dataset']['name']}, "
+            f"{len(self.history)} epochs, top1={top1}, directory={where!r})"
+        )
 
 
 def train(
@@ -187,6 +196,7 @@ def train(
     scope = spread.scope() if spread else contextlib.nullcontext()
     with locked, memory, scope, contextlib.ExitStack() as stack:
         weights = config["class_weight"]
+        model.class_names = tuple(data.class_names)
         trained = compile_for_training(
             model, data, recipe, precision, seed, feed, weights, count
         )
@@ -222,7 +232,9 @@ def train(
             metrics = _final_metrics(model, data, rows, epoch, directory, stop)
         if directory is not None:
             files.write_json(directory.metrics, metrics)
-            plot_curves(rows, directory.curves)
+            rates = schedule(np.arange(len(rows) * feed.steps))
+            rates = rates.reshape(len(rows), -1) if rows else None
+            plot_curves(rows, directory.curves, _title(config, metrics), rates)
             files.write_text(directory.card, model_card(config, epoch, metrics))
             tracking.finish(metrics, epoch)
     path = directory.path if directory else None
@@ -417,6 +429,14 @@ def _epoch_of_weights(rows, callbacks):
         ):
             return callback.best_epoch + 1
     return len(rows)
+
+
+def _title(config, metrics):
+    """Returns what a run is in one line: net, data, top-1."""
+    title = f"{config['arch']} on {Path(config['dataset']['name']).name}"
+    if metrics:
+        title += f", top-1 {metrics['last']['test']['top1']:.2%}"
+    return title
 
 
 def _final_metrics(model, data, rows, epoch, directory, stop):

@@ -20,7 +20,7 @@ from keras_resnet_cifar.evaluation.evaluate import (
     report,
     split_logits,
 )
-from keras_resnet_cifar.evaluation.predict import predict_files
+from keras_resnet_cifar.finetuning.inference import predict
 from keras_resnet_cifar.models.saving import load_model
 
 
@@ -70,7 +70,7 @@ def test_classes_must_fit(tiny_model, tiny_data, tmp_path):
         )
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match="10 outputs"):
-        predict_files(tiny_model(), [tmp_path / "a.png"], ("one", "two"))
+        predict(tiny_model(), [tmp_path / "a.png"], ("one", "two"))
 
 
 def test_an_image_file_predicts_as_the_array_does(
@@ -78,7 +78,7 @@ def test_an_image_file_predicts_as_the_array_does(
 ):
     model = tiny_model()
     Image.fromarray(tiny_data.test.images[0]).save(tmp_path / "a.png")
-    (row,) = predict_files(model, [tmp_path / "a.png"], top=10)
+    (row,) = predict(model, [tmp_path / "a.png"], top=10)
     logits = logits_of(model, tiny_data.test.images[:1])[0]
     assert row["classes"][0]["class"] == str(logits.argmax())
     assert sum(c["probability"] for c in row["classes"]) == pytest.approx(1)
