@@ -56,11 +56,10 @@ class Dataset:
         return len(self.class_names)
 
     def __repr__(self) -> str:
-        splits = {"train": self.train, "validation": self.validation}
         counts = ", ".join(
-            f"{name}={split}"
-            for name, split in (splits | {"test": self.test}).items()
-            if split is not None
+            f"{name}={len(split):,}"
+            for name in ("train", "validation", "test")
+            if (split := getattr(self, name)) is not None
         )
         return f"Dataset({self.name!r}, {counts}, {self.num_classes} classes)"
 

@@ -244,13 +244,15 @@ def _label(axes, key):
 
 
 def _leave_out_outliers(axes):
-    """Ends an axis far below a few values that would flatten all others."""
-    drawn = [line.get_ydata() for line in axes.lines]
-    values = np.sort(np.concatenate([[0.0], *drawn]))
-    usual = values[int(0.9 * (len(values) - 1))]
-    if values[-1] > 6 * usual > 0:
-        axes.set_ylim(0, 3 * usual)
-        axes.set_title(f"{axes.get_title()} (up to {values[-1]:.3g}, cut off)")
+    """Cuts off validation losses that would flatten all other values."""
+    if len(axes.lines) < 2:
+        return
+    train, held_out = (line.get_ydata() for line in axes.lines)
+    median = np.quantile(held_out, 0.5, method="lower")
+    usual, highest = max(train.max(), median), held_out.max()
+    if highest > 4 * usual:
+        axes.set_ylim(0, 2 * usual)
+        axes.set_title(f"{axes.get_title()} (up to {highest:.3g}, cut off)")
 
 
 def _series(history, key):
