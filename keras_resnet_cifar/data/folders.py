@@ -136,10 +136,7 @@ def _hold_out(files, split, share, salt, names):
 
 
 def image_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """Returns image files, checked by their headers.
-
-    Args:
-        paths: Image files, and folders, which stand for all images in them.
+    """Returns image files; a folder stands for all images in it.
 
     Raises:
         InputError: A file is missing or no image, or a folder holds none.

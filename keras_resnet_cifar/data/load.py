@@ -44,24 +44,16 @@ class Dataset:
     train: Split
     validation: Split | None = None
     test: Split | None = None
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = field(repr=False)
     source: str = "memory"
-    fingerprints: dict[str, str] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict, repr=False)
     verified: bool = True
-    request: dict = field(default_factory=dict)
-    test_files: Sequence[Path] = ()
+    request: dict = field(default_factory=dict, repr=False)
+    test_files: Sequence[Path] = field(default=(), repr=False)
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
-
-    def __repr__(self) -> str:
-        counts = ", ".join(
-            f"{name}={len(split):,}"
-            for name in ("train", "validation", "test")
-            if (split := getattr(self, name)) is not None
-        )
-        return f"Dataset({self.name!r}, {counts}, {self.num_classes} classes)"
 
 
 def load_dataset(
@@ -115,7 +107,7 @@ def load_dataset(
     name = spelled_dataset(name)
     data_dir = data_dir and os.path.abspath(os.path.expanduser(data_dir))
     published: dict[str, tuple[int, str]] = {}
-    test_files: Sequence[Path] = ()
+    test_files: Sequence[Path] = field(default=(), repr=False)
     if name in DATASETS:
         info = DATASETS[name]
         arrays, origin = _read(info.family, data_dir, source)

@@ -29,22 +29,14 @@ class Evaluation:
         confusion: int64 `[C, C]`, counts: rows are true, columns predicted.
     """
 
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = dataclasses.field(repr=False)
     n: int
     top1: float
     top5: float | None
     loss: float
     ece: float
-    per_class: np.ndarray
-    confusion: np.ndarray
-
-    def __repr__(self) -> str:
-        top5 = "" if self.top5 is None else f"top5={self.top5:.4f}, "
-        return (
-            f"Evaluation(top1={self.top1:.4f}, {top5}loss={self.loss:.4f}, "
-            f"ece={self.ece:.4f}; {self.n:,} images, "
-            f"{len(self.class_names)} classes)"
-        )
+    per_class: np.ndarray = dataclasses.field(repr=False)
+    confusion: np.ndarray = dataclasses.field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain Python values; a class without images has `None`.

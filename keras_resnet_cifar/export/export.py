@@ -106,13 +106,6 @@ class Export:
     latency_ms: Sequence[float] = ()
     keras_latency_ms: Sequence[float] = ()
 
-    def __repr__(self) -> str:
-        return (
-            f"Export({str(self.path)!r}: {self.size / 1e6:.2f} MB, "
-            f"{self.same_class:,} of {self.count:,} {self.images} in the class "
-            "of the Keras model)"
-        )
-
 
 def export_saved_model(
     model_or_run: keras.Model | Run | str | Path,

@@ -57,8 +57,8 @@ def predict(
         model_or_run: A model from raw images to logits, or what `load_model`
             takes.
         images: An image file, a folder of them, or several of these, each
-            brought to the model's input size; or an array of images `[N, H, W, 3]`,
-            0 to 255.
+            brought to the model's input size; or an array `[N, H, W, 3]`, 0 to
+            255.
         class_names: One name per class; by default the model's own, else
             numbers.
         top: How many classes to return per image, at least 1.

@@ -4,7 +4,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +62,10 @@ class Run:
     """
 
     model: keras.Model
-    history: list[dict[str, Any]]
-    metrics: dict[str, Any]
-    config: dict[str, Any]
+    history: list[dict[str, Any]] = field(repr=False)
+    metrics: dict[str, Any] = field(repr=False)
+    config: dict[str, Any] = field(repr=False)
     directory: Path | None
-
-    def __repr__(self) -> str:
-        top1 = {k: round(x["test"]["top1"], 4) for k, x in self.metrics.items()}
-        where = self.directory and str(self.directory)
-        return (
-            f"Run({self.model.name} on {self.config['dataset']['name']}, "
-            f"{len(self.history)} epochs, top1={top1}, directory={where!r})"
-        )
 
 
 def train(
