@@ -119,13 +119,12 @@ def data_request(
     same = dataset_name(args) in (None, request.get("name"))
     request = (request if same else {"name": args.dataset}) | data_options(args)
     if "name" not in request:
-        fault, remedy = "is not in a run directory", ""
+        fault = "is not in a run directory"
         if run:
-            fault = "was trained on data given in Python"
-            remedy = ", or use krc.evaluate in Python"
+            fault = "was trained on data given in Python (see krc.evaluate)"
         raise InputError(
             f"{path} {fault}: name a --dataset ({', '.join(DATASETS)}, or a "
-            f"folder){remedy}"
+            "folder)"
         )
     source, data_dir = request.get("source"), request.get("data_dir")
     check_known(request["name"], source, data_dir)

@@ -107,7 +107,7 @@ def load_dataset(
     name = spelled_dataset(name)
     data_dir = data_dir and os.path.abspath(os.path.expanduser(data_dir))
     published: dict[str, tuple[int, str]] = {}
-    test_files: Sequence[Path] = field(default=(), repr=False)
+    test_files: Sequence[Path] = ()
     if name in DATASETS:
         info = DATASETS[name]
         arrays, origin = _read(info.family, data_dir, source)

@@ -14,7 +14,7 @@ from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.files import check_zip
 from keras_resnet_cifar.models import hub
 from keras_resnet_cifar.models import weights as table
-from keras_resnet_cifar.models.saving import load_model, names_of
+from keras_resnet_cifar.models.saving import load_model
 from keras_resnet_cifar.models.torch_checkpoints import load_torch_checkpoint
 from keras_resnet_cifar.pytorch.files import FORMATS
 
@@ -80,7 +80,7 @@ def copy_weights(donor: keras.Model, model: keras.Model) -> None:
             f"{theirs.get(path)}, not {ours.get(path)}"
         )
     model.set_weights(donor.get_weights())
-    model.class_names = names_of(donor)
+    model.class_names = getattr(donor, "class_names", None)
 
 
 def fetch(row: table.Weights) -> Path:

@@ -106,10 +106,8 @@ class _Progress(keras.callbacks.ProgbarLogger):
         if self.verbose == 2 and due:
             self._printed = now
             scores = "".join(f" - {k}: {v:.4f}" for k, v in logs.items())
-            left = each * (self.target - done)
-            print(
-                f"{done}/{self.target} - {left:.0f}s left{scores}", flush=True
-            )
+            left = f"{each * (self.target - done):.0f}s left"
+            print(f"{done}/{self.target} - {left}{scores}", flush=True)
 
     def _maybe_init_progbar(self) -> None:
         super()._maybe_init_progbar()

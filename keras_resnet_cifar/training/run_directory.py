@@ -238,9 +238,8 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     began = config.get("backend")
     if changes.get("backend") not in (None, began):
         raise InputError(
-            f"cannot resume on the backend {changes['backend']}: the run began "
-            f"on {began}; set KERAS_BACKEND={began}, or start a new run in "
-            "another folder"
+            f"cannot resume on {changes['backend']}: the run began on {began}; "
+            f"set KERAS_BACKEND={began}, or start a new run in another folder"
         )
     arguments = {
         "recipe.name": "recipe",

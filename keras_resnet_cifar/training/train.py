@@ -224,9 +224,11 @@ def train(
             metrics = _final_metrics(model, data, rows, epoch, directory, stop)
         if directory is not None:
             files.write_json(directory.metrics, metrics)
-            rates = schedule(np.arange(len(rows) * feed.steps))
-            rates = rates.reshape(len(rows), -1) if rows else None
-            plot_curves(rows, directory.curves, _title(config, metrics), rates)
+            title = f"{model.name} on {Path(data.name).name}"
+            if metrics:
+                title += f", top-1 {metrics['last']['test']['top1']:.2%}"
+            steps = np.arange(len(rows) * feed.steps).reshape(-1, feed.steps)
+            plot_curves(rows, directory.curves, title, schedule(steps))
             files.write_text(directory.card, model_card(config, epoch, metrics))
             tracking.finish(metrics, epoch)
     path = directory.path if directory else None
@@ -421,14 +423,6 @@ def _epoch_of_weights(rows, callbacks):
         ):
             return callback.best_epoch + 1
     return len(rows)
-
-
-def _title(config, metrics):
-    """Returns what a run is in one line: net, data, top-1."""
-    title = f"{config['arch']} on {Path(config['dataset']['name']).name}"
-    if metrics:
-        title += f", top-1 {metrics['last']['test']['top1']:.2%}"
-    return title
 
 
 def _final_metrics(model, data, rows, epoch, directory, stop):
