@@ -16,8 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import lazy_loader
 
-# Before TensorFlow is imported: it reads this once. It logs what it found on
-# the machine, errors of it included, where nothing is wrong.
+# TensorFlow reads this once; it logs the machine's lack of GPUs as an error.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,9 +5,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-_ALIASES = {"tflite": "litert", "fp32": "float32"}
+_ALIASES = {"tflite": "litert"}
 _ALIASES |= dict.fromkeys(("bf16", "bfloat16"), "mixedbfloat16")
-_ALIASES |= dict.fromkeys(("fp16", "float16"), "mixedfloat16")
 
 
 class InputError(ValueError):
@@ -62,7 +61,7 @@ def spelled(name: Any, known: Iterable[str]) -> Any:
     """Returns the name of a table that is meant, else the name as it is.
 
     Case, spaces, hyphens and underscores do not matter: `CIFAR-10` is
-    `cifar10`. `bf16`, `fp16` and `tflite` are understood, too.
+    `cifar10`. `bf16`, `bfloat16` and `tflite` are understood, too.
     """
     known = list(known)
     if name in known:

@@ -64,6 +64,8 @@ def add_recipe_options(parser: Any, recipe: str) -> None:
     kinds: dict[Any, Any] = {int: (int, "N"), float: (number, "X")}
     for field in recipes.OPTIONS:
         value = getattr(recipes.RECIPES[recipe], field.name)
+        if field.name == "schedule":
+            value, _ = value
         text = field.metadata["help"]
         settings: dict[str, Any]
         if field.type is bool:
@@ -98,6 +100,8 @@ def number(text: str) -> int | float:
 def recipe_changes(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of the recipe that were given as options."""
     given = {field.name: getattr(args, field.name) for field in recipes.OPTIONS}
+    if given["schedule"]:  # as a run records it
+        given["schedule"] = (spelled(given["schedule"], recipes.SCHEDULES), {})
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -148,10 +148,7 @@ def image_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
             found = sorted(path.rglob("[!.]*"))
             found = [p for p in found if p.suffix.lower() in SUFFIXES]
             if not found:
-                raise InputError(
-                    f"{path} holds no images ({', '.join(SUFFIXES)}): name "
-                    "files, or a folder with some"
-                )
+                raise InputError(f"{path} holds no images: name another folder")
         files += found
     for path in files:
         with opened_path(path):

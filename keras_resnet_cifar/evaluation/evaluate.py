@@ -180,17 +180,11 @@ def evaluate(
     Raises:
         InputError: The model does not fit the classes or the images, its
             logits are not finite, an unknown `tta`, or there is no test split.
-
-    Examples:
-        >>> evaluate(model, load_dataset("cifar10")).top1
     """
     if isinstance(split, Dataset):
         class_names = class_names or split.class_names
         if split.test is None:
-            raise InputError(
-                f"{split.name} has no test split: give a Split, such as "
-                "data.validation"
-            )
+            raise InputError(f"{split.name} has no test split: give a Split")
         split = split.test
     class_names = class_names or names_of(model)
     logits = split_logits(model, split, class_names, tta, batch_size, callbacks)

@@ -44,16 +44,14 @@ def plot_curves(
     _curves(loss, history, "loss", ("train", "validation"))
     _curves(accuracy, history, "accuracy", ("train", "validation"))
     _leave_out_outliers(loss)
-    if rates is None:
-        _curves(rate, history, "learning_rate", ("",))
-    else:
+    _curves(rate, history if rates is None else (), "learning_rate", ("",))
+    if rates is not None:
         epochs = np.arange(rates.size) / rates.shape[-1]
         rate.plot(epochs, rates.ravel(), color="#1f77b4")
-        _label(rate, "learning_rate")
     _, speed = _series(history, "images_per_second")
     if speed.size:
-        median = f"{np.median(speed):,.0f} images per second (median)"
-        title = f"{title}; {median}" if title else median
+        speed_text = f"{np.median(speed):,.0f} images per second (median)"
+        title = "; ".join(filter(None, (title, speed_text)))
     figure.suptitle(title)
     _save(figure, path)
 
@@ -232,15 +230,11 @@ def _curves(axes, history, key, labels):
                 band = means - spread, means + spread
                 axes.fill_between([*runs], *band, color=colour, alpha=0.2, lw=0)
             axes.plot([*runs], means, ".-", color=colour, label=label)
-    _label(axes, key)
-    if axes.lines:
-        axes.legend(loc="best")
-
-
-def _label(axes, key):
     axes.set(title=key.replace("_", " "), xlabel="epoch")
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(loc="best")
 
 
 def _leave_out_outliers(axes):

@@ -29,8 +29,7 @@ def load_model(path_or_run: str | Path | Run) -> keras.Model:
             (of a fine-tuning run, that of its newest phase); or a `Run`.
 
     Returns:
-        The model. Where the file names the classes, its `class_names` is a
-        tuple of them.
+        The model; its `class_names` is a tuple if the file names the classes.
 
     Raises:
         InputError: The file is missing or damaged, or holds something else.

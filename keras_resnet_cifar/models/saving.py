@@ -1,8 +1,4 @@
-"""Loads and saves classifiers as `.keras` files, and checks what they are.
-
-The names of the classes are a member of the file that Keras does not read, so
-that they stay with the model wherever the file goes.
-"""
+"""Loads and saves classifiers as `.keras` files, and checks what they are."""
 
 import json
 import zipfile
@@ -15,7 +11,7 @@ from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import atomic_write, check_zip
 from keras_resnet_cifar.pytorch.files import refuse_checkpoint
 
-_CLASS_NAMES = "class_names.json"
+_CLASS_NAMES = "class_names.json"  # beside the files of Keras in the zip file
 
 
 def load_model(path: str | Path) -> keras.Model:
@@ -54,13 +50,11 @@ def load_model(path: str | Path) -> keras.Model:
 def save_model(model: keras.Model, path: str | Path, **options: Any) -> None:
     """Saves a model as `.keras` with its `class_names`, whole or not at all.
 
-    `keras.saving.load_model` loads the file too; `model.save` leaves the names
-    out.
+    Keras alone loads the file too; its own `model.save` leaves the names out.
 
     Args:
         model: Any model; it may have `class_names`, one per output.
-        path: The file.
-        **options: More arguments of `keras.Model.save`.
+        path, **options: Arguments of `keras.Model.save`.
 
     Raises:
         InputError: The system refuses to write.

@@ -49,7 +49,9 @@ class Recipe:
     nesterov: bool = _field(False, "use Nesterov momentum")
     weight_decay: float = _field(1e-4, "coupled, as in PyTorch's SGD")
     decay_on: str = _field("all", "parameters that weight decay applies to")
-    schedule: tuple = ("cosine", {})  # a key of SCHEDULES, its arguments
+    schedule: tuple = _field(  # a key of SCHEDULES, its arguments
+        ("cosine", {}), f"of the rate: {', '.join(SCHEDULES)}"
+    )
     warmup_steps: int = _field(0, "first steps, run at a lower rate")
     warmup_factor: float = _field(0.1, "rate in warmup_steps / full rate")
     padding: int = _field(4, "pixels added to each side before a random crop")

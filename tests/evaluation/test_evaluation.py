@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import weakref
+from dataclasses import replace
 
 import keras
 import numpy as np
