@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_resnet_cifar.cli import options
-from keras_resnet_cifar.cli.start import import_keras
+from keras_resnet_cifar.cli.start import import_keras, silent_stderr
 from keras_resnet_cifar.data.datasets import check_known
 from keras_resnet_cifar.errors import InputError, spelled
 from keras_resnet_cifar.finetuning.phases import newest_run
@@ -204,7 +204,8 @@ def carry_out(
     if args.resume:
         model = load_model(*options.checkpoints(args.resume))
     else:
-        keras.utils.set_random_seed(settings["seed"])
+        with silent_stderr():  # it imports TensorFlow, on any backend
+            keras.utils.set_random_seed(settings["seed"])
         model = new_model(args, request, data)
     head = f"{settings['head_epochs']} + " if "head_epochs" in settings else ""
     print(
