@@ -23,7 +23,7 @@ from benchmarks import contenders
 from benchmarks.contenders import CONTENDERS
 from benchmarks.setting import Setting
 from benchmarks.workers import LeftOut, Worker, run_rounds
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, spelled, unknown
 from keras_resnet_cifar.models.architectures import parse
 from keras_resnet_cifar.training.recipes import CHOICES
 
@@ -77,7 +77,7 @@ def benchmark(
     setting = Setting(
         arch,
         batch_size,
-        precision,
+        spelled(precision, CHOICES["precision"]),
         steps=_STEPS if steps is None else steps,
         rounds=_ROUNDS if rounds is None else rounds,
     )

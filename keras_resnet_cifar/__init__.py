@@ -11,9 +11,13 @@ first used, so that importing the package costs next to nothing and the command
 line answers at once.
 """
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 
 import lazy_loader
+
+# TensorFlow reads this once; it logs the machine's lack of GPUs as an error.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

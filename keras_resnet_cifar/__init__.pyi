@@ -21,9 +21,12 @@ from .finetuning.backbones import BACKBONES as BACKBONES
 from .finetuning.finetune import build_finetuned as build_finetuned
 from .finetuning.finetune import finetune as finetune
 from .finetuning.finetune import freeze_backbone as freeze_backbone
+from .finetuning.inference import load_model as load_model
+from .finetuning.inference import predict as predict
 from .models.architectures import list_architectures as list_architectures
 from .models.normalization import input_normalization as input_normalization
 from .models.resnet import build_resnet as build_resnet
+from .models.saving import save_model as save_model
 from .models.torch_checkpoints import (
     load_torch_checkpoint as load_torch_checkpoint,
 )

@@ -1,7 +1,12 @@
 """Errors that a user can do something about."""
 
 import difflib
+import re
 from collections.abc import Iterable
+from typing import Any
+
+_ALIASES = {"tflite": "litert"}
+_ALIASES |= dict.fromkeys(("bf16", "bfloat16"), "mixedbfloat16")
 
 
 class InputError(ValueError):
@@ -53,6 +58,24 @@ def unknown(
         f"unknown {kind} {name!r}: {remedy}"
         + (hint or f"known: {', '.join(known)}")
     )
+
+
+def spelled(name: Any, known: Iterable[str]) -> Any:
+    """Returns the name of a table that is meant, else the name as it is.
+
+    Case, spaces, hyphens and underscores do not matter: `CIFAR-10` is
+    `cifar10`. `bf16`, `bfloat16` and `tflite` are understood, too.
+    """
+    known = list(known)
+    if name in known:
+        return name
+
+    def plain(text):
+        return re.sub(r"[\s_-]", "", text.lower())
+
+    meant = plain(str(name))
+    meant = _ALIASES.get(meant, meant)
+    return next((each for each in known if plain(each) == meant), name)
 
 
 def one_line(error: BaseException) -> str:

@@ -34,6 +34,16 @@ def test_an_optimizer_updates_all_variables_in_one_call():
     np.testing.assert_array_equal(variables[2], [-1, -1])
 
 
+def test_a_progress_bar_asks_for_the_seconds_of_a_step(capsys):
+    """`fitting._Progress` tells them, without the first call of an epoch."""
+    progress = keras.callbacks.ProgbarLogger()
+    progress.set_params({"verbose": 1, "epochs": 1, "steps": 10})
+    progress._maybe_init_progbar()
+    progress.progbar._estimate_step_duration = lambda current, now: 7.0
+    progress.on_train_batch_end(3)
+    assert "42s" in capsys.readouterr().out
+
+
 def test_callbacks_hold_their_model():
     """`StopOnDivergence` stops it without waiting for the step in flight."""
     callback = keras.callbacks.Callback()

@@ -39,11 +39,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Convert a PyTorch checkpoint to a .keras file, or back."""
     _check(args)
+    names = options.class_names(args.dataset) if args.dataset else ()
     import_keras()
     from keras_resnet_cifar.data.load import load_dataset
     from keras_resnet_cifar.evaluation.evaluate import evaluate
     from keras_resnet_cifar.models.normalization import describe_normalization
-    from keras_resnet_cifar.models.saving import load_model, save_model
+    from keras_resnet_cifar.models.saving import (
+        check_classifier,
+        load_model,
+        save_model,
+    )
     from keras_resnet_cifar.models.torch_checkpoints import (
         load_torch_checkpoint,
         save_torch_checkpoint,
@@ -55,6 +60,9 @@ def run(args: argparse.Namespace) -> None:
         model = load_torch_checkpoint(
             args.checkpoint, args.arch, args.normalization
         )
+        if names:
+            check_classifier(model, len(names))
+            model.class_names = names
     if args.evaluate:
         data: Any = load_dataset(args.dataset, **options.data_options(args))
         result = evaluate(model, data.test, data.class_names)
@@ -62,9 +70,10 @@ def run(args: argparse.Namespace) -> None:
         save_torch_checkpoint(model, args.output, args.to_torch)
     else:
         save_model(model, args.output)
+    unnamed = "" if args.to_torch or names else " (--dataset names them)"
     print(
         f"wrote {args.output}: {model.name}, {model.output_shape[-1]} "
-        f"classes, images {describe_normalization(model)}"
+        f"classes{unnamed}, images {describe_normalization(model)}"
     )
     if args.evaluate:
         test = options.scores(result.to_json())

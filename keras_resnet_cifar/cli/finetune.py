@@ -16,8 +16,8 @@ from keras_resnet_cifar.finetuning.phases import PhasedDirectory
 from keras_resnet_cifar.training.recipes import FINETUNING, get_recipe
 
 _NAMES = (
-    f"{', '.join(BACKBONES)}, a .keras file of this package, or, with "
-    "--weights, another net such as resnet20"
+    f"{', '.join(BACKBONES)}, a run directory, a .keras file of this package, "
+    "or, with --weights, another net such as resnet20"
 )
 _WEIGHTS = (
     "imagenet, hub (KerasHub's; needs the extra hub), none, or a file from "

@@ -137,6 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.set_defaults(run=module.run, parser=command, command=name)
             module.add_options(command)
     parser.description = "\n".join(lines)
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     return run(parser, arguments)
 
 

@@ -5,13 +5,21 @@ import os
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from keras_resnet_cifar.data.datasets import DATASETS, SOURCES, check_known
-from keras_resnet_cifar.errors import InputError
-from keras_resnet_cifar.evaluation.metrics import top1_interval
+from keras_resnet_cifar.data import folders
+from keras_resnet_cifar.data.datasets import (
+    DATASETS,
+    SOURCES,
+    check_known,
+    spelled_dataset,
+)
+from keras_resnet_cifar.errors import InputError, spelled
+from keras_resnet_cifar.evaluation.metrics import described, top1_interval
 from keras_resnet_cifar.finetuning.phases import newest_run
+from keras_resnet_cifar.pytorch.files import refuse_checkpoint
 from keras_resnet_cifar.training.run_directory import find_run
 
 WEIGHTS = (
@@ -39,6 +47,7 @@ def add(
         settings["action"] = "store_true"
     elif isinstance(kind, tuple):
         settings["choices"] = kind
+        settings["type"] = partial(spelled, known=kind)
     else:
         settings = {"type": kind, "metavar": _METAVARS[kind]} | settings
     if default is not None:
@@ -60,7 +69,7 @@ def add_data_options(parser: Any, default: str) -> None:
     sources = "; ".join(f"{name}: {text}" for name, text in SOURCES.items())
     sources += " (default: disk, then tfds)"
     unverified = "accept CIFAR images that differ from the published ones"
-    add(parser, "--dataset", str, names)
+    add(parser, "--dataset", str, names, type=spelled_dataset)
     add(parser, "--data-dir", Path, folder)
     add(parser, "--source", str, sources)
     add(parser, "--allow-unverified", bool, unverified)
@@ -77,6 +86,14 @@ def dataset_name(args: argparse.Namespace) -> str | None:
     if args.dataset is None or args.dataset in DATASETS:
         return args.dataset
     return os.path.abspath(args.dataset)
+
+
+def class_names(dataset: str) -> tuple[str, ...]:
+    """Returns the classes of a dataset or a folder, without loading images."""
+    check_known(dataset)
+    if dataset in DATASETS:
+        return DATASETS[dataset].class_names
+    return folders.class_names(dataset)
 
 
 def data_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -104,7 +121,7 @@ def data_request(
     if "name" not in request:
         fault = "is not in a run directory"
         if run:
-            fault = "was trained on data given in Python"
+            fault = "was trained on data given in Python (see krc.evaluate)"
         raise InputError(
             f"{path} {fault}: name a --dataset ({', '.join(DATASETS)}, or a "
             "folder)"
@@ -120,6 +137,7 @@ def checkpoints(path: Path, which: str = "last") -> list[Path]:
     `which` of a run is "last", "best" or "all".
     """
     if path.is_file():
+        refuse_checkpoint(path)
         return [path]
     run = newest_run(path)
     files = {"last": [run.last], "best": [run.best]}.get(
@@ -170,8 +188,6 @@ def mean_and_deviation(values: Sequence[float], digits: int) -> str:
 def scores(test: dict[str, Any]) -> str:
     """Returns an `Evaluation`, given as JSON, as one line."""
     low, high = top1_interval(test["top1"], test["n"])
-    return (
-        f"top-1 {test['top1']:.2%} ({low:.2%} to {high:.2%}), "
-        f"top-5 {test['top5']:.2%}, loss {test['loss']:.4f}, "
-        f"calibration error {test['ece']:.4f}"
-    )
+    texts = described(test)
+    texts["top-1"] += f" ({low:.2%} to {high:.2%})"
+    return ", ".join(f"{title} {text}" for title, text in texts.items())

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from keras_resnet_cifar.cli import options
-from keras_resnet_cifar.cli.start import import_keras
+from keras_resnet_cifar.cli.start import import_keras, silent_stderr
 from keras_resnet_cifar.data.datasets import check_known
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, spelled
 from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.training import recipes
 from keras_resnet_cifar.training.run_directory import (
@@ -51,7 +51,8 @@ def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
     options.add_data_options(parser, dataset)
     often = "time between backups, e.g. 30s, 10min, 1h, or a number of epochs"
     add = partial(options.add, parser)
-    add("--recipe", str, f"{', '.join(recipes.RECIPES)} (default: {recipe})")
+    names = f"{', '.join(recipes.RECIPES)} (default: {recipe})"
+    add("--recipe", str, names, type=partial(spelled, known=recipes.RECIPES))
     add("--output-dir", Path, "run directory to create (default: one in runs/)")
     add("--resume", Path, "run directory to resume")
     add("--backup-every", str, often, DEFAULT_INTERVAL)
@@ -72,13 +73,16 @@ def add_recipe_options(parser: Any, recipe: str) -> None:
     kinds: dict[Any, Any] = {int: (int, "N"), float: (number, "X")}
     for field in recipes.OPTIONS:
         value = getattr(recipes.RECIPES[recipe], field.name)
+        if field.name == "schedule":
+            value, _ = value
         text = field.metadata["help"]
         settings: dict[str, Any]
         if field.type is bool:
             settings = {"action": argparse.BooleanOptionalAction}
             value = "yes" if value else "no"
         elif field.name in recipes.CHOICES:
-            settings = {"choices": recipes.CHOICES[field.name]}
+            known = recipes.CHOICES[field.name]
+            settings = {"choices": known, "type": partial(spelled, known=known)}
         else:
             kind, metavar = kinds.get(field.type, (str, "VALUE"))
             settings = {"type": kind, "metavar": metavar}
@@ -105,6 +109,8 @@ def number(text: str) -> int | float:
 def recipe_changes(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of the recipe that were given as options."""
     given = {field.name: getattr(args, field.name) for field in recipes.OPTIONS}
+    if given["schedule"]:  # as a run records it
+        given["schedule"] = (spelled(given["schedule"], recipes.SCHEDULES), {})
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -212,7 +218,8 @@ def carry_out(
     if args.resume:
         model = load_model(*options.checkpoints(args.resume))
     else:
-        keras.utils.set_random_seed(settings["seed"])
+        with silent_stderr():  # it imports TensorFlow, on any backend
+            keras.utils.set_random_seed(settings["seed"])
         model = new_model(args, request, data)
     head = f"{settings['head_epochs']} + " if "head_epochs" in settings else ""
     print(

@@ -142,6 +142,6 @@ def _summarize(done, folder):
     for run, _ in done:
         with run.history.open(newline="") as file:
             rows += csv.DictReader(file)
-    plot_curves(rows, folder / "curves.png")
+    plot_curves(rows, folder / "curves.png", folder.name)
     table = options.aligned(list(zip(*columns, strict=True)))
     print(f"test split, last epoch:\n{table}\nwrote {folder / 'curves.png'}")

@@ -18,11 +18,10 @@ def import_keras(deterministic: bool = False) -> None:
     Raises:
         InputError: The backend cannot start.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # It warns of models that are traced one after the other.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
-        with _silent_stderr():
+        with silent_stderr():
             import keras  # noqa: F401
     except Exception as error:  # each backend fails in its own way
         backend = os.environ.get("KERAS_BACKEND", "tensorflow")
@@ -39,7 +38,8 @@ def import_keras(deterministic: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
+def silent_stderr() -> Iterator[None]:
+    """Keeps what is printed in this context, by C++ libraries too, unseen."""
     saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 2)
     try:

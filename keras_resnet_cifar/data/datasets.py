@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, spelled, unknown
 
 # Where images may come from; by default from disk, else from tfds.
 SOURCES = {
@@ -130,6 +130,11 @@ FINE_TO_COARSE = (
 )
 
 
+def spelled_dataset(name: str) -> str:
+    """Returns a name as `DATASETS` spells it; that of a folder as it is."""
+    return name if os.path.isdir(str(name)) else spelled(name, DATASETS)
+
+
 def check_known(
     name: str,
     source: str | None = None,
@@ -143,6 +148,7 @@ def check_known(
         source: A name of `SOURCES`, or `None`.
         data_dir, image_size: As in `load_dataset`.
     """
+    name = spelled_dataset(name)
     if name not in DATASETS and not os.path.isdir(str(name)):
         raise unknown("dataset", name, [*DATASETS, "a folder of images"])
     if source not in (None, *SOURCES):

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,6 +133,27 @@ def _hold_out(files, split, share, salt, names):
     files["train"], files[split] = (
         tuple(map(list, zip(*rows, strict=True))) for rows in (kept, taken)
     )
+
+
+def image_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
+    """Returns image files; a folder stands for all images in it.
+
+    Raises:
+        InputError: A file is missing or no image, or a folder holds none.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        found = [path]
+        if path.is_dir():
+            found = sorted(path.rglob("[!.]*"))
+            found = [p for p in found if p.suffix.lower() in SUFFIXES]
+            if not found:
+                raise InputError(f"{path} holds no images: name another folder")
+        files += found
+    for path in files:
+        with opened_path(path):
+            pass
+    return files
 
 
 def _shorter_side(path):

@@ -16,6 +16,7 @@ from keras_resnet_cifar.data.datasets import (
     DATASETS,
     FINE_TO_COARSE,
     check_known,
+    spelled_dataset,
 )
 from keras_resnet_cifar.data.splits import (
     Split,
@@ -53,12 +54,12 @@ class Dataset:
     train: Split
     validation: Split | None = None
     test: Split | None = None
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = field(repr=False)
     source: str = "memory"
-    fingerprints: dict[str, str] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict, repr=False)
     verified: bool = True
-    request: dict = field(default_factory=dict)
-    test_files: Sequence[Path] = ()
+    request: dict = field(default_factory=dict, repr=False)
+    test_files: Sequence[Path] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
@@ -185,6 +186,7 @@ def load_dataset(
     (9000, 32, 32, 3)
     """
     check_known(name, source, data_dir, image_size)
+    name = spelled_dataset(name)
     data_dir = data_dir and os.path.abspath(os.path.expanduser(data_dir))
     published: dict[str, tuple[int, str]] = {}
     test_files: Sequence[Path] = ()

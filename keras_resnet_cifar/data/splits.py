@@ -23,6 +23,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.images.shape[1:]))
+        return f"Split({len(self):,} images {size}, {self.images.dtype})"
+
 
 def checked_split(name: str, images: Any, labels: Any, classes: int) -> Split:
     """Returns arrays as a `Split`, if a net can be trained on them.

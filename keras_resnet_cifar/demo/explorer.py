@@ -166,7 +166,8 @@ class Explorer:
         changed = self.run.history.stat().st_mtime_ns
         if changed != self._drawn.get(path):
             text = self.run.history.read_text("utf-8")
-            plot_curves(list(csv.DictReader(text.splitlines())), path)
+            rows = list(csv.DictReader(text.splitlines()))
+            plot_curves(rows, path, self.name)
             self._drawn[path] = changed
         return str(path)
 

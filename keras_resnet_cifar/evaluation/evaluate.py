@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_resnet_cifar.data.batches import RESIDENT_BYTES, even_batch_size
-from keras_resnet_cifar.data.load import Split
+from keras_resnet_cifar.data.load import Dataset, Split
 from keras_resnet_cifar.device import has_accelerator, jit_compile
 from keras_resnet_cifar.errors import InputError, unknown
 from keras_resnet_cifar.evaluation.calibration import fit_temperature
@@ -34,7 +34,7 @@ from keras_resnet_cifar.evaluation.plots import (
     plot_reliability,
 )
 from keras_resnet_cifar.files import write_json
-from keras_resnet_cifar.models.saving import check_classifier
+from keras_resnet_cifar.models.saving import check_classifier, names_of
 
 # The compiled predictor of each model, as long as the model lives: it refers
 # to the model's layers, never to the model itself.
@@ -160,8 +160,8 @@ def split_logits(
 
 def evaluate(
     model: keras.Model,
-    split: Split,
-    class_names: Sequence[str],
+    split: Split | Dataset,
+    class_names: Sequence[str] | None = None,
     batch_size: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     tta: str = "none",
@@ -170,16 +170,23 @@ def evaluate(
 
     Args:
         model, batch_size, callbacks: See `logits_of`.
-        split: A `Split`.
-        class_names: One name per class.
+        split: A `Split`, or a `Dataset` to evaluate on its test split.
+        class_names: One name per class; by default those of the `Dataset`,
+            else of the model, else numbers.
         tta: Test-time augmentation: `"flip"` takes the mean of the logits of
             each image and of its mirror image. Such an accuracy is not to be
             compared with a plain one.
 
     Raises:
         InputError: The model does not fit the classes or the images, its
-            logits are not finite, or an unknown `tta`.
+            logits are not finite, an unknown `tta`, or there is no test split.
     """
+    if isinstance(split, Dataset):
+        class_names = class_names or split.class_names
+        if split.test is None:
+            raise InputError(f"{split.name} has no test split: give a Split")
+        split = split.test
+    class_names = class_names or names_of(model)
     logits = split_logits(model, split, class_names, tta, batch_size, callbacks)
     return score(logits, split.labels, class_names)
 

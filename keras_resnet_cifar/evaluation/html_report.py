@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from keras_resnet_cifar.evaluation.metrics import top1_interval
+from keras_resnet_cifar.evaluation.metrics import described, top1_interval
 from keras_resnet_cifar.files import write_text
 
 _STYLE = """
@@ -62,9 +62,10 @@ def write_report(
         pages: One for each model.
         environment: Versions, by package.
     """
+    rows = [_summary(page) for page in pages]
+    titles = max(rows, key=len, default=())  # not every model has a top-5
     summary = _table(
-        ("model", "top-1", "95 % interval", "top-5", "loss", "calibration"),
-        (_summary(page) for page in pages),
+        titles, ([row.get(title, "") for title in titles] for row in rows)
     )
     content = "".join(_page(page) for page in pages)
     versions = _table(("package", "version"), environment.items())
@@ -92,14 +93,8 @@ gap between probability and accuracy in 15 bins.</p>
 def _summary(page):
     metrics = page.metrics
     low, high = top1_interval(metrics["top1"], metrics["n"])
-    return (
-        page.model,
-        f"{metrics['top1']:.2%}",
-        f"{low:.2%} to {high:.2%}",
-        f"{metrics['top5']:.2%}",
-        f"{metrics['loss']:.4f}",
-        f"{metrics['ece']:.4f}",
-    )
+    interval = {"95 % interval of top-1": f"{low:.2%} to {high:.2%}"}
+    return {"model": page.model} | described(metrics) | interval
 
 
 def _page(page):

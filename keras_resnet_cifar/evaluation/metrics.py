@@ -20,7 +20,8 @@ class Evaluation:
         class_names: C names.
         n: Number of images.
         top1: Share of images whose class has the highest logit, 0 to 1.
-        top5: Share whose class is among the five highest (all, if C < 5).
+        top5: Share whose class is among the five highest; `None` of up to five
+            classes, where it says nothing.
         loss: Mean cross entropy, in nats.
         ece: Expected calibration error, 0 to 1, over 15 bins of equal width
             (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
@@ -28,22 +29,38 @@ class Evaluation:
         confusion: int64 `[C, C]`, counts: rows are true, columns predicted.
     """
 
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = dataclasses.field(repr=False)
     n: int
     top1: float
-    top5: float
+    top5: float | None
     loss: float
     ece: float
-    per_class: np.ndarray
-    confusion: np.ndarray
+    per_class: np.ndarray = dataclasses.field(repr=False)
+    confusion: np.ndarray = dataclasses.field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain Python values; a class without images has `None`."""
+        """Returns plain Python values; a class without images has `None`.
+
+        Without a `top5` there is no entry of it.
+        """
         values = dataclasses.asdict(self)
+        if self.top5 is None:
+            del values["top5"]
         names = values.pop("class_names")
         shares = [None if np.isnan(x) else float(x) for x in self.per_class]
         values["per_class"] = dict(zip(names, shares, strict=True))
         return values | {"confusion": self.confusion.tolist()}
+
+
+def described(test: dict[str, Any]) -> dict[str, str]:
+    """Returns the scores of an `Evaluation`, given as JSON, by their titles."""
+    top5 = {"top-5": f"{test['top5']:.2%}"} if "top5" in test else {}
+    return {
+        "top-1": f"{test['top1']:.2%}",
+        **top5,
+        "loss": f"{test['loss']:.4f}",
+        "calibration error": f"{test['ece']:.4f}",
+    }
 
 
 class Mistakes(NamedTuple):
@@ -93,7 +110,7 @@ def score(
         class_names=tuple(class_names),
         n=n,
         top1=float(np.mean(rank < 1)),
-        top5=float(np.mean(rank < 5)),
+        top5=float(np.mean(rank < 5)) if classes > 5 else None,
         loss=-float(log_probability[np.arange(n), labels].mean()),
         ece=float(np.abs(gaps).sum() / n),
         per_class=per_class,

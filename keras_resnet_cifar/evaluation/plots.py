@@ -21,7 +21,12 @@ _CENTRED = {"ha": "center", "va": "center"}
 _MOST_CLASSES_WITH_TEXT = 20  # more would make the cells unreadable
 
 
-def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
+def plot_curves(
+    history: Sequence[dict[str, Any]],
+    path: Path,
+    title: str = "",
+    rates: np.ndarray | None = None,
+) -> None:
     """Draws loss, accuracy and learning rate by epoch.
 
     Args:
@@ -30,15 +35,24 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
             the same epoch, their mean is drawn, with a band of ± one standard
             deviation.
         path: PNG file to write; `InputError` if that fails.
+        title: What the run is.
+        rates: Float `[epochs, steps]`, the learning rate of each step, where it
+            is known.
     """
     figure = _figure(13, 4)
     loss, accuracy, rate = figure.subplots(1, 3)
     _curves(loss, history, "loss", ("train", "validation"))
     _curves(accuracy, history, "accuracy", ("train", "validation"))
-    _curves(rate, history, "learning_rate", ("",))
+    _leave_out_outliers(loss)
+    _curves(rate, history if rates is None else (), "learning_rate", ("",))
+    if rates is not None:
+        epochs = np.arange(rates.size) / rates.shape[-1]
+        rate.plot(epochs, rates.ravel(), color="#1f77b4")
     _, speed = _series(history, "images_per_second")
     if speed.size:
-        figure.suptitle(f"{np.median(speed):,.0f} images per second (median)")
+        speed_text = f"{np.median(speed):,.0f} images per second (median)"
+        title = "; ".join(filter(None, (title, speed_text)))
+    figure.suptitle(title)
     _save(figure, path)
 
 
@@ -221,6 +235,18 @@ def _curves(axes, history, key, labels):
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(loc="best")
+
+
+def _leave_out_outliers(axes):
+    """Cuts off validation losses that would flatten all other values."""
+    if len(axes.lines) < 2:
+        return
+    train, held_out = (line.get_ydata() for line in axes.lines)
+    median = np.quantile(held_out, 0.5, method="lower")
+    usual, highest = max(train.max(), median), held_out.max()
+    if highest > 4 * usual:
+        axes.set_ylim(0, 2 * usual)
+        axes.set_title(f"{axes.get_title()} (up to {highest:.3g}, cut off)")
 
 
 def _series(history, key):

@@ -36,6 +36,7 @@ from keras_resnet_cifar.errors import (
     ExportFailed,
     InputError,
     one_line,
+    spelled,
     unknown,
 )
 from keras_resnet_cifar.evaluation.calibration import fit_temperature
@@ -53,6 +54,7 @@ from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.models.saving import (
     check_classifier,
     load_model,
+    names_of,
     save_model,
 )
 from keras_resnet_cifar.training.run_directory import (
@@ -154,7 +156,7 @@ def export_model(
         data: A `Dataset`, or arguments of `load_dataset` that replace those of
             the run; by default the run's. It names the classes, and its test
             split verifies the model. Without any: drawn images, and the names
-            in the run's config or numbers.
+            in the run's config or the model's file, else numbers.
         images: How many images of the test split to use; all by default.
         tolerance: How far a probability may be off from the Keras model's.
         calibrated: Divide the logits by a temperature, which is fitted on the
@@ -170,6 +172,7 @@ def export_model(
         ExportFailed: The model cannot be converted, or the converted model
             disagrees with the Keras model. No files are left.
     """
+    format = spelled(format, FORMATS)
     _check_request(format, int8, images)
     for size in batch_sizes:
         if size < 1:
@@ -357,8 +360,7 @@ def _sample(model, config, data, int8, count):
             )
         description = "drawn images"
         sample["images"] = _drawn_images(model, count or DRAWN_IMAGES)
-        numbers = range(model.output_shape[1])
-        names = config["dataset"].get("class_names", numbers)
+        names = config["dataset"].get("class_names", names_of(model))
     elif data.test is None:
         raise InputError(
             f"data={data.name!r} has no test split to verify the model on: "

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_resnet_cifar.errors import unknown
+from keras_resnet_cifar.errors import spelled, unknown
+from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.models import architectures
 from keras_resnet_cifar.models.weights import find_weights
 
@@ -73,15 +74,28 @@ BACKBONES = {
 }
 
 
+def found_backbone(name: str | Path) -> str:
+    """Returns a backbone as `BACKBONES` spells it; of a run, its last.keras."""
+    name = str(spelled(name, BACKBONES))
+    run = newest_run(Path(name))
+    known = name in BACKBONES or not run.config.is_file()
+    return name if known else str(run.last)
+
+
 def check_backbone(name: str | Path, weights: str | Path) -> None:
     """Raises `InputError` for a backbone that is none, or has no such weights.
 
     The arguments are those of `build_finetuned`. A name of `BACKBONES` or of a
     file is not looked into.
     """
+    name = found_backbone(name)
     if name in BACKBONES or str(name).endswith(".keras"):
         return
     if weights in ("imagenet", "none", "hub"):
-        others = ["a .keras file", "with weights= a net such as resnet20"]
+        others = [
+            "a run",
+            "a .keras file",
+            "with weights= a net such as resnet20",
+        ]
         raise unknown("backbone", name, [*BACKBONES, *others])
     find_weights(weights, architectures.parse(str(name)).name)

@@ -77,6 +77,7 @@ def train_head(
         "verbose": 2 if verbose else 0,
     }
     history = _fit(model, data, recipe, seed, options)
+    model.class_names = tuple(data.class_names)
     if not np.isfinite(history["loss"]).all():
         raise Diverged("the loss of the head is not finite: try a lower rate")
     rows = [

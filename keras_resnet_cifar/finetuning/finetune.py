@@ -54,9 +54,9 @@ def build_finetuned(
 
     Args:
         backbone: A name of `BACKBONES`, another of `build_resnet` with its
-            `weights`, or the `.keras` file of a classifier whose head starts
-            with `GlobalAveragePooling2D`, as in `build_resnet`. The last two
-            bring their normalization and image size.
+            `weights`, or a run directory or the `.keras` file of a classifier
+            whose head starts with `GlobalAveragePooling2D`, as in
+            `build_resnet`. These bring their normalization and image size.
         num_classes: Number of logits.
         weights: `"imagenet"`, `"none"` (random), `"hub"` (KerasHub's ImageNet
             weights, for resnet18, 50, 101 and 152) or a file: PyTorch's (.th,

@@ -14,6 +14,7 @@ from keras_resnet_cifar.finetuning.backbones import (
     BACKBONES,
     IMAGE_SIZE,
     check_backbone,
+    found_backbone,
 )
 from keras_resnet_cifar.models.cloning import clone_with
 from keras_resnet_cifar.models.resnet import build_resnet
@@ -40,7 +41,8 @@ def load_backbone(
         InputError: The name is unknown, the weights are not available or do
             not fit, or the image size is out of range.
     """
-    if str(name).endswith(".keras"):
+    name = found_backbone(name)
+    if name.endswith(".keras"):
         if weights not in ("imagenet", None):
             raise InputError(
                 f"weights={str(weights)!r}: {name} brings its own weights; "
@@ -49,9 +51,9 @@ def load_backbone(
         return _own_net(load_model(name), name, image_size)
     check_backbone(name, weights)
     if name not in BACKBONES:
-        net = build_resnet(str(name), weights=weights)
+        net = build_resnet(name, weights=weights)
         return _own_net(net, name, image_size)
-    row, weights = BACKBONES[str(name)], str(weights)
+    row, weights = BACKBONES[name], str(weights)
     side = _checked_size(image_size, IMAGE_SIZE)
     if weights == "hub":
         return _keras_hub_net(row, side), "torch", side

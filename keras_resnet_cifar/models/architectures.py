@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, spelled, unknown
 
 BLOCKS = {"basic": 2, "bottleneck": 3}  # weight layers of one block
 SHORTCUTS = ("identity", "projection", "conv3x3")
@@ -147,11 +147,11 @@ def parse(name: str) -> Architecture:
 
 def _fields_of(name: str) -> dict[str, Any]:
     """Returns the fields that a name sets, without defaults."""
-    name = str(name)
-    entry = ARCHITECTURES.get(name)
+    text = str(spelled(name, ARCHITECTURES)).lower().replace("_", "-")
+    entry = ARCHITECTURES.get(text)
     if entry is not None and entry.fields is not None:
         return dict(entry.fields)
-    match = re.fullmatch(r"resnet(\d{1,5})((?:-[a-z0-9]+)*)", name)
+    match = re.fullmatch(r"resnet-?(\d{1,5})((?:-[a-z0-9]+)*)", text)
     fields: dict[str, Any] = {"depth": int(match[1])} if match else {}
     for suffix in match[2].split("-")[1:] if match else ():
         if suffix not in SUFFIXES:

@@ -7,7 +7,7 @@ import numpy as np
 from keras import KerasTensor, layers
 
 from keras_resnet_cifar.data.datasets import DATASETS
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, spelled, unknown
 
 # Mean and standard deviation of torchvision's ImageNet models.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -36,6 +36,8 @@ def input_normalization(
     """
     if isinstance(kind, layers.Layer):
         return type(kind).from_config(kind.get_config() | {"name": name})
+    if isinstance(kind, str):
+        kind = spelled(kind, [*DATASETS, "imagenet", "per_image"])
     if kind is None:
         return layers.Rescaling(1 / 255, dtype="float32", name=name)
     if kind == "per_image":

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.data.downloads import check_digest, download
 from keras_resnet_cifar.data.load import keras_home
 from keras_resnet_cifar.errors import InputError
@@ -51,6 +52,8 @@ def load_donor(
     names = {layer.name for layer in donor.layers}
     if donor.name != arch or "normalization" not in names:
         raise InputError(f"weights={text!r} are of {donor.name}, not {arch}")
+    if row is not None and row.dataset in DATASETS:
+        donor.class_names = DATASETS[row.dataset].class_names
     classes = donor.output_shape[-1]
     if num_classes not in (None, classes):
         raise InputError(
@@ -62,7 +65,7 @@ def load_donor(
 
 
 def copy_weights(donor: keras.Model, model: keras.Model) -> None:
-    """Copies the weights of a net into another of the same name.
+    """Copies weights and class names of a net into another of the same name.
 
     Raises:
         InputError: They differ in more than their weights.
@@ -77,6 +80,7 @@ def copy_weights(donor: keras.Model, model: keras.Model) -> None:
             f"{theirs.get(path)}, not {ours.get(path)}"
         )
     model.set_weights(donor.get_weights())
+    model.class_names = getattr(donor, "class_names", None)
 
 
 def fetch(row: table.Weights) -> Path:

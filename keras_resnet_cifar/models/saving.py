@@ -1,6 +1,8 @@
 """Loads and saves classifiers as `.keras` files, and checks what they are."""
 
+import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,15 @@ import keras
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import atomic_write, check_zip
 from keras_resnet_cifar.models.nets import leaf_layers
+from keras_resnet_cifar.pytorch.files import refuse_checkpoint
+
+_CLASS_NAMES = "class_names.json"  # beside the files of Keras in the zip file
 
 
 def load_model(path: str | Path) -> keras.Model:
     """Loads a classifier of images from a `.keras` file.
+
+    Where the file names the classes, `model.class_names` is a tuple of them.
 
     Raises:
         InputError: The file is missing or damaged, or holds something else.
@@ -20,9 +27,14 @@ def load_model(path: str | Path) -> keras.Model:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no model at {path}: name a .keras file or a run")
+    refuse_checkpoint(path)
     try:
         check_zip(path)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        with zipfile.ZipFile(path) as archive:
+            if _CLASS_NAMES in archive.namelist():
+                names = json.loads(archive.read(_CLASS_NAMES))
+                model.class_names = tuple(map(str, names))
     except InputError as error:
         raise InputError(
             f"{path} is damaged or not a .keras file ({error}): name another"
@@ -32,14 +44,35 @@ def load_model(path: str | Path) -> keras.Model:
             f"cannot load {path}: {one_line(error)}; name a .keras file of a "
             "classifier"
         ) from error
-    check_classifier(model, name=path)
+    named = getattr(model, "class_names", None)
+    check_classifier(model, named and len(named), name=path)
     return model
 
 
-def save_model(model: keras.Model, path: str | Path) -> None:
-    """Saves a model as `.keras`, atomically; `InputError` if that fails."""
+def save_model(model: keras.Model, path: str | Path, **options: Any) -> None:
+    """Saves a model as `.keras` with its `class_names`, whole or not at all.
+
+    Keras alone loads the file too; its own `model.save` leaves the names out.
+
+    Args:
+        model: Any model; it may have `class_names`, one per output.
+        path, **options: Arguments of `keras.Model.save`.
+
+    Raises:
+        InputError: The system refuses to write.
+    """
     with atomic_write(path) as temporary:
-        model.save(temporary)
+        model.save(temporary, **options)
+        names = getattr(model, "class_names", None)
+        if names and zipfile.is_zipfile(temporary):
+            with zipfile.ZipFile(temporary, "a") as archive:
+                archive.writestr(_CLASS_NAMES, json.dumps(names))
+
+
+def names_of(model: keras.Model) -> tuple[str, ...]:
+    """Returns the model's `class_names`, else numbers."""
+    numbers = tuple(map(str, range(model.output_shape[-1])))
+    return getattr(model, "class_names", None) or numbers
 
 
 def check_loads(model: keras.Model, path: Path) -> None:

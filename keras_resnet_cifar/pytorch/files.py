@@ -110,6 +110,15 @@ def check_suffix(path: str | Path) -> None:
         )
 
 
+def refuse_checkpoint(path: str | Path) -> None:
+    """Raises `InputError` for a PyTorch file where a .keras file is needed."""
+    if Path(path).suffix in FORMATS:
+        raise InputError(
+            f"{path} is a PyTorch file by its name: the command convert makes "
+            "a .keras file of it, and load_torch_checkpoint loads it in Python"
+        )
+
+
 def _is_safetensors(path):
     return path.suffix == ".safetensors"
 

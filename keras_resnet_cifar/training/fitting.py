@@ -1,6 +1,7 @@
 """The epochs of a run that are left: `model.fit`, once or twice."""
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from keras_resnet_cifar.data.batches import (
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.training import data_parallel
 from keras_resnet_cifar.training.training_model import TrainingModel
+
+_LINE_SECONDS = 30  # between the lines within an epoch, without a terminal
 
 
 def fit(
@@ -67,7 +70,11 @@ def fit(
 
 
 class _Progress(keras.callbacks.ProgbarLogger):
-    """Shows the epochs of the run, where `fit` knows of those up to its last.
+    """Shows progress from the first second on, also where no terminal is.
+
+    It counts the epochs of the run, where `fit` knows of those up to its last.
+    The first call of an epoch, which may compile, does not count for the time
+    left: Keras leaves out the first step only, and a call has many.
 
     Args:
         epochs: Of the whole run.
@@ -78,9 +85,44 @@ class _Progress(keras.callbacks.ProgbarLogger):
     def __init__(self, epochs: int):
         super().__init__()
         self._run_epochs = epochs
+        self._step_seconds = 0.0
 
     def set_params(self, params: dict[str, Any]) -> None:
         super().set_params(params | {"epochs": self._run_epochs})
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_begin(epoch, logs)
+        self._begin = self._printed = time.time()
+        self._first: tuple[int, float] | None = None
+        if self.verbose == 1 and self._step_seconds:
+            self.progbar.update(0)
+        elif self.verbose == 1:  # the bar takes its place
+            print(f"0/{self.target} preparing", end="", flush=True)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        super().on_train_batch_end(batch, logs)
+        now, done = time.time(), batch + 1
+        each = self._estimate(done, now)
+        due = now - self._printed >= _LINE_SECONDS and done < self.target
+        if self.verbose == 2 and due:
+            self._printed = now
+            scores = "".join(f" - {k}: {v:.4f}" for k, v in logs.items())
+            left = f"{each * (self.target - done):.0f}s left"
+            print(f"{done}/{self.target} - {left}{scores}", flush=True)
+
+    def _maybe_init_progbar(self) -> None:
+        super()._maybe_init_progbar()
+        self.progbar._estimate_step_duration = self._estimate
+
+    def _estimate(self, done: int, now: float) -> float:
+        """Returns the seconds of a step."""
+        if done:
+            self._first = self._first or (done, now)
+            step, since = self._first
+            if step == done:
+                step, since = 0, self._begin
+            self._step_seconds = (now - since) / (done - step)
+        return self._step_seconds
 
 
 def _end_epoch(model, epoch, callbacks, validation):

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from keras_resnet_cifar.evaluation.metrics import described
+
 _USE = """\
     import keras
     model = keras.saving.load_model("last.keras")
@@ -27,12 +29,14 @@ def model_card(
         use: How to load the model.
     """
     recipe, data = config["recipe"], config["dataset"]
-    rows = "\n".join(
-        f"| {name}.keras | {row['epoch']} | {row['test']['top1']:.2%} | "
-        f"{row['test']['top5']:.2%} | {row['test']['loss']:.4f} | "
-        f"{row['test']['ece']:.4f} |"
+    table = [
+        {"checkpoint": f"{name}.keras", "epoch": str(row["epoch"])}
+        | described(row["test"])
         for name, row in metrics.items()
-    )
+    ]
+    lines = [[*table[0]], ["---"] * len(table[0])] if table else []
+    lines += [[*row.values()] for row in table]
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     best = "had the best accuracy on the validation split."
     if "best" not in metrics:
         best = "is the same epoch, without a validation split to choose by."
@@ -69,8 +73,6 @@ validation, {data["test"]:,} test images, \
 
 ## Results on the test split
 
-| checkpoint | epoch | top-1 | top-5 | loss | calibration error |
-| --- | --- | --- | --- | --- | --- |
 {rows}
 
 {files} The test split was not used to choose anything.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, spelled, unknown
 
 if TYPE_CHECKING:
     from keras.optimizers import Optimizer
@@ -55,7 +55,9 @@ class Recipe:
     nesterov: bool = _field(False, "use Nesterov momentum")
     weight_decay: float = _field(1e-4, "coupled, as in PyTorch's SGD")
     decay_on: str = _field("all", "parameters that weight decay applies to")
-    schedule: tuple = ("cosine", {})  # a key of SCHEDULES, its arguments
+    schedule: tuple = _field(  # a key of SCHEDULES, its arguments
+        ("cosine", {}), f"of the rate: {', '.join(SCHEDULES)}"
+    )
     warmup_steps: int = _field(0, "first steps, run at a lower rate")
     warmup_factor: float = _field(0.1, "rate in warmup_steps / full rate")
     padding: int = _field(4, "pixels added to each side before a random crop")
@@ -363,9 +365,10 @@ def get_recipe(recipe: str | Recipe, **changes: Any) -> Recipe:
         InputError: An unknown name or field, or a value out of range.
     """
     if not isinstance(recipe, Recipe):
-        if recipe not in RECIPES:
+        name = spelled(recipe, RECIPES)
+        if name not in RECIPES:
             raise unknown("recipe", recipe, RECIPES)
-        recipe = RECIPES[recipe]
+        recipe = RECIPES[name]
     known = {entry.name: entry.type for entry in fields(Recipe)}
     for name in changes:
         if name not in known:
@@ -410,8 +413,10 @@ def _checked(name, kind, value):
         return serialized(name, value)
     if own:
         return value
-    if name in CHOICES and value not in CHOICES[name]:
-        raise unknown(name, value, CHOICES[name])
+    if name in CHOICES:
+        value = spelled(value, CHOICES[name])
+        if value not in CHOICES[name]:
+            raise unknown(name, value, CHOICES[name])
     if name == "schedule":
         return _checked_schedule(value)
     if kind is bool and not isinstance(value, bool):
@@ -445,6 +450,7 @@ def _checked_schedule(schedule):
             f"schedule={schedule!r}: give a name of {', '.join(SCHEDULES)} and "
             "a dict of its arguments"
         ) from None
+    name = spelled(name, SCHEDULES)
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
     return name, arguments

@@ -235,6 +235,12 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     Raises:
         InputError: An entry differs.
     """
+    began = config.get("backend")
+    if changes.get("backend") not in (None, began):
+        raise InputError(
+            f"cannot resume on {changes['backend']}: the run began on {began}; "
+            f"set KERAS_BACKEND={began}, or start a new run in another folder"
+        )
     arguments = {
         "recipe.name": "recipe",
         "dataset.name": "dataset",

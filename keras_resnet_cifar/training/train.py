@@ -4,11 +4,12 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from keras.callbacks import Callback
 
 from keras_resnet_cifar import files
@@ -68,9 +69,9 @@ class Run:
     """
 
     model: keras.Model
-    history: list[dict[str, Any]]
-    metrics: dict[str, Any]
-    config: dict[str, Any]
+    history: list[dict[str, Any]] = field(repr=False)
+    metrics: dict[str, Any] = field(repr=False)
+    config: dict[str, Any] = field(repr=False)
     directory: Path | None
 
 
@@ -216,6 +217,7 @@ def train(
         if hosts.count() > 1:  # JAX compares even weights that are replaced
             keras.utils.set_random_seed(seed)
         weights = config["class_weight"]
+        model.class_names = tuple(data.class_names)
         options = (weights, count, steps_per_execution)
         trained = compile_for_training(
             model, data, recipe, precision, seed, feed, *options
@@ -258,7 +260,12 @@ def train(
         with hosts.together():
             if written:
                 files.write_json(written.metrics, metrics)
-                plot_curves(rows, written.curves)
+                title = f"{model.name} on {Path(data.name).name}"
+                if metrics:
+                    title += f", top-1 {metrics['last']['test']['top1']:.2%}"
+                steps = np.arange(len(rows) * feed.steps)
+                rates = schedule(steps.reshape(-1, feed.steps))
+                plot_curves(rows, written.curves, title, rates)
                 card = model_card(config, epoch, metrics)
                 files.write_text(written.card, card)
                 tracking.finish(metrics, epoch)

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_resnet_cifar.files import atomic_write
 from keras_resnet_cifar.models.cloning import clone_with
+from keras_resnet_cifar.models.saving import save_model
 from keras_resnet_cifar.training.data_parallel import shared
 from keras_resnet_cifar.training.layers import faster_class
 from keras_resnet_cifar.training.variables import arrays, assign, copies
@@ -388,8 +389,7 @@ class TrainingModel(keras.Model):
         if not overwrite or zipped is False:
             stock.save(filepath, overwrite, zipped, **kwargs)
             return
-        with atomic_write(filepath) as temporary:
-            stock.save(temporary, zipped=zipped, **kwargs)
+        save_model(stock, filepath, zipped=zipped, **kwargs)
 
     def save_weights(self, filepath: str | Path, **kwargs: Any) -> None:
         """Saves the stock model's weights, whole or not at all.

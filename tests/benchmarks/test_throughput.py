@@ -107,6 +107,7 @@ def test_the_whole_command(log, tmp_path, capsys):
     names = "fit,torch-eager,torch-compile,evaluate"
     output = tmp_path / "result.json"
     options = ["--contenders", names, "--rounds", "2", "--steps", "7"]
+    options += ["--precision", "bfloat16"]
     assert command.main([*options, "--output", str(output)]) == 0
     text = capsys.readouterr().out
     assert re.search(r"^torch-eager .* fit / this: \d", text, re.MULTILINE)
@@ -188,7 +189,7 @@ def test_default_contenders():
 
 BAD = [
     (["--arch", "resnet21"], "resnet20"),
-    (["--precision", "bf16"], "mixed_bfloat16"),
+    (["--precision", "float8"], "mixed_bfloat16"),
     (["--rounds", "0"], "--rounds 0"),
     (["--steps", "0"], "--steps 0"),
     (["--batch-size", "-1"], "--batch-size -1"),

@@ -14,6 +14,9 @@ import pytest
 from PIL import Image
 
 from keras_resnet_cifar.cli import demo as cli_demo
+from keras_resnet_cifar.cli import runs
+from keras_resnet_cifar.data.datasets import DATASETS
+from keras_resnet_cifar.models.saving import load_model, names_of
 from keras_resnet_cifar.training.recipes import DEFAULT, RECIPES
 
 # --- The whole path, each command on what the one before it left
@@ -113,6 +116,52 @@ def test_predict(trained, run, tmp_path, capsys):
     line = capsys.readouterr().out
     assert line.startswith(f"{image}: ")
     assert line.count("%") == 1
+
+
+def test_a_moved_model_names_its_classes(trained, run, tmp_path, capsys):
+    """Of single pictures and of those in a folder."""
+    lonely = tmp_path / "moved.keras"
+    lonely.write_bytes((trained[0] / "last.keras").read_bytes())
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.jpg"):
+        Image.new("RGB", (32, 32), "red").save(tmp_path / "photos" / name)
+    assert run("predict", lonely, tmp_path / "photos", "--top", 10) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0][-5:] for line in lines] == ["a.png", "b.jpg"]
+    for name in DATASETS["cifar10"].class_names:
+        assert f" {name} " in lines[0]
+
+
+def test_convert_names_the_classes(trained, run, tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    checkpoint, out = tmp_path / "net.safetensors", tmp_path / "net.keras"
+    to_torch = ("-o", checkpoint, "--to-torch", "akamaster")
+    assert run("convert", trained[0], *to_torch) == 0
+    assert run("convert", checkpoint, "-o", out, "--dataset", "CIFAR-10") == 0
+    assert load_model(out).class_names == DATASETS["cifar10"].class_names
+    out.unlink()
+    assert run("convert", checkpoint, "-o", out) == 0
+    assert "(--dataset names them)" in capsys.readouterr().out
+    assert names_of(load_model(out)) == tuple("0123456789")
+    options = ["-o", tmp_path / "b.keras", "--dataset", "cifar100"]
+    assert run("convert", checkpoint, *options) == 2
+    assert not (tmp_path / "b.keras").exists()
+
+
+def test_names_may_be_spelled_in_several_ways(run, monkeypatch, tmp_path):
+    requests = []
+    monkeypatch.setattr(runs, "carry_out", lambda *a: requests.append(a[1]))
+    options = ["--arch", "ResNet_8", "--dataset", "CIFAR-10"]
+    options += ["--recipe", "Paper_110", "--schedule", "cosine"]
+    options += ["--precision", "bf16", "--padding-mode", "Reflect"]
+    out = tmp_path / "run"
+    assert run("train", *options, "--output-dir", out) == 0
+    (request,) = requests
+    recipe = request.settings["recipe"]
+    assert request.data["name"] == recipe.dataset == "cifar10"
+    assert (recipe.name, recipe.schedule) == ("paper-110", ("cosine", {}))
+    assert recipe.precision == "mixed_bfloat16"
+    assert recipe.padding_mode == "reflect"
 
 
 @pytest.mark.slow
@@ -226,6 +275,7 @@ BAD_TRAIN = {
     "resume": (["--resume", "/nowhere"], "/nowhere"),
     "backup": (["--backup-every", "often"], "--backup-every often"),
     "tracker": (["--track", "tensorbord"], "tensorboard"),
+    "schedule": (["--schedule", "cosinus"], "did you mean cosine"),
     "devices": (["--devices", "two"], "neither a number nor all"),
 }
 
@@ -339,6 +389,16 @@ def test_bad_models_and_images(trained, run, data_options, tmp_path, capfd):
         (("benchmark",), "benchmark"),
     ):
         assert word in refused(run, capfd, *arguments)
+
+
+def test_a_run_on_arrays_needs_a_dataset(finished_run, run, capfd):
+    config = json.loads((finished_run / "config.json").read_text())
+    del config["sha256"]
+    config["request"] = {}
+    (finished_run / "config.json").write_text(json.dumps(config))
+    line = refused(run, capfd, "evaluate", finished_run)
+    assert "was trained on data given in Python (see krc.evaluate)" in line
+    assert "not in a run directory" not in line
 
 
 def test_what_demo_refuses(trained, run, tmp_path, capfd, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,77 @@ LIGHT_COMMANDS = {
 def test_help_and_simple_errors_need_no_keras(arguments, tmp_path):
     result = python("-c", LIGHT, *arguments, cwd=tmp_path)
     assert result.returncode == LIGHT_COMMANDS[arguments], result.stderr
+
+
+BEFORE_KERAS = """
+import sys
+from keras_resnet_cifar.cli.main import main
+code = main(sys.argv[1:])
+assert "keras" not in sys.modules
+sys.exit(code)
+"""
+
+
+def test_predict_looks_at_the_files_before_keras_starts(trained, tmp_path):
+    (tmp_path / "resnet20.th").write_bytes(b"whole")
+    for arguments, word in (
+        ((trained[0], "nosuch.png"), "cannot read nosuch.png"),
+        (("resnet20.th", "a.png"), "the command convert"),
+    ):
+        command = ("-c", BEFORE_KERAS, "predict", *arguments)
+        result = python(*command, cwd=tmp_path)
+        assert result.returncode == 2, result.stderr
+        assert word in result.stderr
+        assert "damaged" not in result.stderr
+
+
+def without_log_level(**variables):
+    """An environment in which the user chose no level of TensorFlow's log."""
+    variables = {**os.environ, **variables}
+    del variables["TF_CPP_MIN_LOG_LEVEL"]
+    return variables
+
+
+def test_the_log_of_tensorflow_is_off_unless_the_user_chose():
+    code = "import os, keras_resnet_cifar; "
+    code += "print(os.environ['TF_CPP_MIN_LOG_LEVEL'])"
+    chosen = without_log_level() | {"TF_CPP_MIN_LOG_LEVEL": "0"}
+    for variables, level in ((without_log_level(), "3"), (chosen, "0")):
+        assert python("-c", code, env=variables).stdout == f"{level}\n"
+
+
+BACKENDS = [b for b in ("tensorflow", "jax", "torch") if find_spec(b)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tensorflow_prints_nothing(backend, fast, tmp_path):
+    """What TensorFlow 2.21 prints while it is imported no level stops."""
+    env = without_log_level(KERAS_BACKEND=backend)
+    train = ("-m", "keras_resnet_cifar", "train", *fast, "--epochs", "1")
+    result = python(*train, env=env, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    build = "import keras_resnet_cifar as krc; krc.build_resnet('resnet8')"
+    lines = python("-c", build, env=env).stderr.splitlines()
+    on_import = ("InitializeLog()", "port.cc", "cudart_stub.cc")
+    others = [x for x in lines if not any(word in x for word in on_import)]
+    assert others == []
+    assert backend == "tensorflow" or lines == []
+
+
+def test_a_shell_completes(tmp_path):
+    """By argcomplete, which an extra brings."""
+    pytest.importorskip("argcomplete")
+    line = "keras-resnet-cifar exp"
+    out = tmp_path / "completions"
+    variables = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(out),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    python("-m", "keras_resnet_cifar", env=os.environ | variables)
+    assert out.read_text().strip() == "export"
 
 
 def test_an_unknown_backend(tmp_path):

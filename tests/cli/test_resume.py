@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import refusal
 
 from keras_resnet_cifar.cli.options import (
     add_data_options,
@@ -21,7 +22,10 @@ from keras_resnet_cifar.cli.options import (
 )
 from keras_resnet_cifar.finetuning.phases import PhasedDirectory
 from keras_resnet_cifar.training.recipes import DEFAULT, RECIPES, get_recipe
-from keras_resnet_cifar.training.run_directory import RunDirectory
+from keras_resnet_cifar.training.run_directory import (
+    RunDirectory,
+    check_same,
+)
 
 ROOT = Path(__file__).parents[2]
 # A shell starts its background jobs deaf to Ctrl-C, and the tests with them.
@@ -224,6 +228,12 @@ def test_a_damaged_backup_is_reported_to_quiet_users_too(
     assert err.startswith("warning: ")
     assert "resuming from the one before" in err
     assert err.count("\n") == 1
+
+
+def test_another_backend_is_no_option_to_leave_out():
+    message = refusal(check_same, CONFIG, {"backend": "jax"})
+    assert "set KERAS_BACKEND=tensorflow" in message
+    assert "without the change" not in message
 
 
 def test_a_run_without_its_net(finished_run, run, capfd):

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import weakref
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -20,7 +21,6 @@ from keras_resnet_cifar.evaluation.evaluate import (
     report,
     split_logits,
 )
-from keras_resnet_cifar.evaluation.predict import predict_files
 from keras_resnet_cifar.models.saving import load_model
 
 
@@ -63,25 +63,23 @@ def test_a_report_is_json_and_two_pictures(tiny_model, tiny_data, tmp_path):
     assert read["top1"] == result.top1
 
 
-def test_classes_must_fit(tiny_model, tiny_data, tmp_path):
+def test_classes_must_fit(tiny_model, tiny_data):
     with pytest.raises(InputError, match="100 outputs"):
         evaluate(
             tiny_model(num_classes=100), tiny_data.test, tiny_data.class_names
         )
-    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="10 outputs"):
-        predict_files(tiny_model(), [tmp_path / "a.png"], ("one", "two"))
 
 
-def test_an_image_file_predicts_as_the_array_does(
-    tiny_model, tiny_data, tmp_path
-):
+def test_a_dataset_is_evaluated_on_its_test_split(tiny_model, tiny_data):
     model = tiny_model()
-    Image.fromarray(tiny_data.test.images[0]).save(tmp_path / "a.png")
-    (row,) = predict_files(model, [tmp_path / "a.png"], top=10)
-    logits = logits_of(model, tiny_data.test.images[:1])[0]
-    assert row["classes"][0]["class"] == str(logits.argmax())
-    assert sum(c["probability"] for c in row["classes"]) == pytest.approx(1)
+    expected = evaluate(model, tiny_data.test, tiny_data.class_names)
+    assert evaluate(model, tiny_data).to_json() == expected.to_json()
+    named = evaluate(model, tiny_data.test)
+    assert named.class_names == tuple("0123456789")
+    assert named.top1 == expected.top1
+    lacking = replace(tiny_data, test=None)
+    with pytest.raises(InputError, match="shapes has no test split"):
+        evaluate(model, lacking)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])

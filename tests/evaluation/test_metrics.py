@@ -34,7 +34,6 @@ BY_HAND = [
         [0, 1, 1],
         {
             "top1": 2 / 3,
-            "top5": 1,
             "loss": -(2 * math.log(0.8) + math.log(0.4)) / 3,
             "ece": (0.4 + 0.6) / 3,
             "per_class": [1, 0.5],
@@ -68,7 +67,7 @@ BY_HAND = [
     # A class without images has no accuracy.
     ([[1.0, 0, 0]], [0], {"per_class": [1, math.nan, math.nan]}),
     # One class: every answer is right and certain.
-    ([[3.0], [-2.0]], [0, 0], {"top1": 1, "top5": 1, "loss": 0, "ece": 0}),
+    ([[3.0], [-2.0]], [0, 0], {"top1": 1, "loss": 0, "ece": 0}),
 ]
 
 
@@ -114,7 +113,7 @@ def test_equals_plain_loops(classes):
 
     assert evaluation.loss == pytest.approx(loss / 500)
     assert evaluation.top1 == top1 / 500
-    assert evaluation.top5 == top5 / 500
+    assert evaluation.top5 == (top5 / 500 if classes > 5 else None)
     assert evaluation.ece == pytest.approx(ece)
     np.testing.assert_array_equal(evaluation.confusion, confusion)
     np.testing.assert_allclose(
@@ -135,7 +134,6 @@ def test_json_is_keyed_by_class_name_and_plain():
     assert list(value) == [
         "n",
         "top1",
-        "top5",
         "loss",
         "ece",
         "per_class",
@@ -143,6 +141,22 @@ def test_json_is_keyed_by_class_name_and_plain():
     ]
     assert value["per_class"] == {"class0": 1, "class1": 0, "class2": None}
     assert value["confusion"] == [[1, 0, 0], [1, 0, 0], [0, 0, 0]]
+
+
+def test_a_top5_of_up_to_five_classes_is_left_out():
+    """It would be 100 %."""
+    for classes in (2, 3, 5, 6):
+        result = score(*random_case(50, classes))
+        assert (result.top5 is None) == (classes <= 5)
+        titles = list(metrics.described(result.to_json()))
+        top5 = ["top-5"] * (classes > 5)
+        assert titles == ["top-1", *top5, "loss", "calibration error"]
+
+
+def test_repr_is_short():
+    result = score(*random_case(50, 100))
+    assert repr(result).startswith("Evaluation(n=50, top1=")
+    assert len(repr(result)) < 160
 
 
 def test_mistakes_come_most_confident_first():

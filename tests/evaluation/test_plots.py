@@ -56,6 +56,39 @@ def test_curves(tmp_path, history):
     assert width > 2 * height, "three panels side by side"
 
 
+def drawn(monkeypatch, *arguments):
+    """The figure that `plot_curves` draws."""
+    figures = []
+    monkeypatch.setattr(
+        plots, "_save", lambda figure, _: figures.append(figure)
+    )
+    plots.plot_curves(*arguments)
+    return figures[0]
+
+
+def test_one_bad_epoch_does_not_flatten_the_losses(monkeypatch):
+    history = [row(e, val_loss=1.2 / e + 311 * (e == 1)) for e in range(1, 13)]
+    loss = drawn(monkeypatch, history, "").axes[0]
+    assert 1 <= loss.get_ylim()[1] <= 3
+    assert "312" in loss.get_title()
+    history = [row(e, val_loss=3 / e) for e in range(1, 200)]
+    loss = drawn(monkeypatch, history, "").axes[0]
+    assert loss.get_ylim()[1] > 3
+    assert loss.get_title() == "loss"
+
+
+def test_rates_are_drawn_by_the_step_under_a_title(monkeypatch):
+    history = [row(1, learning_rate=0.2), row(2, learning_rate=0.4)]
+    rates = np.linspace(0, 0.4, 20).reshape(2, 10)
+    figure = drawn(monkeypatch, history, "", "resnet20 on cifar10", rates)
+    assert figure.get_suptitle() == "resnet20 on cifar10"
+    epochs, values = figure.axes[2].lines[0].get_data()
+    np.testing.assert_allclose(epochs, np.arange(20) / 10)
+    np.testing.assert_array_equal(values, rates.ravel())
+    by_epoch = drawn(monkeypatch, history, "").axes[2].lines[0].get_data()
+    np.testing.assert_array_equal(by_epoch, [[1, 2], [0.2, 0.4]])
+
+
 def test_confusion_tells_where_its_cells_are(tmp_path):
     """The diagonal is dark, and is where the box says."""
     path = tmp_path / "confusion.png"

@@ -20,6 +20,7 @@ from keras_resnet_cifar.evaluation.evaluate import logits_of
 from keras_resnet_cifar.export import export
 from keras_resnet_cifar.export.export import export_model, export_saved_model
 from keras_resnet_cifar.export.verify import open_saved_model
+from keras_resnet_cifar.models.saving import save_model
 from keras_resnet_cifar.training.train import Run
 
 needs_tensorflow = pytest.mark.skipif(
@@ -323,8 +324,20 @@ def test_a_model_without_a_run(quick, model, tmp_path):
     assert result.images == "drawn images"
     assert result.top1 is None
     assert list(quick[-1]["class_names"]) == [str(i) for i in range(10)]
+    assert len(repr(result)) < 400
     with pytest.raises(InputError, match="calibrated on images of the train"):
         export_model(model, tmp_path / "net", "litert", int8=True)
+
+
+def test_a_file_names_its_classes(quick, tiny_model, tmp_path):
+    model, names = tiny_model(), tuple("abcdefghij")
+    model.class_names = names
+    save_model(model, tmp_path / "net.keras")
+    export_saved_model(tmp_path / "net.keras", tmp_path / "net")
+    export_model(model, tmp_path / "net", "tflite")
+    for request in quick:
+        assert tuple(request["class_names"]) == names
+    assert quick[-1]["format"] == "litert"
 
 
 def test_batch_sizes_below_1_are_refused(quick, model, tmp_path):

@@ -15,6 +15,7 @@ from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import (
     check_classifier,
     load_model,
+    names_of,
     save_model,
 )
 
@@ -49,7 +50,8 @@ def assert_loads_with_keras_alone(model, folder):
     """On all installed backends, each in a process of its own."""
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), "uint8")
     np.save(folder / "images.npy", images)
-    save_model(model, folder / "net.keras")
+    model.class_names = tuple(map(str, range(model.output_shape[-1])))
+    save_model(model, folder / "net.keras")  # with the names of its classes
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", LOAD],
@@ -101,6 +103,35 @@ def test_a_model_is_loaded_as_it_was_saved(tiny_model, tmp_path):
         keras.ops.convert_to_numpy(loaded(images)),
         keras.ops.convert_to_numpy(model(images)),
     )
+
+
+def test_class_names_stay_in_the_file(tiny_model, tmp_path):
+    """And in nets that get its weights."""
+    model, path = tiny_model(), tmp_path / "net.keras"
+    model.class_names = names = tuple("abcdefghiö")
+    save_model(model, path)
+    loaded = load_model(path)
+    assert loaded.class_names == names_of(loaded) == names
+    again = tiny_model(weights=path, normalization="auto")
+    assert again.class_names == names
+    del model.class_names
+    save_model(model, path)
+    assert names_of(load_model(path)) == tuple("0123456789")
+
+
+def test_class_names_that_do_not_fit_are_refused(tiny_model, tmp_path):
+    model, path = tiny_model(), tmp_path / "net.keras"
+    model.class_names = ("one", "two")
+    save_model(model, path)
+    assert "10 outputs" in refusal(load_model, path)
+
+
+def test_a_pytorch_file_is_not_called_damaged(tmp_path):
+    path = tmp_path / "resnet20.th"
+    path.write_bytes(b"whole")
+    message = refusal(load_model, path)
+    assert "damaged" not in message
+    assert "convert" in message
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from helpers import TINY
 
 import keras_resnet_cifar as krc
+from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.evaluate import logits_of
 
@@ -83,6 +84,10 @@ def test_a_checkpoint_holds_the_stock_model(run):
     assert_same(loaded_weights(folder / "epoch-2.keras"), seen.epochs[1])
     assert_same(loaded_weights(folder / "run" / "last.keras"), seen.epochs[1])
     assert_same(finished.model.get_weights(), seen.epochs[1])
+    files = ("epoch-1.keras", "best.keras", "run/last.keras", "run/best.keras")
+    for name in files:
+        names = krc.load_model(folder / name).class_names
+        assert names == DATASETS["shapes"].class_names
     assert_same(
         loaded_weights(folder / "best.keras"),
         loaded_weights(folder / "run" / "best.keras"),

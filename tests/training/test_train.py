@@ -18,6 +18,7 @@ from keras_resnet_cifar.evaluation.evaluate import evaluate, logits_of
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import load_model
 from keras_resnet_cifar.training import callbacks
+from keras_resnet_cifar.training import train as train_module
 from keras_resnet_cifar.training.recipes import get_recipe
 from keras_resnet_cifar.training.run_directory import RunDirectory
 from keras_resnet_cifar.training.train import train
@@ -26,7 +27,37 @@ from keras_resnet_cifar.training.training_model import (
     training_clone,
 )
 
+SPLITS = ("train", "validation", "test")
 SHORT = {"epochs": 3, "batch_size": 64, "precision": "float32"}
+
+
+def test_a_run_on_three_classes(tiny_model, tiny_data, tmp_path, monkeypatch):
+    """What it says of itself is short, and has no top-5, which says nothing."""
+
+    def of_three(split):
+        kept = split.labels < 3
+        return Split(split.images[kept], split.labels[kept])
+
+    splits = {name: of_three(getattr(tiny_data, name)) for name in SPLITS}
+    names = ("one", "two", "three")
+    data = dataclasses.replace(tiny_data, class_names=names, **splits)
+    drawn = []
+    monkeypatch.setattr(train_module, "plot_curves", lambda *a: drawn.append(a))
+    model, folder = tiny_model(num_classes=3), tmp_path / "run"
+    run = quietly(model, data, folder, epochs=2, batch_size=16)
+    assert load_model(folder / "last.keras").class_names == names
+    assert "top5" not in run.metrics["last"]["test"]
+    card = (folder / "README.md").read_text()
+    assert "| checkpoint | epoch | top-1 | loss | calibration error |" in card
+    assert "top-5" not in card
+    ((rows, _, title, rates),) = drawn
+    top1 = run.metrics["last"]["test"]["top1"]
+    assert title == f"resnet8-custom on shapes, top-1 {top1:.2%}"
+    assert rates.shape == (2, len(data.train) // 16)
+    assert rates[:, -1].tolist() == [row["learning_rate"] for row in rows]
+    for thing in (run, data, data.train):
+        assert len(repr(thing)) < 300
+        assert "array" not in repr(thing)
 
 
 class InterruptIn(keras.callbacks.Callback):

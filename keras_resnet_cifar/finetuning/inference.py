@@ -1,0 +1,116 @@
+"""Loads the model of a run, of any kind, and predicts with it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_resnet_cifar.data.folders import image_files
+from keras_resnet_cifar.data.images import read_image
+from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.evaluation.evaluate import logits_of
+from keras_resnet_cifar.evaluation.grad_cam import grad_cam
+from keras_resnet_cifar.evaluation.metrics import softmax
+from keras_resnet_cifar.evaluation.plots import plot_grad_cam
+from keras_resnet_cifar.finetuning.phases import newest_run
+from keras_resnet_cifar.models import saving
+from keras_resnet_cifar.models.saving import check_classifier, names_of
+from keras_resnet_cifar.training.train import Run
+
+
+def load_model(path_or_run: str | Path | Run) -> keras.Model:
+    """Loads a classifier of images.
+
+    Args:
+        path_or_run: A `.keras` file; a run directory, for its `last.keras`
+            (of a fine-tuning run, that of its newest phase); or a `Run`.
+
+    Returns:
+        The model; its `class_names` is a tuple if the file names the classes.
+
+    Raises:
+        InputError: The file is missing or damaged, or holds something else.
+
+    Examples:
+        >>> model = load_model("runs/first")
+    """
+    if isinstance(path_or_run, Run):
+        return path_or_run.model
+    path = Path(path_or_run)
+    return saving.load_model(newest_run(path).last if path.is_dir() else path)
+
+
+def predict(
+    model_or_run: keras.Model | str | Path | Run,
+    images: Any,
+    class_names: Sequence[str] | None = None,
+    top: int = 3,
+    explain: str | os.PathLike | None = None,
+) -> list[dict[str, Any]]:
+    """Returns the most probable classes of images.
+
+    Args:
+        model_or_run: A model from raw images to logits, or what `load_model`
+            takes.
+        images: An image file, a folder of them, or several of these, each
+            brought to the model's input size; or an array `[N, H, W, 3]`, 0 to
+            255.
+        class_names: One name per class; by default the model's own, else
+            numbers.
+        top: How many classes to return per image, at least 1.
+        explain: PNG file for a picture of where the model sees the most
+            probable class of each image: see `grad_cam`.
+
+    Returns:
+        A list of dicts `{"image": path, "classes": [{"class": name,
+        "probability": 0 to 1}, ...]}`, the most probable class first. Of an
+        array, `"image"` is an index.
+
+    Raises:
+        InputError: A file is not an image, the images or the names do not fit
+            the model, or it cannot be explained.
+
+    Examples:
+        >>> predict("runs/first", "photo.png")[0]["classes"][0]["class"]
+    """
+    model: Any = model_or_run
+    if not isinstance(model, keras.Model):
+        model = load_model(model)
+    check_classifier(model, len(class_names) if class_names else None)
+    names = class_names or names_of(model)
+    if top < 1:
+        raise InputError(f"top={top}: ask for at least 1 class")
+    if isinstance(images, str | os.PathLike):
+        images = [images]
+    if hasattr(images, "shape"):
+        images = np.asarray(images)
+        if images.ndim != 4:
+            raise InputError(f"images {images.shape}: give [N, H, W, 3]")
+        labels: Sequence[Any] = range(len(images))
+        check_classifier(model, image_shape=images.shape[1:])
+    else:
+        labels = [str(path) for path in image_files(images)]
+        check_classifier(model, image_shape=(None, None, 3))
+        height, width = (side or 32 for side in model.input_shape[1:3])
+        images = np.stack([read_image(p, (height, width)) for p in labels])
+    probabilities = softmax(logits_of(model, images))
+    ranked = np.argsort(-probabilities, axis=1)[:, :top]
+    if explain is not None:
+        heat = grad_cam(model, images, ranked[:, 0])
+        titles = [
+            f"{names[order[0]]} {row[order[0]]:.0%}"
+            for row, order in zip(probabilities, ranked, strict=True)
+        ]
+        plot_grad_cam(images, heat, titles, Path(explain))
+    return [
+        {
+            "image": label,
+            "classes": [
+                {"class": names[i], "probability": float(row[i])} for i in order
+            ],
+        }
+        for label, row, order in zip(labels, probabilities, ranked, strict=True)
+    ]
