@@ -189,7 +189,6 @@ def ends_in(last):
         (keras.Sequential([keras.layers.Softmax()], name="head"), "softmax"),
         (ends_in, "softmax"),
     ],
-    ids=str,
 )
 def test_a_model_that_ends_in_an_activation(last, name):
     """As a layer of its own too, in a model of models too."""
