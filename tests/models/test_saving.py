@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from helpers import refusal
 
+from keras_resnet_cifar.evaluation.predict import predict_files
+from keras_resnet_cifar.export.export import export_model
+from keras_resnet_cifar.finetuning.finetune import build_finetuned
 from keras_resnet_cifar.models import nets
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import (
@@ -213,3 +216,17 @@ def test_a_model_that_ends_in_an_activation(last, name):
 )
 def test_a_model_that_ends_in_logits(last):
     check_classifier(ends_in(last))
+
+
+def test_what_is_for_rgb_refuses_one_channel(tiny_model, tmp_path):
+    model = tiny_model(input_shape=(28, 28, 1), normalization=None)
+    save_model(model, tmp_path / "grey.keras")
+    for action in (
+        lambda: predict_files(model, ["photo.png"]),
+        lambda: export_model(model, tmp_path / "exported"),
+        lambda: build_finetuned(tmp_path / "grey.keras", 3),
+    ):
+        assert "takes images (28, 28, 1)" in refusal(action)
+    shape = {"input_shape": (28, 28, 1), "weights": "none"}
+    line = refusal(lambda: build_finetuned("resnet18", 3, **shape))
+    assert "backbones take RGB images" in line

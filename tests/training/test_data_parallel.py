@@ -88,7 +88,7 @@ def test_a_step_sums_and_moves_no_images(found):
 
 
 def split_of(count, side=2):
-    images = np.zeros((count, side, side, 3), "uint8")
+    images = np.full((count, side, side, 3), 128, "uint8")
     return Split(images, np.zeros(count, "int64"))
 
 
