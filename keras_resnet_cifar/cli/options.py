@@ -167,11 +167,16 @@ def mean_and_deviation(values: Sequence[float], digits: int) -> str:
     return f"{text} ± {statistics.stdev(values):,.{digits}f}"
 
 
+def top1(accuracy: float, n: int) -> str:
+    """Returns an accuracy on n images with its bootstrap interval."""
+    low, high = top1_interval(accuracy, n)
+    return f"top-1 {accuracy:.2%} ({low:.2%} to {high:.2%})"
+
+
 def scores(test: dict[str, Any]) -> str:
     """Returns an `Evaluation`, given as JSON, as one line."""
-    low, high = top1_interval(test["top1"], test["n"])
     return (
-        f"top-1 {test['top1']:.2%} ({low:.2%} to {high:.2%}), "
+        f"{top1(test['top1'], test['n'])}, "
         f"top-5 {test['top5']:.2%}, loss {test['loss']:.4f}, "
         f"calibration error {test['ece']:.4f}"
     )
