@@ -12,7 +12,7 @@ from keras_resnet_cifar.cli.start import import_keras
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.html_report import Page, write_report
 from keras_resnet_cifar.evaluation.metrics import TEST_TIME_AUGMENTATIONS
-from keras_resnet_cifar.files import make_folder
+from keras_resnet_cifar.files import check_replaceable, make_folder
 from keras_resnet_cifar.training.run_directory import (
     check_data,
     find_run,
@@ -56,8 +56,10 @@ def run(args: argparse.Namespace) -> None:
     if args.corruption_images < 1:
         given = args.corruption_images
         raise InputError(f"corruption_images={given}: give 1 or more")
-    if args.report and not args.report.parent.is_dir():
-        raise InputError(f"report={args.report}: its folder does not exist")
+    if args.report:
+        check_replaceable(args.report)
+        if not args.report.parent.is_dir():
+            raise InputError(f"report={args.report}: its folder does not exist")
     jobs: dict[Path, tuple[Path, dict]] = {}
     for model_or_run in args.models:
         for path in options.checkpoints(model_or_run, args.checkpoint):

@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> None:
         f"verified on {result.count:,} {result.images}: {result.same_class:,} "
         "have the class of the Keras model, probabilities within "
         f"{result.difference:.1e}\n"
-        f"top-1 {result.top1:.2%}, of the Keras model {result.keras_top1:.2%}; "
+        f"{options.top1(result.top1, result.count)}; the Keras model: "
+        f"{options.top1(result.keras_top1, result.count)}; "
         f"{result.images_per_second:,.0f} images/s on the CPU"
     )
     if result.files:

@@ -185,9 +185,14 @@ def mean_and_deviation(values: Sequence[float], digits: int) -> str:
     return f"{text} ± {statistics.stdev(values):,.{digits}f}"
 
 
+def top1(accuracy: float, n: int) -> str:
+    """Returns an accuracy on n images with its bootstrap interval."""
+    low, high = top1_interval(accuracy, n)
+    return f"top-1 {accuracy:.2%} ({low:.2%} to {high:.2%})"
+
+
 def scores(test: dict[str, Any]) -> str:
     """Returns an `Evaluation`, given as JSON, as one line."""
-    low, high = top1_interval(test["top1"], test["n"])
     texts = described(test)
-    texts["top-1"] += f" ({low:.2%} to {high:.2%})"
+    texts["top-1"] = top1(test["top1"], test["n"]).removeprefix("top-1 ")
     return ", ".join(f"{title} {text}" for title, text in texts.items())

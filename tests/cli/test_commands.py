@@ -287,6 +287,7 @@ def refused(run, capfd, *arguments):
     assert err.startswith("error: ")
     assert err.count("\n") == 1, err
     assert "Epoch 1/" not in out
+    assert ": test top-1 " not in out
     return err
 
 
@@ -360,6 +361,7 @@ def test_bad_models_and_images(trained, run, data_options, tmp_path, capfd):
             ("evaluate", directory, "--report", tmp_path / "none" / "a.html"),
             "its folder does not exist",
         ),
+        (("evaluate", directory, "--report", tmp_path), "it is a folder"),
         (
             ("evaluate", directory, "--corruptions", tmp_path / "empty"),
             "labels.npy",

@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import subprocess
 
 import keras
@@ -131,6 +132,8 @@ def test_int8_of_a_run_by_command(run_directory, tmp_path, capsys):
     assert f"wrote {out}/litert-int8/1: litert int8, " in printed
     assert "verified on 64 test images of cifar10" in printed
     assert "images/s" in printed
+    interval = r"top-1 [\d.]+% \([\d.]+% to [\d.]+%\); "
+    assert len(re.findall(interval, printed)) == 2
 
 
 @on_tensorflow

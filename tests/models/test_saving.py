@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from helpers import refusal
 
-from keras_resnet_cifar.evaluation.predict import predict_files
 from keras_resnet_cifar.export.export import export_model
 from keras_resnet_cifar.finetuning.finetune import build_finetuned
+from keras_resnet_cifar.finetuning.inference import predict
 from keras_resnet_cifar.models import nets
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.saving import (
@@ -222,7 +222,7 @@ def test_what_is_for_rgb_refuses_one_channel(tiny_model, tmp_path):
     model = tiny_model(input_shape=(28, 28, 1), normalization=None)
     save_model(model, tmp_path / "grey.keras")
     for action in (
-        lambda: predict_files(model, ["photo.png"]),
+        lambda: predict(model, ["photo.png"]),
         lambda: export_model(model, tmp_path / "exported"),
         lambda: build_finetuned(tmp_path / "grey.keras", 3),
     ):
