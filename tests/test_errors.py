@@ -40,6 +40,7 @@ def test_spelled(name, known, meant):
     ("name", "meant"),
     [
         ("ResNet20", "resnet20"),
+        ("RESNET20", "resnet20"),
         ("resnet_20", "resnet20"),
         ("ResNet-38", "resnet38"),
         ("ResNet_110_preact", "resnet110-preact"),

@@ -98,7 +98,6 @@ def test_arguments_replace_what_a_name_says():
         ("resnet3", ("resnet8",)),
         ("resnet20-botleneck", ("bottleneck",)),
         ("resnt20", ("resnet20",)),
-        ("RESNET20", ("resnet20",)),
         ("vgg16", ("resnet20", "resnet{depth}")),
     ],
 )
