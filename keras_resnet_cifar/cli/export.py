@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> None:
         batch_sizes=args.batch_sizes or (),
         allow_changed_data=args.allow_changed_data,
     )
+    # Both are known of a dataset, which the request names.
+    assert result.top1 is not None and result.keras_top1 is not None
     print(
         f"wrote {result.path}: {args.format}{' int8' * args.int8}, "
         f"{result.size / 1e6:.2f} MB\n"
