@@ -14,6 +14,7 @@ import pytest
 from helpers import refusal
 
 from keras_resnet_cifar.cli import main as cli
+from keras_resnet_cifar.data.load import load_dataset
 from keras_resnet_cifar.errors import ExportFailed, InputError
 from keras_resnet_cifar.evaluation import metrics
 from keras_resnet_cifar.evaluation.calibration import fit_temperature
@@ -51,18 +52,20 @@ def run_directory(model, tiny_cifar, tmp_path):
     """What `train` leaves, as far as an export reads it."""
     folder = tmp_path / "run"
     folder.mkdir()
+    request = {
+        "name": "cifar10",
+        "data_dir": str(tiny_cifar),
+        "allow_unverified": True,
+    }
+    prints = load_dataset(**request).fingerprints
     config = {
         "arch": "resnet8",
         "parameters": 1,
-        "dataset": {"name": "cifar10"},
+        "dataset": {"name": "cifar10", "fingerprints": prints},
         "recipe": {},
         "seed": 0,
         "precision": "float32",
-        "request": {
-            "name": "cifar10",
-            "data_dir": str(tiny_cifar),
-            "allow_unverified": True,
-        },
+        "request": request,
         "backend": "tensorflow",
         "versions": {},
     }
