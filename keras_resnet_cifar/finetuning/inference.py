@@ -92,8 +92,8 @@ def predict(
         labels: Sequence[Any] = range(len(images))
         check_classifier(model, image_shape=images.shape[1:])
     else:
-        labels = [str(path) for path in image_files(images)]
         check_classifier(model, image_shape=(None, None, 3))
+        labels = [str(path) for path in image_files(images)]
         height, width = (side or 32 for side in model.input_shape[1:3])
         images = np.stack([read_image(p, (height, width)) for p in labels])
     probabilities = softmax(logits_of(model, images))

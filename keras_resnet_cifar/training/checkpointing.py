@@ -145,7 +145,7 @@ def check_length(
             f"epochs={recipe.epochs}, which was {epochs}: the rates of the "
             f"{recipe.schedule[0]} schedule depend on it, and {steps_done} "
             "steps have used the old ones; resume without the change, or start "
-            "a new run from last.keras (the command: train --init-from)"
+            "a new run from last.keras (init_from= of the command train)"
         )
 
 

@@ -282,11 +282,7 @@ def check_data(
         InputError: They are not, and that is not allowed.
     """
     old = config["dataset"].get("fingerprints", {})
-    changed = {
-        split
-        for split in old | fingerprints
-        if old.get(split) != fingerprints.get(split)
-    }
+    changed = {split for split in old if old[split] != fingerprints.get(split)}
     if changed and not allow_changed_data:
         remedy = "allow_changed_data=True goes on, and says so"
         if allow_changed_data is None:

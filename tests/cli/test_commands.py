@@ -222,7 +222,7 @@ def test_a_longer_run_starts_from_the_finished_one(trained, run, capfd):
     assert run("train", "--resume", trained[0], "--epochs", 40) == 2
     err = capfd.readouterr().err
     assert "--epochs 40, which was 2" in err
-    assert "train --init-from" in err
+    assert "--init-from of the command train" in err
 
 
 def test_finetune_starts_from_weights(data_options, run, tmp_path):

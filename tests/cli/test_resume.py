@@ -196,7 +196,7 @@ def test_a_run_on_data_given_in_python(finished_run, run, capfd):
     err = refused(run, capfd, "train", "--resume", finished_run)
     assert "data given in Python: resume it with krc.train(..., resume=" in err
     err = refused(run, capfd, "evaluate", finished_run)
-    assert "trained on data given in Python: name a --dataset" in err
+    assert "data given in Python (see krc.evaluate): name a --dataset" in err
 
 
 def test_a_run_is_not_overwritten(finished_run, run, capfd):

@@ -401,9 +401,13 @@ def test_data_of_the_run_and_instead_of_it(
         ({"data_dir": "/elsewhere"}, own | {"data_dir": "/elsewhere"}),
         ({"name": "shapes"}, {"name": "shapes"}),
     ):
-        export_saved_model(run_directory, tmp_path / "net", data=data)
+        export_saved_model(
+            run_directory, tmp_path / "net", data=data, allow_changed_data=True
+        )
         assert requests[-1] == request
         assert tuple(quick[-1]["class_names"]) == tiny_data.class_names
+    line = refusal(export_saved_model, run_directory, tmp_path / "net")
+    assert "(test, train) are not those that the run was trained on" in line
 
 
 def test_the_card_of_a_calibrated_export(

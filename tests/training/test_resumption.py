@@ -271,7 +271,7 @@ def test_more_epochs_where_the_schedule_permits(run_of, tmp_path):
         run_of("longer", **constant, resume=True, epochs=2)
     run_of("cycle", epochs=1)
     with pytest.raises(
-        InputError, match=r"rates of the one_cycle schedule.*train --init-from"
+        InputError, match=r"rates of the one_cycle schedule.*init_from="
     ):
         run_of("cycle", resume=True, epochs=2)
 
