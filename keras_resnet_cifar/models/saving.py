@@ -149,12 +149,21 @@ def check_classifier(
         )
 
 
+def _computes(operation):
+    """Returns whether an operation may change the values that it passes on."""
+    if isinstance(operation, keras.layers.Activation):
+        return operation.activation is not keras.activations.linear
+    same = ("Reshape", "Flatten", "Identity", "Dropout")
+    return type(operation).__name__ not in same
+
+
 def _last_activation(model):
     """Returns the name of the activation that a model ends in, if any."""
     last = model
     while isinstance(last, keras.Model):
         # Operations include functions such as `keras.ops.softmax`.
-        last = (getattr(last, "operations", None) or last.layers)[-1]
+        chain = getattr(last, "operations", None) or last.layers
+        last = next(filter(_computes, reversed(chain)), chain[-1])
     activation = getattr(last, "activation", None)
     if activation is not None:
         linear = activation is keras.activations.linear

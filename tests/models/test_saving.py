@@ -191,6 +191,17 @@ def ends_in(last):
         (keras.ops.softmax, "softmax"),
         (keras.Sequential([keras.layers.Softmax()], name="head"), "softmax"),
         (ends_in, "softmax"),
+        (
+            keras.Sequential(
+                [
+                    keras.layers.Softmax(),
+                    keras.layers.Reshape((10,)),
+                    keras.layers.Activation("linear", dtype="float32"),
+                    keras.layers.Dropout(0.1),
+                ]
+            ),
+            "softmax",
+        ),
     ],
 )
 def test_a_model_that_ends_in_an_activation(last, name):
