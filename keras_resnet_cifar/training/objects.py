@@ -15,6 +15,20 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.training.schedules import Constant
 
+# Losses of Keras that have no `from_logits`.
+_OF_PROBABILITIES = (
+    "KLDivergence",
+    "Poisson",
+    "CategoricalGeneralizedCrossEntropy",
+    "Dice",
+    "Tversky",
+    "kl_divergence",
+    "poisson",
+    "categorical_generalized_cross_entropy",
+    "dice",
+    "tversky",
+)
+
 
 def serialized(name: str, value: Any) -> dict[str, Any]:
     """Returns an optimizer or a loss as JSON.
@@ -55,10 +69,10 @@ def serialized(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(config, dict):  # a function has its defaults
         parameters = inspect.signature(value).parameters.values()
         config = {each.name: each.default for each in parameters}
-    if not config.get("from_logits", True):
+    if not config.get("from_logits", kind not in _OF_PROBABILITIES):
         raise InputError(
             f"loss={kind} would take logits for probabilities: give an "
-            "instance with from_logits=True"
+            "instance with from_logits=True, such as CategoricalCrossentropy"
         )
     return saved
 
@@ -101,7 +115,7 @@ def loss_of(recipe: Any, classes: int) -> Any:
     if recipe.loss is None:
         return keras.losses.CategoricalCrossentropy(from_logits=True)
     loss, kind = _built("loss", recipe.loss), _kind(recipe.loss)
-    blank = np.zeros((1, classes), "float32")
+    blank = np.zeros((classes + 1, classes), "float32")
     try:
         loss(blank, blank)
     except Exception as error:  # the user's own code may raise any

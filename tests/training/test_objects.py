@@ -124,6 +124,11 @@ def test_a_loss_replaces_cross_entropy(run_of, tiny_data):
     assert run.history[0]["val_loss"] == pytest.approx(expected, rel=1e-3)
 
 
+@keras.saving.register_keras_serializable("tests")
+def of_one_image(targets, logits):
+    return targets[0] * keras.ops.sum(logits, axis=1)
+
+
 WRONG = {
     "a class": ({"optimizer": optimizers.AdamW}, "give an instance"),
     "a name": ({"optimizer": "adamw"}, "did you mean adam?"),
@@ -148,6 +153,10 @@ WRONG = {
         {"loss": losses.categorical_crossentropy},
         "loss=categorical_crossentropy would take logits for probabilities",
     ),
+    "divergence": ({"loss": losses.KLDivergence()}, "for probabilities"),
+    "overlap": ({"loss": losses.Dice()}, "for probabilities"),
+    "shares": ({"loss": losses.poisson}, "for probabilities"),
+    "one image only": ({"loss": of_one_image}, "fails on one-hot targets"),
     "sparse": (
         {"loss": losses.SparseCategoricalCrossentropy(from_logits=True)},
         "give one for these, no sparse one",
