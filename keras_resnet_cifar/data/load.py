@@ -23,10 +23,12 @@ from keras_resnet_cifar.data.splits import (
     checked_split,
     fingerprint,
     hold_out,
+    paired,
 )
 from keras_resnet_cifar.errors import InputError
 
 DATA_VARIABLE = "KERAS_RESNET_CIFAR_DATA"
+_LAST_CLASS = 2**16  # where no names say how many there are
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -105,22 +107,27 @@ class Dataset:
             class_names = range(1)
             with contextlib.suppress(TypeError, ValueError):  # refused below
                 given: Any = np.asarray(labels)
-                wide = given.ndim == 2 and given.shape[1] > 1
-                last = given.shape[1] - 1 if wide else int(given.max())
-                class_names = range(last + 1)
+                if given.ndim == 2 and given.shape[1] > 1:
+                    class_names = range(given.shape[1])
+                elif given.dtype.kind in "iu":
+                    last = min(max(int(given.max()), 0), _LAST_CLASS)
+                    class_names = range(last + 1)
+        elif isinstance(class_names, str) or not hasattr(
+            class_names, "__len__"
+        ):
+            raise InputError(
+                f"class_names={class_names!r}: give a list, one name per class"
+            )
         classes = len(class_names)
         train = checked_split("train", images, labels, classes)
         splits: dict = {}
         for name, pair in (("validation", validation), ("test", test)):
             if pair is None or isinstance(pair, numbers.Real):
                 continue
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise InputError(f"{name}: give (images, labels) as arrays")
-            splits[name] = checked_split(name, pair[0], pair[1], classes)
+            splits[name] = checked_split(name, *paired(name, pair), classes)
         fingerprints = {
             name: fingerprint(split.images, split.labels)
             for name, split in {"train": train, **splits}.items()
-            if name != "validation"
         }
         if isinstance(validation, numbers.Real):
             train, splits["validation"] = hold_out(train, validation, seed)

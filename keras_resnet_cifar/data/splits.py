@@ -28,6 +28,13 @@ class Split:
         return f"Split({len(self):,} images {size}, {self.images.dtype})"
 
 
+def paired(name: str, pair: Any) -> tuple:
+    """Returns `(images, labels)`; `InputError` for anything else."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise InputError(f"{name}: give (images, labels) as arrays")
+    return tuple(pair)
+
+
 def checked_split(name: str, images: Any, labels: Any, classes: int) -> Split:
     """Returns arrays as a `Split`, if a net can be trained on them.
 
@@ -68,28 +75,37 @@ def checked_split(name: str, images: Any, labels: Any, classes: int) -> Split:
     if labels.ndim != 1 or len(labels) != len(images) or not images.size:
         raise InputError(
             f"{name}: images are {images.shape} and labels {labels.shape}; "
-            "give at least one image, and one label for each"
+            "give at least one image, and one label for each: [N], or one-hot "
+            f"[N, {classes}]"
         )
-    if labels.dtype.kind not in "iu" or not (
-        0 <= labels.min() <= labels.max() < classes
-    ):
+    if labels.dtype.kind not in "iu":
+        raise InputError(
+            f"{name}: labels must be whole numbers, and are {labels.dtype}"
+        )
+    first, last = labels.min(), labels.max()
+    if not 0 <= first <= last < classes:
         raise InputError(
             f"{name}: labels must be whole numbers from 0 to {classes - 1}, as "
-            f"there are {classes} classes"
+            f"there are {classes} classes; they are from {first} to {last}"
         )
     if images.dtype.kind == "f":
         images = images.astype("float32", copy=False)
         if not np.isfinite(images).all():
             raise InputError(f"{name}: images are not finite; remove these")
+    check_range(name, images)
+    return Split(images, labels)
+
+
+def check_range(name: str, images: np.ndarray) -> None:
+    """Raises `InputError` for images that are not, or hardly, 0 to 255."""
     low, high = images.min(), images.max()
-    if low < 0 or high > 255 or high <= 1:
+    if not (low >= 0 and 1 < high <= 255):  # true of NaN, too
         to_one = low >= 0 and 0 < high <= 1
         remedy = "multiply them by 255" if to_one else "rescale them"
         raise InputError(
             f"{name}: images are {images.dtype} from {low:.4g} to {high:.4g}, "
             f"and models take 0 to 255: {remedy}"
         )
-    return Split(images, labels)
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
@@ -137,9 +153,9 @@ def hold_out(
     if not share:
         return split, None
     count, total = share, len(split)
-    if isinstance(share, float):
+    if isinstance(share, float | np.floating):
         count = round(share * total) if 0 < share < 1 else 0
-    if not 0 < count < total:
+    if share is True or not 0 < count < total:
         raise InputError(
             f"validation={share} does not fit a train split of {total:,} "
             "images: give a count below that, or a fraction such as 0.1"

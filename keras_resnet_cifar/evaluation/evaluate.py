@@ -9,7 +9,8 @@ import keras
 import numpy as np
 
 from keras_resnet_cifar.data.batches import RESIDENT_BYTES, even_batch_size
-from keras_resnet_cifar.data.load import Dataset, Split
+from keras_resnet_cifar.data.load import Dataset
+from keras_resnet_cifar.data.splits import Split, checked_split, paired
 from keras_resnet_cifar.device import has_accelerator, jit_compile
 from keras_resnet_cifar.errors import InputError, unknown
 from keras_resnet_cifar.evaluation.calibration import fit_temperature
@@ -160,7 +161,7 @@ def split_logits(
 
 def evaluate(
     model: keras.Model,
-    split: Split | Dataset,
+    split: Split | Dataset | tuple,
     class_names: Sequence[str] | None = None,
     batch_size: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -170,7 +171,8 @@ def evaluate(
 
     Args:
         model, batch_size, callbacks: See `logits_of`.
-        split: A `Split`, or a `Dataset` to evaluate on its test split.
+        split: A `Split` or `(images, labels)`, as `Dataset.from_arrays` takes
+            them, or a `Dataset` to evaluate on its test split.
         class_names: One name per class; by default those of the `Dataset`,
             else of the model, else numbers.
         tta: Test-time augmentation: `"flip"` takes the mean of the logits of
@@ -179,14 +181,19 @@ def evaluate(
 
     Raises:
         InputError: The model does not fit the classes or the images, its
-            logits are not finite, an unknown `tta`, or there is no test split.
+            logits are not finite, an unknown `tta`, there is no test split, or
+            it is refused as in training.
     """
     if isinstance(split, Dataset):
         class_names = class_names or split.class_names
         if split.test is None:
             raise InputError(f"{split.name} has no test split: give a Split")
         split = split.test
+    elif not isinstance(split, Split):
+        split = Split(*paired("split", split))
     class_names = class_names or names_of(model)
+    check_classifier(model, len(class_names))
+    split = checked_split("split", split.images, split.labels, len(class_names))
     logits = split_logits(model, split, class_names, tta, batch_size, callbacks)
     return score(logits, split.labels, class_names)
 

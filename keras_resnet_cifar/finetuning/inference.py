@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_resnet_cifar.data.folders import image_files
 from keras_resnet_cifar.data.images import read_image
+from keras_resnet_cifar.data.splits import check_range
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.evaluate import logits_of
 from keras_resnet_cifar.evaluation.grad_cam import grad_cam
@@ -79,8 +80,8 @@ def predict(
     model: Any = model_or_run
     if not isinstance(model, keras.Model):
         model = load_model(model)
-    check_classifier(model, len(class_names) if class_names else None)
-    names = class_names or names_of(model)
+    check_classifier(model, None if class_names is None else len(class_names))
+    names = names_of(model) if class_names is None else class_names
     if top < 1:
         raise InputError(f"top={top}: ask for at least 1 class")
     if isinstance(images, str | os.PathLike):
@@ -91,9 +92,18 @@ def predict(
             raise InputError(f"images {images.shape}: give [N, H, W, 3]")
         labels: Sequence[Any] = range(len(images))
         check_classifier(model, image_shape=images.shape[1:])
+        if images.dtype.kind == "f" and images.any():
+            check_range("images", images)
     else:
         check_classifier(model, image_shape=(None, None, 3))
-        labels = [str(path) for path in image_files(images)]
+        try:
+            labels = [str(path) for path in image_files(images)]
+        except TypeError:  # these are no paths
+            labels = []
+        if not labels:
+            raise InputError(
+                "images: give paths of image files, or an array [N, H, W, 3]"
+            )
         height, width = (side or 32 for side in model.input_shape[1:3])
         images = np.stack([read_image(p, (height, width)) for p in labels])
     probabilities = softmax(logits_of(model, images))

@@ -15,7 +15,7 @@ from keras_resnet_cifar.data.batches import (
     StreamedSplit,
 )
 from keras_resnet_cifar.data.load import Dataset
-from keras_resnet_cifar.data.splits import Split, checked_split
+from keras_resnet_cifar.data.splits import Split, checked_split, paired
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.models.saving import check_classifier
 from keras_resnet_cifar.training.recipes import Recipe
@@ -51,10 +51,13 @@ def as_dataset(
         return Dataset.from_arrays(
             *data, class_names=classes, validation=validation_data
         )
+    validation = None
+    if validation_data is not None:
+        validation = Split(*paired("validation_data", validation_data))
     return Dataset(
         name="stream",
         train=_stream(data, len(classes)),
-        validation=Split(*validation_data) if validation_data else None,
+        validation=validation,
         class_names=tuple(map(str, classes)),
         source="given to train",
         verified=False,

@@ -66,8 +66,15 @@ WRONG = {
     "ragged": ([X[0], X[1][:9]], Y[:2], "as arrays"),
     "labels from 1": (X, Y + 1, "whole numbers from 0 to 9, as there are 10"),
     "labels below 0": (X, Y - 1, "whole numbers from 0"),
-    "floats as labels": (X, Y / 2, "whole numbers"),
-    "names as labels": (X, Y.astype(str), "whole numbers"),
+    "floats as labels": (X, Y / 2, "whole numbers, and are float64"),
+    "names as labels": (X, Y.astype(str), "whole numbers, and are <U"),
+    "infinite labels": (
+        X,
+        np.where(Y, np.inf, 0),
+        "whole numbers, and are float64",
+    ),
+    "numbers of articles": (X, Y * 10**10, "from 0 to 90000000000"),
+    "12 columns": (X, np.eye(12)[Y], "one-hot [N, 10]"),
     "two columns": (X, np.stack([Y, Y], 1), "one label for each"),
     "shares as labels": (X, ten_rows(0.1), "one-hot rows"),
     "several classes": (X, ten_rows(1), "one-hot rows"),
@@ -94,6 +101,32 @@ def test_each_split_is_checked(name):
 
     assert given((X, Y[1:])).startswith(f"{name}: images are")
     assert f"{name}: give (images, labels)" in given(X)
+
+
+@pytest.mark.parametrize("case", ["infinite labels", "numbers of articles"])
+def test_labels_that_cannot_be_counted(case):
+    images, labels, _ = WRONG[case]
+    assert "whole numbers" in refusal(Dataset.from_arrays, images, labels)
+    line = refusal(lambda: Dataset.from_arrays(X, -Y - 1))
+    assert "they are from -10 to -1" in line
+
+
+@pytest.mark.parametrize("names", [10, "abcdefghij"])
+def test_class_names_are_a_list(names):
+    make = lambda: Dataset.from_arrays(X, Y, class_names=names)  # noqa: E731
+    assert "give a list" in refusal(make)
+
+
+def test_the_fingerprint_of_a_validation_split_is_kept():
+    data = Dataset.from_arrays(X, Y, validation=(X[:9], Y[:9]))
+    assert set(data.fingerprints) == {"train", "validation"}
+
+
+def test_a_fraction_of_any_float_type():
+    data = Dataset.from_arrays(X, Y, validation=np.float32(0.1))
+    assert len(data.validation) == 6
+    make = lambda: Dataset.from_arrays(X, Y, validation=True)  # noqa: E731
+    assert "validation=True" in refusal(make)
 
 
 def test_a_share_that_does_not_fit():

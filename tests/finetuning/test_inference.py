@@ -38,6 +38,30 @@ def test_a_model_by_its_run_or_file(run, tiny_data, tmp_path):
     assert krc.load_model(tmp_path).class_names == tiny_data.class_names
 
 
+def test_what_is_no_image_is_refused(run, tiny_data):
+    images, labels = tiny_data.test.images, tiny_data.test.labels
+    model = krc.load_model(run)
+    for wrong in (None, [], [images[0]], 3):
+        assert "give paths" in refusal(krc.predict, model, wrong)
+    for wrong in (images / 255, images * np.nan):
+        assert "models take 0 to 255" in refusal(krc.predict, model, wrong)
+    assert krc.predict(model, 0.0 * images[:1])  # black
+    for words, pair in {
+        "from 0 to 1": (images / 255, labels),
+        "one label for each": (images, labels[1:]),
+        "give (images, labels)": images,
+    }.items():
+        assert words in refusal(krc.evaluate, model, pair)
+
+
+def test_evaluate_takes_arrays(run, tiny_data):
+    images, labels = tiny_data.test.images, tiny_data.test.labels
+    model = krc.load_model(run)
+    expected = krc.evaluate(model, tiny_data).top1
+    for given in (labels[:, None], np.eye(10)[labels]):
+        assert krc.evaluate(model, (images, given)).top1 == expected
+
+
 def test_files_folders_and_arrays_predict_alike(run, tiny_data, tmp_path):
     images, folder = tiny_data.test.images[:2], tmp_path / "photos"
     (folder / "more").mkdir(parents=True)

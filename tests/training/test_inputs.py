@@ -157,6 +157,13 @@ def test_data_that_do_not_fit(case, tiny_model, tiny_data):
     assert word in refusal(as_dataset, tiny_model(), data)
 
 
+def test_a_stream_with_other_validation_data(tiny_model, tiny_data):
+    stream = Batches(tiny_data.train.images, tiny_data.train.labels)
+    for wrong in (0.1, stream):
+        line = refusal(as_dataset, tiny_model(), stream, wrong)
+        assert line.startswith("validation_data: give (images, labels)")
+
+
 def test_a_stream_brings_its_own_weights(tiny_data):
     net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     trained = TrainingModel(net, net, 1, class_weight=[1.0, 2.0, 4.0])
