@@ -66,6 +66,13 @@ def serialized(name: str, value: Any) -> dict[str, Any]:
             f"optimizer={kind} wraps another or averages weights: give the "
             "plain one, with precision= and ema= of the recipe"
         )
+    if getattr(value, "_exclude_from_weight_decay_pattern", None) or getattr(
+        value, "_exclude_from_weight_decay", None
+    ):
+        raise InputError(
+            f"optimizer={kind} would forget exclude_from_weight_decay, which "
+            "is not in its config: give one without"
+        )
     if not isinstance(config, dict):  # a function has its defaults
         parameters = inspect.signature(value).parameters.values()
         config = {each.name: each.default for each in parameters}

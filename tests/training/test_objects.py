@@ -129,6 +129,11 @@ def of_one_image(targets, logits):
     return targets[0] * keras.ops.sum(logits, axis=1)
 
 
+def without_bias(optimizer):
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    return optimizer
+
+
 WRONG = {
     "a class": ({"optimizer": optimizers.AdamW}, "give an instance"),
     "a name": ({"optimizer": "adamw"}, "did you mean adam?"),
@@ -139,6 +144,10 @@ WRONG = {
     "averages": (
         {"optimizer": optimizers.SGD(0.1, use_ema=True)},
         "optimizer=SGD wraps another or averages weights",
+    ),
+    "parts without decay": (
+        {"optimizer": without_bias(adamw())},
+        "would forget exclude_from_weight_decay",
     ),
     "a wrapper": (
         {"optimizer": optimizers.LossScaleOptimizer(optimizers.SGD(0.1))},
