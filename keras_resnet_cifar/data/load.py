@@ -64,6 +64,11 @@ class Dataset:
     test_files: Sequence[Path] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
+        if len(set(self.class_names)) < self.num_classes:
+            raise InputError(
+                f"class_names={tuple(self.class_names)}: give each class a "
+                "name of its own"
+            )
         for name in ("train", "validation", "test"):
             split = getattr(self, name)
             if isinstance(split, Split):

@@ -28,11 +28,11 @@ class Split:
         return f"Split({len(self):,} images {size}, {self.images.dtype})"
 
 
-def paired(name: str, pair: Any) -> tuple:
+def paired(name: str, pair: Any) -> tuple[Any, Any]:
     """Returns `(images, labels)`; `InputError` for anything else."""
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise InputError(f"{name}: give (images, labels) as arrays")
-    return tuple(pair)
+    return pair[0], pair[1]
 
 
 def checked_split(name: str, images: Any, labels: Any, classes: int) -> Split:

@@ -35,7 +35,11 @@ from keras_resnet_cifar.evaluation.plots import (
     plot_reliability,
 )
 from keras_resnet_cifar.files import write_json
-from keras_resnet_cifar.models.saving import check_classifier, names_of
+from keras_resnet_cifar.models.saving import (
+    check_classifier,
+    check_names,
+    names_of,
+)
 
 # The compiled predictor of each model, as long as the model lives: it refers
 # to the model's layers, never to the model itself.
@@ -152,6 +156,7 @@ def split_logits(
     if tta not in TEST_TIME_AUGMENTATIONS:
         raise unknown("tta", tta, TEST_TIME_AUGMENTATIONS)
     check_classifier(model, len(class_names), split.images.shape[1:])
+    check_names(model, class_names)
     logits = logits_of(model, split.images, *options)
     if tta == "flip":
         logits += logits_of(model, split.images[:, :, ::-1], *options)

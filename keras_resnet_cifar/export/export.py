@@ -53,6 +53,7 @@ from keras_resnet_cifar.files import (
 from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.models.saving import (
     check_classifier,
+    check_names,
     load_model,
     names_of,
     save_model,
@@ -376,6 +377,7 @@ def _sample(model, config, data, int8, count):
             chosen = order[:CALIBRATION_IMAGES]
             sample["calibration"] = data.train.images[chosen]
     check_classifier(model, len(names), sample["images"].shape[1:])
+    check_names(model, names)
     return description, sample | {"class_names": np.array(names, str)}
 
 

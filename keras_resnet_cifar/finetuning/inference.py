@@ -18,7 +18,11 @@ from keras_resnet_cifar.evaluation.metrics import softmax
 from keras_resnet_cifar.evaluation.plots import plot_grad_cam
 from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.models import saving
-from keras_resnet_cifar.models.saving import check_classifier, names_of
+from keras_resnet_cifar.models.saving import (
+    check_classifier,
+    check_names,
+    names_of,
+)
 from keras_resnet_cifar.training.train import Run
 
 
@@ -82,6 +86,7 @@ def predict(
         model = load_model(model)
     check_classifier(model, None if class_names is None else len(class_names))
     names = names_of(model) if class_names is None else class_names
+    check_names(model, names)
     if top < 1:
         raise InputError(f"top={top}: ask for at least 1 class")
     if isinstance(images, str | os.PathLike):

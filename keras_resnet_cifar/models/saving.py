@@ -3,6 +3,7 @@
 import json
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,21 @@ def names_of(model: keras.Model) -> tuple[str, ...]:
     """Returns the model's `class_names`, else numbers."""
     numbers = tuple(map(str, range(model.output_shape[-1])))
     return getattr(model, "class_names", None) or numbers
+
+
+def check_names(model: keras.Model, class_names: Sequence[str]) -> None:
+    """Checks that no class has another number than in the model.
+
+    Raises:
+        InputError: One has, as after a class folder was renamed.
+    """
+    names = list(class_names)
+    for number, name in enumerate(getattr(model, "class_names", None) or ()):
+        if name in names and names.index(name) != number:
+            raise InputError(
+                f"{name} is class {names.index(name)} here, and class {number} "
+                f"of {model.name}: name the classes as in its training"
+            )
 
 
 def check_loads(model: keras.Model, path: Path) -> None:

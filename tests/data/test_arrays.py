@@ -117,6 +117,11 @@ def test_class_names_are_a_list(names):
     assert "give a list" in refusal(make)
 
 
+def test_each_class_has_its_own_name():
+    make = lambda: Dataset.from_arrays(X, Y, class_names=["a"] * 10)  # noqa: E731
+    assert "a name of its own" in refusal(make)
+
+
 def test_the_fingerprint_of_a_validation_split_is_kept():
     data = Dataset.from_arrays(X, Y, validation=(X[:9], Y[:9]))
     assert set(data.fingerprints) == {"train", "validation"}

@@ -346,6 +346,17 @@ def test_a_file_names_its_classes(quick, tiny_model, tmp_path):
     assert quick[-1]["format"] == "litert"
 
 
+def test_classes_with_other_numbers_are_refused(
+    quick, tiny_model, tiny_data, tmp_path
+):
+    model = tiny_model()
+    model.class_names = tiny_data.class_names[::-1]
+    line = refusal(
+        lambda: export_model(model, tmp_path / "net", data=tiny_data)
+    )
+    assert "is class" in line
+
+
 def test_batch_sizes_below_1_are_refused(quick, model, tmp_path):
     with pytest.raises(InputError, match="batch_sizes=0: give 1 or more"):
         export_saved_model(model, tmp_path / "net", batch_sizes=(8, 0))

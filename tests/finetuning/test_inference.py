@@ -54,6 +54,17 @@ def test_what_is_no_image_is_refused(run, tiny_data):
         assert words in refusal(krc.evaluate, model, pair)
 
 
+def test_classes_with_other_numbers_are_refused(run, tiny_data):
+    model, images = krc.load_model(run), tiny_data.test.images
+    first, second, *rest = tiny_data.class_names
+    swapped = (second, first, *rest)
+    line = f"{first} is class 1 here, and class 0 of {model.name}"
+    assert line in refusal(krc.predict, model, images, swapped)
+    assert line in refusal(krc.evaluate, model, tiny_data.test, swapped)
+    translated = ("un", "deux", *rest)
+    assert krc.evaluate(model, tiny_data.test, translated)
+
+
 def test_evaluate_takes_arrays(run, tiny_data):
     images, labels = tiny_data.test.images, tiny_data.test.labels
     model = krc.load_model(run)
