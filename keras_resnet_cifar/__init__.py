@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import lazy_loader
 
-# TensorFlow reads this once; it logs the machine's lack of GPUs as an error.
+# TensorFlow reads this once; the lines that it logs before stay.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

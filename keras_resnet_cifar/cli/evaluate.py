@@ -119,6 +119,14 @@ def _evaluate(
         allowed = args.allow_changed_data
         if not check_data(config, data.fingerprints, allowed):
             changed = ", changed since the training"
+            taken = config["request"].get("validation")
+            validated = args.calibrate or args.split == "validation"
+            if validated and taken and isinstance(taken, int):
+                raise InputError(
+                    f"validation={taken} chooses other images now that "
+                    f"{data.name} has changed, perhaps some of the training: "
+                    "evaluate the test split, or train with a share such as 0.1"
+                )
     check_classifier(model, len(names), split.images.shape[1:])
     make_folder(folder)
     start = time.perf_counter()

@@ -139,6 +139,8 @@ def checkpoints(path: Path, which: str = "last") -> list[Path]:
     if path.is_file():
         refuse_checkpoint(path)
         return [path]
+    if not path.exists():
+        raise InputError(f"there is no {path}: name a run or a .keras file")
     run = newest_run(path)
     files = {"last": [run.last], "best": [run.best]}.get(
         which, [*run.checkpoints(), run.best, run.last]

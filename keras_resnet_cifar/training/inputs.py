@@ -17,7 +17,7 @@ from keras_resnet_cifar.data.batches import (
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.data.splits import Split, checked_split, paired
 from keras_resnet_cifar.errors import InputError, one_line
-from keras_resnet_cifar.models.saving import check_classifier
+from keras_resnet_cifar.models.saving import check_classifier, names_of
 from keras_resnet_cifar.training.recipes import Recipe
 
 Data = Any  # a Dataset, (images, labels), a tf.data.Dataset or a PyDataset
@@ -46,19 +46,19 @@ def as_dataset(
             )
         return data
     check_classifier(model)
-    classes = range(model.output_shape[-1])
+    names = names_of(model)
     if isinstance(data, tuple) and len(data) == 2:
         return Dataset.from_arrays(
-            *data, class_names=classes, validation=validation_data
+            *data, class_names=names, validation=validation_data
         )
     validation = None
     if validation_data is not None:
         validation = Split(*paired("validation_data", validation_data))
     return Dataset(
         name="stream",
-        train=_stream(data, len(classes)),
+        train=_stream(data, len(names)),
         validation=validation,
-        class_names=tuple(map(str, classes)),
+        class_names=names,
         source="given to train",
         verified=False,
     )

@@ -240,7 +240,7 @@ TINY = "the data of this test"  # stands for its options
 BAD_TRAIN = {
     "arch": (["--arch", "resnet21"], "resnet20"),
     "depth": (["--arch", "resnet3"], "resnet8"),
-    "init": (["--init-from", "nowhere"], "nowhere has no last.keras"),
+    "init": (["--init-from", "nowhere"], "there is no nowhere"),
     "steps": (["--steps-per-execution", "0"], "--steps-per-execution 0: must"),
     "arch and init": (
         ["--init-from", "x", "--arch", "resnet8"],
@@ -407,7 +407,7 @@ def test_what_demo_refuses(trained, run, tmp_path, capfd, monkeypatch):
     """In one line, before Keras starts; Gradio need not be there for it."""
     monkeypatch.setattr(cli_demo, "find_spec", lambda name: name)
     lonely = tmp_path / "lonely.keras"
-    lonely.write_bytes((trained[0] / "last.keras").read_bytes())
+    lonely.write_bytes((trained[0] / "there is no").read_bytes())
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
         for arguments, word in (

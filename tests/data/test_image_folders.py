@@ -266,6 +266,15 @@ def test_data_that_changed_are_noticed(ellipse_run, tmp_path, capsys):
         assert "are not those that the run was" in capsys.readouterr().err
         assert cli.main(["evaluate", str(run), "--allow-changed-data"]) == 0
         assert "changed since the training" in capsys.readouterr().out
+        # A number of validation images may now choose others.
+        config = json.loads((run / "config.json").read_text())
+        other = shutil.copytree(run, tmp_path / "counted")
+        config["request"]["validation"] = 9
+        del config["sha256"]
+        (other / "config.json").write_text(json.dumps(config))
+        split = ["--allow-changed-data", "--split", "validation"]
+        assert cli.main(["evaluate", str(other), *split]) == 2
+        assert "chooses other images" in capsys.readouterr().err
         assert cli.main(["train", "--resume", str(run)]) == 2
         message = capsys.readouterr().err
         assert "(test, train) are not those" in message

@@ -55,6 +55,13 @@ def test_arrays_train_as_a_dataset_does(tiny_model, tiny_data):
         assert row["val_loss"] == pytest.approx(other["val_loss"], rel=1e-3)
 
 
+def test_arrays_keep_the_class_names_of_the_model(tiny_model, tiny_data):
+    model, split = tiny_model(), tiny_data.train
+    model.class_names = tiny_data.class_names
+    data = as_dataset(model, (split.images, split.labels))
+    assert data.class_names == tiny_data.class_names
+
+
 @pytest.mark.parametrize(
     "stream",
     [Batches, tf_data, pytest.param(one_hot, marks=pytest.mark.slow)],
