@@ -407,12 +407,12 @@ def test_what_demo_refuses(trained, run, tmp_path, capfd, monkeypatch):
     """In one line, before Keras starts; Gradio need not be there for it."""
     monkeypatch.setattr(cli_demo, "find_spec", lambda name: name)
     lonely = tmp_path / "lonely.keras"
-    lonely.write_bytes((trained[0] / "there is no").read_bytes())
+    lonely.write_bytes((trained[0] / "last.keras").read_bytes())
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
         for arguments, word in (
             ([], "--weights"),
-            ([tmp_path], "last.keras"),
+            ([tmp_path], "there is no"),
             ([tmp_path / "none"], "last.keras"),
             ([lonely], "--dataset"),
             (["--weights", "cifar11"], "cifar10"),
