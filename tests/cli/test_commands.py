@@ -412,8 +412,8 @@ def test_what_demo_refuses(trained, run, tmp_path, capfd, monkeypatch):
         port = str(server.getsockname()[1])
         for arguments, word in (
             ([], "--weights"),
-            ([tmp_path], "there is no"),
-            ([tmp_path / "none"], "last.keras"),
+            ([tmp_path], "last.keras"),
+            ([tmp_path / "none"], "there is no"),
             ([lonely], "--dataset"),
             (["--weights", "cifar11"], "cifar10"),
             ([trained[0], "--port", port], f"--port {port} cannot be had"),
