@@ -264,7 +264,7 @@ def train(
                 if metrics:
                     title += f", top-1 {metrics['last']['test']['top1']:.2%}"
                 steps = np.arange(len(rows) * feed.steps)
-                rates = schedule(steps.reshape(-1, feed.steps))
+                rates = np.reshape(schedule(steps), (-1, feed.steps))
                 plot_curves(rows, written.curves, title, rates)
                 card = model_card(config, epoch, metrics)
                 files.write_text(written.card, card)
