@@ -128,7 +128,9 @@ def write_files(folder, images, labels, names=STANDARD):
     np.save(folder / "labels.npy", np.concatenate([labels] * 5))
 
 
-def test_made_and_published_images(tiny_data, tmp_path, monkeypatch):
+def test_made_and_published_images(
+    tiny_model, tiny_data, tmp_path, monkeypatch
+):
     test, names = tiny_data.test, tiny_data.class_names
 
     def by_brightness(model, split, *options, **more):
@@ -142,7 +144,7 @@ def test_made_and_published_images(tiny_data, tmp_path, monkeypatch):
         (read_corrupted(tmp_path), "files"),
     ):
         values = evaluate.evaluate_corruptions(
-            *(None, test, names, tmp_path, files, 50),
+            *(tiny_model(), test, names, tmp_path, files, 50),
             each=lambda name, accuracies: seen.append(name),
         )
         read = json.loads((tmp_path / "corruptions.json").read_text())
