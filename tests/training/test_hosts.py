@@ -173,7 +173,7 @@ hosts.join("127.0.0.1:{free_port()}", 2, 1)
     [
         (("host", 2, 0), "coordinator=host, num_processes=2, process_id=0: "),
         ((None, 2, 0), "coordinator=, num_processes=2"),
-        (("host:1", 2, 2), "process_id=2: give an address"),
+        (("host:1", 2, 2), "process_id=2: give HOST:PORT"),
         (("host:1", 2, None), "num_processes=2, process_id="),
         (("host:1", "two", 0), "num_processes=two"),
         (("host:65536", 2, 0), "coordinator=host:65536"),
