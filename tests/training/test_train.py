@@ -206,12 +206,9 @@ def test_training_learns(tiny_model, tiny_data):
     assert after.top1 > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"ema": 0.9, "mixup": 0.2, "cutout": 8},
-        pytest.param({}, marks=pytest.mark.slow),
-    ],
+    "changes", [{"ema": 0.9, "mixup": 0.2, "cutout": 8}, {}]
 )
 def test_a_resumed_run_ends_with_the_same_bits(
     changes, tiny_model, tiny_data, tmp_path
@@ -282,6 +279,7 @@ def test_a_folder_in_use_is_refused(finished, tiny_model, tiny_data, tmp_path):
     assert (tmp_path / "other" / "thesis.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_backup_falls_back_to_the_one_before(
     tiny_model, tiny_data, tmp_path
 ):
@@ -405,9 +403,8 @@ def test_strong_policies_train(recipe, tiny_model, tiny_data):
 def test_mixed_precision_trains_and_saves_float32(
     precision, tiny_model, tiny_data, tmp_path
 ):
-    run = quietly(
-        tiny_model(), tiny_data, tmp_path / "run", precision=precision
-    )
+    options = {"precision": precision, "epochs": 1}
+    run = quietly(tiny_model(), tiny_data, tmp_path / "run", **options)
     assert np.isfinite(run.history[-1]["loss"])
     model = keras.saving.load_model(tmp_path / "run" / "last.keras")
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
@@ -438,6 +435,7 @@ def test_even_batches_need_one_compilation():
     assert even_batch_size(997) == 512
 
 
+@pytest.mark.slow
 def test_validation_images_on_the_device_or_fed(
     tiny_model, tiny_data, monkeypatch
 ):
