@@ -23,10 +23,10 @@ _ARCH = (
     f"{architectures.RULE} (default: the recipe's)"
 )
 _INIT_FROM = (
-    "run directory or .keras file whose net, with its weights, starts the new "
-    "run (default: none)"
+    "run directory or .keras file with the net and weights to start the new "
+    "run from (default: none)"
 )
-_STEPS = "steps in one compiled call; 1: each by itself (default: chosen)"
+_STEPS = "steps per compiled call; 1 is slower (default: chosen for the device)"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +73,9 @@ def _new(args: argparse.Namespace) -> runs.Request:
     if args.init_from:
         for name in ("arch", "weights"):
             if getattr(args, name):
-                raise InputError(f"{name}= does not go with init_from=")
+                raise InputError(
+                    f"{name}= cannot be combined with init_from=: omit one"
+                )
         options.checkpoints(args.init_from)
         net = args.init_from.stem
     else:

@@ -1,4 +1,4 @@
-"""The README.md of a run: what the model is, and how well it does."""
+"""The model card of a run, README.md."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ _USE = """\
     model = keras.saving.load_model("last.keras")
     logits = model.predict(images)
 
-The files hold stock Keras layers only and load on every backend.
+The files contain stock Keras layers only and load on every backend.
 """
 
 

@@ -1,8 +1,8 @@
-"""Learning-rate schedules of the literature, as Keras schedules.
+"""Learning-rate schedules from the literature, as Keras schedules.
 
-Each one is a function of the step alone, so a resumed run cannot lose its
-place. `warmup_steps` starts a run at a lower rate and then returns to the full
-one, as He et al. 2015 do for ResNet-110 (0.01 for 400 steps, then 0.1).
+Each is a function of the step alone, so a resumed run needs no other state.
+With `warmup_steps`, a run starts at a lower rate, as in He et al. 2015 for
+ResNet-110 (0.01 for 400 steps, then 0.1).
 
 Example:
 
@@ -28,7 +28,7 @@ class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         learning_rate: The rate at factor 1.
-        warmup_steps: The first so many steps run at
+        warmup_steps: Number of first steps at
             `learning_rate * warmup_factor`.
         warmup_factor: See `warmup_steps`.
     """
