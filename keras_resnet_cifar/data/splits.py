@@ -92,9 +92,7 @@ def checked_split(name: str, images: Any, labels: Any, classes: int) -> Split:
     if images.dtype.kind == "f":
         images = images.astype("float32", copy=False)
         if not np.isfinite(images).all():
-            raise InputError(
-                f"{name}: some images are not finite; remove them"
-            )
+            raise InputError(f"{name}: some images are not finite; remove them")
     check_range(name, images)
     return Split(images, labels)
 

@@ -180,7 +180,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
         )
     reason = one_line(error).split(". ")[0][:120]
     return InputError(
-        f"cannot read {path} as a PyTorch checkpoint ({reason}): copy it "
+        f"{path} is damaged or not a PyTorch checkpoint ({reason}): copy it "
         "again, or save a state_dict in PyTorch"
     )
 
@@ -191,8 +191,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         tensors = library.load_file(path)
     except Exception as error:  # its own kind, and those of the system
         raise InputError(
-            f"cannot read {path} as safetensors ({one_line(error)[:120]}): "
-            "copy it again, or give a file of that format"
+            f"{path} is damaged or not a safetensors file "
+            f"({one_line(error)[:120]}): copy it again"
         ) from error
     # The kind of ml_dtypes' bfloat16 and float8 is "V".
     return {

@@ -52,9 +52,7 @@ def push_to_hub(
     client = import_hub()
     path = run.directory if isinstance(run, Run) else Path(run)
     if path is None:
-        raise InputError(
-            "the run has no directory: train it with output_dir="
-        )
+        raise InputError("the run has no directory: train it with output_dir=")
     directory = RunDirectory(path)
     config = directory.read_config()
     config["request"].pop("data_dir", None)  # a folder of this machine

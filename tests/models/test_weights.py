@@ -122,7 +122,7 @@ def test_a_damaged_file_in_the_package_is_refused(monkeypatch):
     damaged = dataclasses.replace(row, digest="sha256:0000")
     monkeypatch.setitem(WEIGHTS, ("shapes", "resnet8"), damaged)
     message = refused("resnet8", weights="shapes")
-    assert "install the package again" in message
+    assert "reinstall the package" in message
 
 
 # --- Files
@@ -301,8 +301,8 @@ def forget(host):
     ("fault", "message"),
     [
         (cut, "got only"),
-        (change, r"its sha256 is|does not match its checksum|not a whole zip"),
-        (serve_a_page, "its sha256 is|not a whole zip"),
+        (change, "its sha256 is|does not match its checksum|invalid zip file"),
+        (serve_a_page, "its sha256 is|invalid zip file"),
         (forget, "404"),
     ],
 )
