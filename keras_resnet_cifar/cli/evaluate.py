@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `evaluate`."""
     models = "run directories or .keras files"
     which, splits = ("last", "best", "all"), ("test", "validation", "train")
-    folder = "folder of the results (default: evaluation/ beside the model)"
+    folder = "folder of the results (default: evaluation/ next to the model)"
     add = partial(options.add, parser)
     add("models", Path, models, nargs="+", metavar="RUN|MODEL")
     add("--checkpoint", which, "which model of a run to evaluate", "last")

@@ -307,7 +307,7 @@ def beta_quantiles(alpha: float, steps: int = 2048) -> np.ndarray:
 
 
 def _reflected(positions, size):
-    """Positions outside of 0 to size - 1, mirrored at the border pixels."""
+    """Positions outside 0 to size - 1, mirrored at the border pixels."""
     return (size - 1) - ops.abs(size - 1 - ops.abs(positions))
 
 

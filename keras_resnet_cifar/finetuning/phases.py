@@ -51,7 +51,7 @@ class PhasedDirectory:
     def check_unused(self) -> None:
         """Raises `InputError` if the folder holds more than a plan."""
         # A kill before the first phase leaves no run, but may leave hidden
-        # files and folders beside the plan.
+        # files and folders next to the plan.
         if not self.path.is_dir() or any(
             path.name != _PLAN and not path.name.startswith(".")
             for path in self.path.iterdir()

@@ -214,7 +214,7 @@ class Backup(keras.callbacks.Callback):
         return self.steps_done() - self._epochs * self.model.steps_per_epoch
 
     def save(self) -> None:
-        """Writes the backup, unless the loss is no longer finite."""
+        """Writes the backup, unless the loss is not finite."""
         if not hosts.is_first():
             return
         if int(self.model.steps_finite) != self.steps_done():

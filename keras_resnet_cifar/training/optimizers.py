@@ -25,7 +25,7 @@ class _CoupledDecay:
 
     def build(self, variables):
         super().build(variables)
-        # By index: TensorFlow passes variables of its own to `update_step`.
+        # By index: TensorFlow passes its own variables to `update_step`.
         self._decayed = [
             bool(self.coupled_decay)
             and (self.decay_on == "all" or variable.name == "kernel")

@@ -76,7 +76,7 @@ class Constant(_Schedule):
 
     Args:
         learning_rate: The rate.
-        warmup_steps, warmup_factor: The first so many steps run at
+        warmup_steps, warmup_factor: First steps, which run at
             `warmup_factor` times the rate.
     """
 
@@ -93,7 +93,7 @@ class MultiStep(_Schedule):
         steps: Steps of the whole run.
         milestones: Fractions of `steps`, each 0 to 1.
         gamma: The factor.
-        warmup_steps, warmup_factor: The first so many steps run at
+        warmup_steps, warmup_factor: First steps, which run at
             `warmup_factor` times the rate.
     """
 
@@ -125,7 +125,7 @@ class Cosine(_Schedule):
     Args:
         learning_rate: The rate at the first step.
         steps: Steps of the whole run.
-        warmup_steps, warmup_factor: The first so many steps run at
+        warmup_steps, warmup_factor: First steps, which run at
             `warmup_factor` times the rate.
     """
 
@@ -148,7 +148,7 @@ class Exponential(_Schedule):
         learning_rate: The rate of the first epoch.
         steps_per_epoch: Steps of one epoch.
         gamma: The factor.
-        warmup_steps, warmup_factor: The first so many steps run at
+        warmup_steps, warmup_factor: First steps, which run at
             `warmup_factor` times the rate.
     """
 
@@ -179,7 +179,7 @@ class OneCycle(_Schedule):
         warmup: Share of the steps before the peak, 0 to 1.
         start: Factor at the first step.
         end: Factor after the last step.
-        warmup_steps, warmup_factor: The first so many steps run at
+        warmup_steps, warmup_factor: First steps, which run at
             `warmup_factor` times the rate.
     """
 
