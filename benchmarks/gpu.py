@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     smoke = "run with tiny settings, also on a CPU"
     option("--smoke", action="store_true", help=smoke)
-    option("--data-dir", type=Path, help="as in train")
+    option("--data-dir", type=Path, help="folder with CIFAR, as in train")
     option(
         "--output",
         type=Path,

@@ -60,7 +60,7 @@ def add_run_options(parser: Any, output: str) -> None:
         metavar="TIME",
         help="save and stop after a time such as 30s, 10min or 2h",
     )
-    option("--data-dir", type=Path, help="as in train")
+    option("--data-dir", type=Path, help="folder with CIFAR, as in train")
     option("--jobs", type=int, metavar="N", help=JOBS)
     option(
         "--output",

@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `train`."""
     options.add(parser, "--arch", str, _ARCH)
     options.add(parser, "--weights", str, options.WEIGHTS)
-    size = "side of a folder's images in pixels (default: their median)"
+    size = "side in pixels of a folder's images (default: their median side)"
     options.add(parser, "--image-size", int, size)
     options.add(parser, "--init-from", Path, _INIT_FROM)
     options.add(parser, "--steps-per-execution", int, _STEPS)

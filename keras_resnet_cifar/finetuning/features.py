@@ -133,7 +133,7 @@ def _fit(model, data, recipe, seed, options):
 
 
 def _write(directory, run):
-    """Writes a finished run, atomically."""
+    """Writes a finished run atomically."""
     with files.staged_folder(directory.path.parent) as folder:
         staged = run_directory.RunDirectory(folder)
         saving.save_model(run.model, staged.last)
