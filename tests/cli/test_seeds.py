@@ -39,7 +39,7 @@ def test_other_seeds_are_refused(text):
         (["--seeds", "0-1", "--jobs", "0"], "--jobs 0: give 1 or more"),
         (["--seeds", "0-1", "--epochs", "0"], "--epochs 0"),
         (["--seeds", "0", "--coordinator", "h:1"], "omit --coordinator"),
-        (["--jobs", "2"], "give --seeds too"),
+        (["--jobs", "2"], "give --seeds, too"),
     ],
 )
 def test_bad_input_is_a_line_and_leaves_nothing(

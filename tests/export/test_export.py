@@ -331,7 +331,7 @@ def test_a_model_without_a_run(quick, model, tmp_path):
     assert result.top1 is None
     assert list(quick[-1]["class_names"]) == [str(i) for i in range(10)]
     assert len(repr(result)) < 400
-    with pytest.raises(InputError, match="calibrated on images of the train"):
+    with pytest.raises(InputError, match="needs training images to calibrate"):
         export_model(model, tmp_path / "net", "litert", int8=True)
 
 

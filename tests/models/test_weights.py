@@ -184,10 +184,10 @@ def test_bad_weights_are_one_line(trained, tmp_path):
             {},
         ),
         ("omit num_classes=100", "resnet8", "shapes", {"num_classes": 100}),
-        ("of resnet8-custom, not resnet20", "resnet20", path, {}),
+        ("are for resnet8-custom, not for resnet20", "resnet20", path, {}),
         ("no model at", "resnet20", tmp_path / "absent.keras", {}),
         ("bad.keras is damaged", "resnet20", tmp_path / "bad.keras", {}),
-        ("are of other", "resnet20", tmp_path / "other.keras", {}),
+        ("are for other", "resnet20", tmp_path / "other.keras", {}),
         (
             "stem_conv/kernel has shape (3, 3, 3, 4), not (3, 3, 3, 8)",
             None,
