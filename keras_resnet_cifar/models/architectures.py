@@ -251,8 +251,7 @@ def list_architectures() -> list[dict[str, Any]]:
     """Returns the table of named nets as a list of dicts.
 
     Each has `name`, `depth`, `block`, `parameters` (trainable, for 10 classes
-    and RGB input) and `source`. Other names that follow the rule in
-    `build_resnet` work as well.
+    and RGB input) and `source`. `build_resnet` accepts other names, too.
     """
     return [
         {

@@ -37,9 +37,9 @@ def build_resnet(
     Keras layers only.
 
     Args:
-        arch: A name such as `"resnet20"`; see `list_architectures()`. Names
-            have the form `resnet{depth}[-bottleneck][-preact]
-            [-identity|-projection|-conv3x3][-imagenet]`.
+        arch: A name such as `"resnet20"`: one of `list_architectures()`, or
+            `resnet{depth}` followed by any of `-bottleneck`, `-preact`, a
+            shortcut (`-identity`, `-projection` or `-conv3x3`) and `-imagenet`.
         depth: Instead of a name, the number of weight layers on the main path:
             6n+2 (basic), 9n+2 (bottleneck), or 18, 34, 50, 101, 152 for
             four-stage nets.

@@ -38,11 +38,10 @@ def load_torch_checkpoint(
 ) -> keras.Model:
     """Loads a PyTorch checkpoint of a ResNet as a Keras model.
 
-    The naming scheme (`akamaster`, `chenyaofo`, `imgclsmob`, `kuangliu`,
-    `kuangliu-preact`, `weiaicunzai` or `torchvision`) and the architecture are
-    inferred from the names and shapes of the tensors. Like all models of this
-    package, the model takes raw images; it applies the `normalization` that the
-    PyTorch code applies before the net.
+    The naming scheme, one of `schemes.SCHEMES` such as `"akamaster"`, and the
+    architecture are inferred from the names and shapes of the tensors. Like all
+    models of this package, the model takes raw images; it applies the
+    `normalization` that the PyTorch code applies before the net.
 
     Args:
         path: A .th, .pt or .pth file (needs PyTorch) or a .safetensors file.
@@ -113,7 +112,7 @@ def save_torch_checkpoint(
     Args:
         model: A model of `build_resnet`, or loaded from its file.
         path: A .th, .pt or .pth file (needs PyTorch) or a .safetensors file.
-        scheme: Name of a naming scheme; see `load_torch_checkpoint`.
+        scheme: A name in `schemes.SCHEMES`, such as `"akamaster"`.
 
     Raises:
         InputError: The scheme is unknown or has no such nets (the message

@@ -135,11 +135,11 @@ def train(
             writes `output_dir`, which all must be able to read.
         callbacks: More Keras callbacks, such as `ModelCheckpoint`. Their model
             is a `TrainingModel`, which saves the model of stock layers. In a
-            run resumed within an epoch, `on_train_begin` is called twice.
-            `on_train_batch_end` is called once for each group of steps that
-            run as one compiled call, with the number of the last step. The
-            recipe sets the learning rate, so `LearningRateScheduler` and
-            `ReduceLROnPlateau` are refused.
+            run resumed within an epoch, `on_train_begin` and `on_train_end`
+            are called twice. `on_train_batch_end` is called once for each group
+            of steps that run as one compiled call, with the number of the last
+            step. The recipe sets the learning rate, so `LearningRateScheduler`
+            and `ReduceLROnPlateau` are refused.
         steps_per_execution: Steps per compiled call; with 1, which is slower,
             `callbacks` are called after each step. `None` chooses a number
             that takes about a second. The results agree up to rounding.
