@@ -148,8 +148,8 @@ def count_bytes(hlo: str, resident: str) -> int:
 
     Args:
         hlo: The program after all optimizations.
-        resident: How the shape of the resident images begins, of which a step
-            reads one batch only; they do not count.
+        resident: Start of the shape of the resident images, which are not
+            counted, because a step reads only one batch of them.
     """
     entry = hlo[hlo.index("\nENTRY ") :]
     (name,) = set(re.findall(r"body=%([\w.\-]+)", entry))

@@ -53,7 +53,7 @@ def recipe_for(name: str, epochs: int) -> str:
 
     Args:
         name: A name of `FAMILIES`, or a recipe, which is its own family.
-        epochs: How long the training is.
+        epochs: Number of epochs.
     """
     members = FAMILIES.get(name, ((math.inf, name),))
     return next(recipe for most, recipe in members if epochs <= most)

@@ -21,8 +21,8 @@ def train(
     """A plain PyTorch loop, channels_last, all images on the device.
 
     Args:
-        setting: What is timed.
-        rounds: Where to report.
+        setting: The setting to time.
+        rounds: Receives the results.
         compiler: A mode of `torch.compile`; `"reduce-overhead"` uses CUDA
             graphs. By default the loop runs eagerly.
     """

@@ -30,7 +30,7 @@ class TorchLoop:
         recipe: The recipe.
         images: uint8 `[N, H, W, 3]`, in host memory.
         labels: Integers `[N]`.
-        mean: Of each channel, 0 to 1.
+        mean: Mean of each channel, 0 to 1.
         std: The same for the standard deviation.
         precision: `"float32"` or `"mixed_bfloat16"`, which is autocast.
         compiler: A mode of `torch.compile`; by default the loop runs eagerly.
@@ -170,7 +170,7 @@ def augmented(
 
     Args:
         images: float `[N, H + 2 * padding, W + 2 * padding, 3]`.
-        picked: Which images, int64 `[B]`.
+        picked: Indices of the images, int64 `[B]`.
         padding: Pixels on each side; offsets are uniform in 0 to twice that.
         flip: Whether to mirror half of them.
 

@@ -66,7 +66,7 @@ class Rounds:
 
         Args:
             run: Takes a number of steps and waits for the last.
-            setting: What is timed.
+            setting: The setting to time.
         """
         run(1)
         self.first_step()
@@ -83,7 +83,7 @@ class Worker:
     Args:
         work: A module's function `(name, setting, rounds)`.
         name: Name of the contender.
-        setting: What is timed.
+        setting: The setting to time.
         environment: Variables to set before it imports anything heavy.
     """
 

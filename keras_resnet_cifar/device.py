@@ -93,7 +93,7 @@ def jit_compile() -> bool:
         return backend == "jax"
     from tensorflow.python.framework.config import is_op_determinism_enabled
 
-    return not is_op_determinism_enabled()  # XLA lacks some such operations
+    return not is_op_determinism_enabled()  # XLA lacks some of these
 
 
 def compiler_options() -> dict[str, str]:
@@ -196,5 +196,5 @@ def cache_compilations() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if importlib.util.find_spec("filelock"):  # without it, JAX keeps nothing
         jax.config.update("jax_compilation_cache_max_size", 2**30)
-    # The initializers too: some sixty small ones, seconds in all.
+    # Cache initializers, too: about sixty small ones take seconds.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -42,7 +42,7 @@ def unknown(
     """Returns an `InputError` for a name that is not in a table.
 
     Args:
-        kind: What the name should have been, such as `"dataset"`.
+        kind: Kind of name, such as `"dataset"`.
         name: The name as received, or initials such as `"lr"`.
         known: The names of the table.
         hint: Text to use instead of the list of names, if that is long.

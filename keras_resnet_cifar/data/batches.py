@@ -153,7 +153,7 @@ def step_numbers(
         start: The first step.
         stop: The step after the last.
         fused_steps: Steps in a call of `jax_steps.fuse`; 1 without it.
-        devices: Of this process in the distribution; 0 without one.
+        devices: Devices of this process in the distribution; 0 without one.
     """
     if keras.backend.backend() != "tensorflow":
         return StepNumbers(start, stop, fused_steps, devices)
@@ -179,7 +179,7 @@ class StepNumbers(keras.utils.PyDataset):
         start: The first step.
         stop: The step after the last.
         count: Steps of a call.
-        devices: Of this process in the distribution; 0 without one.
+        devices: Devices of this process in the distribution; 0 without one.
     """
 
     def __init__(self, start: int, stop: int, count: int, devices: int = 0):

@@ -20,7 +20,7 @@ class DatasetInfo:
     """One dataset of 32x32 RGB images.
 
     Attributes:
-        name: What `load_dataset` and the command line call it.
+        name: Its name for `load_dataset` and the command line.
         family: The dataset with the same images: `"cifar100"` for
             `"cifar100-coarse"`.
         class_names: One name per label.

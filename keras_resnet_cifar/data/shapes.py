@@ -25,7 +25,7 @@ def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     The images of a smaller `count` are not the first ones of a larger one.
 
     Args:
-        count: How many images, 1 or more.
+        count: Number of images, 1 or more.
         seed: Integer of 0 or more; the same seed gives the same bytes.
 
     Returns:

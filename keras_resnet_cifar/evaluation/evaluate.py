@@ -216,10 +216,10 @@ def report(
     """Writes metrics.json, confusion.png and mistakes.png.
 
     Args:
-        logits: Those of the split, as from `split_logits`.
+        logits: Logits of the split, from `split_logits`.
         split, class_names: See `evaluate`.
-        folder: Where the files go.
-        mistakes: How many of the most confident mistakes to draw.
+        folder: Folder to write the files to.
+        mistakes: Number of most confident mistakes to draw.
 
     Raises:
         InputError: As `score`, or the folder cannot be written.
@@ -243,7 +243,7 @@ def calibrate(
         held_out: Logits and labels to fit the temperature on; the model must
             not have been trained on their images.
         measured: Logits and labels whose calibration is measured.
-        folder: Where the files go.
+        folder: Folder to write the files to.
 
     Returns:
         The content of calibration.json: `temperature` (see `fit_temperature`),
@@ -283,7 +283,7 @@ def evaluate_corruptions(
 
     Args:
         model, split, class_names, tta: See `evaluate`.
-        folder: Where the files go.
+        folder: Folder to write the files to.
         files, images: See `corrupted`.
         each: Called with a name and its accuracies as soon as they are known.
 

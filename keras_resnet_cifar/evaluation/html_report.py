@@ -35,12 +35,12 @@ class Page:
 
     Attributes:
         model: Its name or path.
-        split: What it was evaluated on, in words.
-        folder: Where the pictures of the evaluation are.
+        split: Description of the split.
+        folder: Folder with the pictures of the evaluation.
         metrics: An `Evaluation` as JSON.
-        calibration: What `calibrate` returned, or `None`.
-        corruptions: What `evaluate_corruptions` returned, or `None`.
-        config: That of its run; empty without one.
+        calibration: Result of `calibrate`, or `None`.
+        corruptions: Result of `evaluate_corruptions`, or `None`.
+        config: Config of its run; empty without one.
     """
 
     model: str

@@ -42,7 +42,7 @@ class Scheme:
         norms: The BatchNorms of a block, in order.
         shortcut: The convolution and BatchNorm of a shortcut.
         head: The dense layer.
-        normalization: That of the project's own training, by the number of
+        normalization: Normalization of the project's training, by the number of
             classes; the key `None` stands for any other number.
         identity: Whether a shortcut may have no tensors (option A).
         preactivation: Whether the nets are pre-activation nets, without

@@ -58,7 +58,7 @@ def compiled(step: Callable, shardings: Any = None) -> Any:
 
     Args:
         step: See `fuse`.
-        shardings: Where each array of the state stays, or `None` for one
+        shardings: Sharding of each array of the state, or `None` for one
             device.
     """
 

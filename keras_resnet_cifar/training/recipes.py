@@ -204,8 +204,9 @@ _STRONG = replace(
     name="strong",
     source="the cosine recipe with cutout (arXiv:1708.04552), mixup "
     "(arXiv:1710.09412), label smoothing and averaged weights",
-    expected="CIFAR-10: 20-size 94.45, 56-size 95.0, resnet18 96.0 %; "
-    "CIFAR-100: resnet18 78.0 % (best published of the kind)",
+    expected="CIFAR-10: nets of the size of ResNet-20 94.45, of ResNet-56 "
+    "95.0, resnet18 96.0 %; CIFAR-100: resnet18 78.0 % (best published "
+    "results of this kind)",
     epochs=300,
     cutout=16,
     mixup=0.2,
