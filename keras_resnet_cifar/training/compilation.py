@@ -1,4 +1,4 @@
-"""From a model, data and a recipe to the compiled model that `fit` trains."""
+"""Compiles a model for training with a recipe and data."""
 
 import keras
 
@@ -37,14 +37,14 @@ def compile_for_training(
 
     Args:
         model: From raw images to logits; receives the trained weights.
-        data: The data set, whose channel mean cutout fills with.
+        data: The dataset; cutout fills with its channel mean.
         recipe: How to train.
         precision: A Keras dtype policy.
-        seed: Of the augmentation.
+        seed: Seed of the augmentation.
         feed: The batches.
         class_weight: Weight of each class in the loss, or `None`.
-        devices: Of the current distribution.
-        steps: Steps of one compiled call, or `None` to choose them.
+        devices: Number of devices in the current distribution.
+        steps: Steps per compiled call, or `None` to choose a number.
     """
     known = DATASETS.get(data.name)
     mean = known.mean if known else (0.5,)
@@ -84,7 +84,7 @@ def compile_for_training(
 
 
 def _held_out(data, devices):
-    """Returns the validation split on the device, if its batches are alike."""
+    """Returns the validation split on the device, if its batches are equal."""
     split = data.validation
     if split is None or not has_even_batches(split):
         return None
@@ -92,9 +92,9 @@ def _held_out(data, devices):
 
 
 def _build_metrics(trained, classes):
-    """Makes the variables of loss and metrics, which a resumed epoch sets.
+    """Creates the variables of loss and metrics, which a resumed epoch sets.
 
-    `fit` would do it by calling the net on a batch, which step numbers are not.
+    `fit` would call the net on a batch for this, but gets step numbers.
     """
     blank = keras.ops.zeros((1, classes))
     trained.compute_loss(None, blank, blank)

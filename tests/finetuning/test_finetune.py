@@ -508,4 +508,4 @@ def test_a_plan_without_its_phases(tmp_path, capsys):
     recipe = get_recipe("paper")
     PhasedDirectory(tmp_path).write_plan({"recipe": recipe})
     assert run_cli("finetune", "--resume", tmp_path) == 2
-    assert "no phase that has started" in capsys.readouterr().err
+    assert "has started: start a new run" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def test_a_stream_trains_and_resumes_at_its_epochs(
         train(
             tiny_model(), data, output_dir=tmp_path, callbacks=[Stop()], **SHORT
         )
-    assert "resumes from its last whole epoch" in capsys.readouterr().out
+    assert "resumes from its last complete epoch" in capsys.readouterr().out
     run = train(
         tiny_model(seed=1), data, output_dir=tmp_path, resume=True, **SHORT
     )
@@ -152,8 +152,8 @@ def bad_data(data):
         ((images, labels + 10), "0 to 9"),
         ((images / 255.0, labels), "multiply them by 255"),
         ((images, [[1], [1, 2]]), "as arrays"),
-        (Batches(images, labels[:63]), "no batch"),
-        (Batches(images, labels + 10), "the first batch of data: labels must"),
+        (Batches(images, labels[:63]), "data has no batches"),
+        (Batches(images, labels + 10), "the first batch of data: labels are"),
         (3, "data is int"),
     ]
 

@@ -415,7 +415,7 @@ def test_a_damaged_backup_does_not_replace_the_good_one(
     run = RunDirectory(shutil.copytree(whole, tmp_path / "run"))
     shutil.copy(run.backup, run.previous_backup)
     run.backup.write_text("damaged")
-    with pytest.warns(UserWarning, match="resuming from the one before"):
+    with pytest.warns(UserWarning, match="resuming from the previous one"):
         run_of("run", resume=True)
     assert len(Snapshot.read(run.backup).rows) == 3
     assert not run.previous_backup.exists()
