@@ -193,6 +193,7 @@ def test_train_starts_from_weights(fast, run, tmp_path, capsys):
     assert "which was 'shapes'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_train_starts_from_a_run(trained, data_options, run, tmp_path, capsys):
     """From its net and weights, whatever they are called."""
     still = ["--learning-rate", 0, "--epochs", 1, "--batch-size", 256]

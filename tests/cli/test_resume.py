@@ -219,6 +219,7 @@ def test_a_run_without_its_backup_is_not_started_over(finished_run, run, capfd):
     assert (finished_run / "history.csv").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_damaged_backup_is_reported_to_quiet_users_too(
     finished_run, run, capfd
 ):

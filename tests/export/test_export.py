@@ -150,6 +150,7 @@ def test_a_deep_net_stays_within_the_tolerance(tiny_data, tmp_path):
     assert result.same_class == 64
 
 
+@pytest.mark.slow
 @on_tensorflow
 def test_the_model_is_left_as_it_was_and_nothing_printed(
     model, tiny_data, tmp_path, monkeypatch, capfd
@@ -187,6 +188,7 @@ def test_a_sequential_model(tmp_path, monkeypatch):
     assert "1/saved_model.pb" in files(tmp_path / "net")
 
 
+@pytest.mark.slow
 @on_tensorflow
 def test_a_file_that_cannot_be_written_whole(run_directory, tmp_path):
     """As on a full disk: the system refuses TensorFlow's writes."""
@@ -430,7 +432,9 @@ def test_the_card_of_a_calibrated_export(
     result = export_saved_model(run_directory, tmp_path / "net", **options)
     card = (result.path / "README.md").read_text()
     assert card.startswith("# A card\n\n## Temperature\n\nThe exported model")
-    assert "On the 64 images of the test split the expected calibration" in card
+    assert (
+        "On the 64 images of the test split, the expected calibration" in card
+    )
     without = dataclasses.replace(tiny_data, validation=None)
     act = functools.partial(export_saved_model, data=without, calibrated=True)
     assert "validation=5000" in refusal(act, run_directory, tmp_path / "net")

@@ -230,6 +230,7 @@ def test_cached_features_train_the_same_head(start, before, tmp_path):
     assert again.metrics == run.metrics
 
 
+@pytest.mark.slow
 def test_each_phase_says_which_it_is(start, tmp_path, capsys):
     """And leaves curves and a card, with cached features as well."""
     options = {"freeze": "all", "head_epochs": 1, "verbose": True}

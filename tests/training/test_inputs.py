@@ -64,7 +64,11 @@ def test_arrays_keep_the_class_names_of_the_model(tiny_model, tiny_data):
 
 @pytest.mark.parametrize(
     "stream",
-    [Batches, tf_data, pytest.param(one_hot, marks=pytest.mark.slow)],
+    [
+        pytest.param(Batches, marks=pytest.mark.slow),
+        tf_data,
+        pytest.param(one_hot, marks=pytest.mark.slow),
+    ],
     ids=["Batches", "tf_data", "one_hot"],
 )
 def test_a_stream_trains_and_resumes_at_its_epochs(
@@ -119,6 +123,7 @@ def test_weights_enter_the_loss_of_training():
     np.testing.assert_allclose(keras.ops.convert_to_numpy(weights), [4, 1.5])
 
 
+@pytest.mark.slow
 def test_weights_are_kept_on_resume(tiny_model, tiny_data, tmp_path):
     options = {"verbose": False, **SHORT}
     run = train(

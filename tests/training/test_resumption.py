@@ -103,14 +103,13 @@ def listening_to_sigint():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
-        pytest.param("on_test_begin", signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param("on_epoch_end", signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(
-            "on_train_batch_end", signal.SIGTERM, marks=pytest.mark.slow
-        ),
+        ("on_test_begin", signal.SIGTERM),
+        ("on_epoch_end", signal.SIGTERM),
+        ("on_train_batch_end", signal.SIGTERM),
         ("on_train_batch_end", signal.SIGINT),
     ],
 )
@@ -291,6 +290,7 @@ def test_early_stopping_looks_at_the_history(run_of, tmp_path):
     assert len(run_of("parts", **still, resume=True).history) == 3
 
 
+@pytest.mark.slow
 def test_what_diverged_is_not_saved(run_of, tmp_path):
     with pytest.raises(Diverged, match=r"from step \d+ of epoch 1: try"):
         run_of("run", learning_rate=1e30, backup_every="0.001s")
@@ -348,9 +348,9 @@ def test_what_a_kill_leaves_is_in_nobodys_way(run_of, whole, tmp_path):
 
 
 def test_a_backup_of_another_run(run_of, whole, tmp_path):
-    shutil.copytree(whole, tmp_path / "one")
-    other = run_of("other", epochs=1, learning_rate=0.1).directory
-    shutil.copy(other / "backup.npz", tmp_path / "one" / "backup.npz")
+    run = RunDirectory(shutil.copytree(whole, tmp_path / "one"))
+    snapshot = Snapshot.read(run.backup)
+    dataclasses.replace(snapshot, run="another").write(run)
     with pytest.raises(InputError, match="belongs to another run"):
         run_of("one", resume=True)
 

@@ -270,7 +270,7 @@ def test_resuming_with_another_config(
 
 
 def test_a_folder_in_use_is_refused(finished, tiny_model, tiny_data, tmp_path):
-    with pytest.raises(InputError, match="another run"):
+    with pytest.raises(InputError, match="already holds a run"):
         quietly(tiny_model(), tiny_data, finished.directory, epochs=1)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
@@ -531,6 +531,7 @@ def test_options_that_cannot_be(options, word, tiny_model, tiny_data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_callback_may_evaluate_labels(tiny_model, tiny_data):
     """As `train` takes them: a class for each image."""
 
