@@ -226,6 +226,7 @@ def test_a_longer_run_starts_from_the_finished_one(trained, run, capfd):
     assert "--init-from of the command train" in err
 
 
+@pytest.mark.slow
 def test_finetune_starts_from_weights(data_options, run, tmp_path):
     options = ["--backbone", "resnet8", "--weights", "shapes"]
     options += ["--head-epochs", 0, "--epochs", 1, "--batch-size", 64]
@@ -425,6 +426,7 @@ def test_what_demo_refuses(trained, run, tmp_path, capfd, monkeypatch):
     assert "pip install" in refused(run, capfd, "demo", trained[0])
 
 
+@pytest.mark.slow
 def test_demo_of_a_run(trained, run, capfd, monkeypatch, tmp_path):
     """All but the page: Gradio need not be there."""
     served = []

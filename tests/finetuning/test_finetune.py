@@ -211,6 +211,7 @@ def test_each_phase_is_backed_up_and_repeated_as_asked(
 # --- Cached features
 
 
+@pytest.mark.slow
 def test_cached_features_train_the_same_head(start, before, tmp_path):
     plain = {"flip": False, "random_resized_crop": 0, "label_smoothing": 0.1}
     # One batch of all images: no order to differ in.
@@ -285,6 +286,7 @@ def test_a_callback_ends_the_training_of_a_head(start, tmp_path):
     assert run.metrics["last"]["epoch"] == 1
 
 
+@pytest.mark.slow
 def test_a_head_is_written_whole_or_not_at_all(start, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     monkeypatch.setattr(features.files, "move_folder", interrupted)

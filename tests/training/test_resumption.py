@@ -127,13 +127,9 @@ def test_a_signal_saves_the_step_in_flight(
     assert supervisor.differences(whole, tmp_path / "parts") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "moment",
-    [
-        "on_train_batch_end",
-        pytest.param("on_test_begin", marks=pytest.mark.slow),
-        pytest.param("on_epoch_end", marks=pytest.mark.slow),
-    ],
+    "moment", ["on_train_batch_end", "on_test_begin", "on_epoch_end"]
 )
 def test_a_fault_in_a_callback_does_not_lose_the_epoch(
     moment, run_of, whole, tmp_path

@@ -393,13 +393,8 @@ def test_strong_policies_train(recipe, tiny_model, tiny_data):
     assert np.isfinite(run.history[0]["loss"])
 
 
-@pytest.mark.parametrize(
-    "precision",
-    [
-        "mixed_bfloat16",
-        pytest.param("mixed_float16", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains_and_saves_float32(
     precision, tiny_model, tiny_data, tmp_path
 ):
@@ -600,6 +595,7 @@ def test_a_model_that_would_not_load_is_refused_before_it_trains(
     assert len(run.metrics) == 2
 
 
+@pytest.mark.slow
 def test_images_of_one_channel(tiny_model, tiny_data):
     splits = (tiny_data.train, tiny_data.validation, tiny_data.test)
     train_, validation, test = (
