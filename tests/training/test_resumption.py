@@ -1,6 +1,7 @@
 """A run that is stopped anywhere goes on to the same bits."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -27,7 +28,8 @@ from keras_resnet_cifar.training.run_directory import (
 from keras_resnet_cifar.training.train import train
 
 SMALL = {"epochs": 3, "batch_size": 16, "precision": "float32"}
-SMALL |= {"ema": 0.9, "mixup": 0.2}  # what a resumed run must restore as well
+# What a resumed run must restore as well.
+SMALL |= {"ema": 0.9, "mixup": 0.2, "cutout": 8}
 
 
 def place(folder):
@@ -403,6 +405,33 @@ def test_a_foreign_config_makes_no_run(tmp_path):
     assert find_run(tmp_path / "model.keras") is None
     (tmp_path / "config.json").write_text("half")
     assert find_run(tmp_path / "model.keras") is not None
+
+
+def test_resuming_a_finished_run_only_evaluates(run_of, whole, tmp_path):
+    run = RunDirectory(shutil.copytree(whole, tmp_path / "run"))
+    written = run.backup.stat().st_mtime_ns
+    again = run_of("run", resume=True)
+    assert len(again.history) == 3
+    assert again.metrics == json.loads((whole / "metrics.json").read_text())
+    assert run.backup.stat().st_mtime_ns == written
+    assert supervisor.differences(whole, tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_a_damaged_backup_falls_back_to_the_one_before(run_of, tmp_path):
+    whole = run_of("whole", backup_every=1).directory
+    run = RunDirectory(shutil.copytree(whole, tmp_path / "run"))
+    run.backup.write_bytes(run.backup.read_bytes()[:1000])
+    line = "cannot read the backup .*: resuming .* at epoch 3, step 1"
+    with pytest.warns(UserWarning, match=line):
+        run_of("run", resume=True)
+    assert supervisor.differences(whole, tmp_path / "run") == []
+
+    run.backup.write_bytes(b"")
+    run.previous_backup.unlink()
+    missing = r"backup\.npz .*-previous\.npz is mis"
+    with pytest.raises(InputError, match=missing):
+        run_of("run", resume=True)
 
 
 def test_a_damaged_backup_does_not_replace_the_good_one(

@@ -60,47 +60,10 @@ def test_a_run_on_three_classes(tiny_model, tiny_data, tmp_path, monkeypatch):
         assert "array" not in repr(thing)
 
 
-class InterruptIn(keras.callbacks.Callback):
-    """Ctrl-C in an epoch (0-based), after a step and before its end."""
-
-    def __init__(self, epoch):
-        super().__init__()
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.current == self.epoch:
-            raise KeyboardInterrupt
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.current = epoch
-
-
 def quietly(model, data, output_dir=None, **kwargs):
     return train(
         model, data, output_dir=output_dir, verbose=False, **(SHORT | kwargs)
     )
-
-
-def assert_same_run(one, other):
-    """Both ended with the same bits, in memory and on disk."""
-    pairs = zip(one.model.get_weights(), other.model.get_weights(), strict=True)
-    for expected, got in pairs:
-        np.testing.assert_array_equal(expected, got)
-    files = [RunDirectory(run.directory) for run in (one, other)]
-    for name in ("history", "metrics"):
-        expected, got = (getattr(run, name).read_bytes() for run in files)
-        assert expected == got
-    expected, got = (np.load(run.backup) for run in files)
-    assert set(expected.files) == set(got.files)
-    for name in set(expected.files) - {"state"}:
-        np.testing.assert_array_equal(expected[name], got[name], err_msg=name)
-    for name in ("best", "last"):
-        expected, got = (
-            keras.saving.load_model(getattr(run, name)).get_weights()
-            for run in files
-        )
-        for a, b in zip(expected, got, strict=True):
-            np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture(scope="module")
@@ -206,44 +169,6 @@ def test_training_learns(tiny_model, tiny_data):
     assert after.top1 > 0.5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "changes", [{"ema": 0.9, "mixup": 0.2, "cutout": 8}, {}]
-)
-def test_a_resumed_run_ends_with_the_same_bits(
-    changes, tiny_model, tiny_data, tmp_path
-):
-    whole = quietly(tiny_model(), tiny_data, tmp_path / "whole", **changes)
-    with pytest.raises(KeyboardInterrupt):
-        quietly(
-            tiny_model(),
-            tiny_data,
-            tmp_path / "parts",
-            callbacks=[InterruptIn(1)],
-            **changes,
-        )
-    history = (tmp_path / "parts" / "history.csv").read_text()
-    assert len(history.splitlines()) == 2  # header and epoch 1
-    resumed = quietly(
-        tiny_model(seed=5),  # its weights come from the backup
-        tiny_data,
-        tmp_path / "parts",
-        resume=True,
-        **changes,
-    )
-    assert_same_run(whole, resumed)
-
-
-@pytest.mark.slow
-def test_resuming_a_finished_run_only_evaluates(
-    tiny_model, tiny_data, tmp_path
-):
-    first = quietly(tiny_model(), tiny_data, tmp_path / "run")
-    again = quietly(tiny_model(), tiny_data, tmp_path / "run", resume=True)
-    assert again.history == first.history
-    assert again.metrics == first.metrics
-
-
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -277,29 +202,6 @@ def test_a_folder_in_use_is_refused(finished, tiny_model, tiny_data, tmp_path):
     with pytest.raises(InputError, match="not empty"):
         quietly(tiny_model(), tiny_data, tmp_path / "other", epochs=1)
     assert (tmp_path / "other" / "thesis.txt").exists()
-
-
-@pytest.mark.slow
-def test_a_damaged_backup_falls_back_to_the_one_before(
-    tiny_model, tiny_data, tmp_path
-):
-    whole = quietly(tiny_model(), tiny_data, tmp_path / "whole")
-    run = quietly(
-        tiny_model(), tiny_data, tmp_path / "run", backup_every=1
-    ).directory
-    backup = run / "backup.npz"
-    backup.write_bytes(backup.read_bytes()[:1000])
-    line = "cannot read the backup .*: resuming .* at epoch 3, step 1"
-    with pytest.warns(UserWarning, match=line):
-        again = quietly(tiny_model(), tiny_data, run, resume=True)
-    assert_same_run(whole, again)
-
-    backup.write_bytes(b"")
-    (run / "backup-previous.npz").unlink()
-    with pytest.raises(
-        InputError, match=r"backup\.npz .*-previous\.npz is mis"
-    ):
-        quietly(tiny_model(), tiny_data, run, resume=True)
 
 
 def test_other_things_that_do_not_fit(tiny_model, tiny_data):
