@@ -23,16 +23,18 @@ from keras_resnet_cifar.models.saving import (
 )
 
 BACKENDS = [b for b in ("tensorflow", "jax", "torch") if find_spec(b)]
-# Loads net.keras and writes its logits for images.npy to BACKEND.npy.
+# Loads each NAME.keras; writes its logits for images.npy to NAME-BACKEND.npy.
 LOAD = """
-import sys
+import pathlib, sys
 sys.modules["keras_resnet_cifar"] = None  # importing it would fail
 import keras, numpy as np
-model = keras.saving.load_model("net.keras")
-stock = all(type(l).__module__.startswith("keras.") for l in model.layers)
-assert stock, [type(l) for l in model.layers]
-logits = model.predict(np.load("images.npy"), verbose=0)
-np.save(keras.backend.backend(), logits)
+images = np.load("images.npy")
+for path in pathlib.Path().glob("*.keras"):
+    model = keras.saving.load_model(path)
+    kinds = {type(layer) for layer in model.layers}
+    assert all(kind.__module__.startswith("keras.") for kind in kinds), kinds
+    logits = keras.ops.convert_to_numpy(model(images))
+    np.save(f"{path.stem}-{keras.backend.backend()}", logits)
 """
 
 
@@ -49,12 +51,13 @@ def randomized(model):
     return model
 
 
-def assert_loads_with_keras_alone(model, folder):
+def assert_load_with_keras_alone(models, folder):
     """On all installed backends, each in a process of its own."""
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), "uint8")
     np.save(folder / "images.npy", images)
-    model.class_names = tuple(map(str, range(model.output_shape[-1])))
-    save_model(model, folder / "net.keras")  # with the names of its classes
+    for name, model in models.items():  # with the names of its classes
+        model.class_names = tuple(map(str, range(model.output_shape[-1])))
+        save_model(model, folder / f"{name}.keras")
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", LOAD],
@@ -64,13 +67,13 @@ def assert_loads_with_keras_alone(model, folder):
         for backend in BACKENDS
     ]
     assert [process.wait() for process in processes] == [0] * len(BACKENDS)
-    logits = keras.ops.convert_to_numpy(model(images))
-    for backend in BACKENDS:
-        # Other backends add in another order: float32 rounding over 8 to 338
-        # layers.
-        np.testing.assert_allclose(
-            np.load(folder / f"{backend}.npy"), logits, rtol=1e-3, atol=1e-4
-        )
+    for name, model in models.items():
+        logits = keras.ops.convert_to_numpy(model(images))
+        for backend in BACKENDS:
+            # Other backends add in another order: float32 rounding over 8 to
+            # 338 layers.
+            loaded = np.load(folder / f"{name}-{backend}.npy")
+            np.testing.assert_allclose(loaded, logits, rtol=1e-3, atol=1e-4)
 
 
 def test_a_saved_model_needs_keras_only(tmp_path, monkeypatch):
@@ -81,19 +84,17 @@ def test_a_saved_model_needs_keras_only(tmp_path, monkeypatch):
         stage_blocks=(1, 1), widths=(4, 8), shortcut="identity"
     )
     assert model.get_layer("stage2_block0_to_stage2_block0")
-    assert_loads_with_keras_alone(randomized(model), tmp_path)
+    assert_load_with_keras_alone({"net": randomized(model)}, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["resnet8", "resnet8-conv3x3", "resnet20-preact", "resnet338"]
-)
-def test_each_kind_of_net_needs_keras_only(name, tmp_path):
+def test_each_kind_of_net_needs_keras_only(tmp_path):
     """The deep one at Python's default recursion limit."""
-    model = randomized(build_resnet(name))
-    if name == "resnet338":  # 168 residual sums overflow with random weights
-        model.set_weights([0.1 * weight for weight in model.get_weights()])
-    assert_loads_with_keras_alone(model, tmp_path)
+    names = ("resnet8", "resnet8-conv3x3", "resnet20-preact", "resnet338")
+    models = {name: randomized(build_resnet(name)) for name in names}
+    deep = models["resnet338"]  # 168 residual sums overflow with such weights
+    deep.set_weights([0.1 * weight for weight in deep.get_weights()])
+    assert_load_with_keras_alone(models, tmp_path)
 
 
 def test_a_model_is_loaded_as_it_was_saved(tiny_model, tmp_path):
