@@ -60,6 +60,12 @@ def unknown(
     )
 
 
+def check_name(kind: str, name: object, known: Iterable[str]) -> None:
+    """Raises `InputError` for a name that is not in a table."""
+    if name not in known:
+        raise unknown(kind, name, known)
+
+
 def spelled(name: Any, known: Iterable[str]) -> Any:
     """Returns the name of a table that is meant, else the name as it is.
 

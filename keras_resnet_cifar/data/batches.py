@@ -332,17 +332,17 @@ class EvenBatches:
         self.order = np.arange(len(split), dtype="int32").reshape(-1, size)
 
 
-def even_batch_size(count: int, limit: int = 512, devices: int = 1) -> int:
-    """Returns the largest batch up to `limit` that divides `count`, if over 63.
+def even_batch_size(count: int, devices: int = 1) -> int:
+    """Returns the largest batch up to 512 that divides `count`, if over 63.
 
     Sizes that `devices` divide come first. A ragged last batch would be
     compiled a second time.
     """
-    divisors = [size for size in range(64, limit + 1) if count % size == 0]
+    divisors = [size for size in range(64, 513) if count % size == 0]
     return max(
         divisors,
         key=lambda size: (size % devices == 0, size),
-        default=min(count, limit),
+        default=min(count, 512),
     )
 
 

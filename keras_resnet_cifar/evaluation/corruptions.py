@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from keras_resnet_cifar.data.checks import explained
 from keras_resnet_cifar.data.splits import Split
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, check_name
 
 SEVERITIES = range(1, 6)
 _TOGETHER = 500 * 32 * 32  # pixels corrupted at once, to bound the memory
@@ -403,8 +403,7 @@ def corrupt(
     Example:
         >>> foggy = corrupt(data.test.images, "fog", severity=3)
     """
-    if name not in CORRUPTIONS:
-        raise unknown("corruption", name, CORRUPTIONS)
+    check_name("corruption", name, CORRUPTIONS)
     if severity not in SEVERITIES:
         raise InputError(f"severity={severity}: give 1 to 5")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:

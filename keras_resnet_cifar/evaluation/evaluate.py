@@ -12,7 +12,7 @@ from keras_resnet_cifar.data.batches import RESIDENT_BYTES, even_batch_size
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.data.splits import Split, checked_split, paired
 from keras_resnet_cifar.device import has_accelerator, jit_compile
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, check_name
 from keras_resnet_cifar.evaluation.calibration import fit_temperature
 from keras_resnet_cifar.evaluation.corruptions import (
     SEVERITIES,
@@ -153,8 +153,7 @@ def split_logits(
     *options: Any,
 ) -> np.ndarray:
     """Returns the logits of a split; arguments and errors as of `evaluate`."""
-    if tta not in TEST_TIME_AUGMENTATIONS:
-        raise unknown("tta", tta, TEST_TIME_AUGMENTATIONS)
+    check_name("tta", tta, TEST_TIME_AUGMENTATIONS)
     check_classifier(model, len(class_names), split.images.shape[1:])
     check_names(model, class_names)
     logits = logits_of(model, split.images, *options)

@@ -5,7 +5,6 @@ is imported here.
 """
 
 import contextlib
-import csv
 import json
 import os
 import queue
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from keras_resnet_cifar.errors import InputError, Stopped, one_line
-from keras_resnet_cifar.training.run_directory import RunDirectory
+from keras_resnet_cifar.training.run_directory import RunDirectory, read_csv
 
 PACKAGE = (sys.executable, "-m", "keras_resnet_cifar")
 REFUSED = 2
@@ -118,14 +117,13 @@ def _seconds(run, config):
         return []
     batch_size = config["recipe"]["batch_size"]
     images = config["dataset"]["train"] // batch_size * batch_size
-    with run.timing.open(newline="") as file:
-        return [
-            max(
-                float(row["seconds"]),
-                images / float(row["images_per_second"] or "inf"),
-            )
-            for row in csv.DictReader(file)
-        ]
+    return [
+        max(
+            float(row["seconds"]),
+            images / float(row["images_per_second"] or "inf"),
+        )
+        for row in read_csv(run.timing)
+    ]
 
 
 def _is_locked(run):

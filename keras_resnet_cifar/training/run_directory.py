@@ -317,6 +317,12 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of history.csv or timing.csv, with values as text."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def write_history(
     directory: RunDirectory, rows: Sequence[Mapping[str, Any]]
 ) -> None:

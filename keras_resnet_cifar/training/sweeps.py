@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_resnet_cifar.errors import Diverged, InputError, one_line, unknown
+from keras_resnet_cifar.errors import Diverged, InputError, check_name, one_line
 from keras_resnet_cifar.files import atomic_write
 from keras_resnet_cifar.training.recipes import OPTIONS, Recipe, get_recipe
 
@@ -50,8 +50,7 @@ class Parameter:
         name, _, rest = text.partition("=")
         scale, _, listed = rest.partition(":")
         kinds = {field.name: field.type for field in OPTIONS}
-        if name not in kinds:
-            raise unknown("parameter", name, kinds)
+        check_name("parameter", name, kinds)
         if name == "validation":
             raise InputError("validation= judges the trials: it cannot vary")
         kind = kinds[name]

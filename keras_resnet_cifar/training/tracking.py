@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from keras_resnet_cifar.errors import InputError, one_line, unknown
+from keras_resnet_cifar.errors import InputError, check_name, one_line
 from keras_resnet_cifar.files import write_json
 from keras_resnet_cifar.training.run_directory import RunDirectory, flattened
 
@@ -33,9 +33,7 @@ class _TensorBoard:
         """Logs metrics."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        rows = [
-            Summary.Value(tag=key, simple_value=values[key]) for key in values
-        ]
+        rows = (Summary.Value(tag=k, simple_value=values[k]) for k in values)
         self._write(Summary(value=rows), step)
         self._writer.flush()
 
@@ -155,8 +153,7 @@ def check_trackers(names: Sequence[str], folder: Any) -> None:
             folder.
     """
     for name in names:
-        if name not in TRACKERS:
-            raise unknown("tracker", name, TRACKERS)
+        check_name("tracker", name, TRACKERS)
         if not find_spec(name):
             raise InputError(
                 f"track={name} needs more packages: pip install "
@@ -174,7 +171,7 @@ class Tracking:
 
     Args:
         names: Names of `TRACKERS`.
-        directory: The run, or `None` without trackers. Its tracking.json names
+        directory: The run; `None` follows nothing. Its tracking.json names
             the trackers' runs, which a resumed run continues.
         config: The config of the run.
     """
@@ -191,29 +188,24 @@ class Tracking:
         self._trackers: dict[str, Any] = {}
 
     def __enter__(self) -> "Tracking":
-        if self._names:
-            self._begin()
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._each(lambda tracker: tracker.close(error is not None))
-
-    def _begin(self):
-        assert self._directory is not None
+        if self._directory is None or not self._names:
+            return self
         path = self._directory.path / "tracking.json"
         runs = {}
         with contextlib.suppress(OSError, ValueError):
             runs = json.loads(path.read_text("utf-8"))
-        params, folder = (
-            flattened(self._config),
-            self._directory.path.absolute(),
-        )
+        params = flattened(self._config)
+        folder = self._directory.path.absolute()
         for name in self._names:
             with self._going_on(name):
                 tracker = TRACKERS[name](folder, params, runs.get(name))
                 self._trackers[name] = tracker
                 runs[name] = tracker.run
         write_json(path, runs)
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._each(lambda tracker: tracker.close(error is not None))
 
     def log(self, epoch: int, logs: dict[str, Any]) -> None:
         """Sends the metrics of an epoch, from 0, as `on_epoch_end` has them."""
@@ -231,8 +223,7 @@ class Tracking:
             metrics: As in `Run`.
             epoch: That of the last model.
         """
-        if self._directory is None or not self._trackers:
-            return
+        assert self._directory is not None
         curves, card = self._directory.curves, self._directory.card
         test = metrics["last"]["test"] if metrics else {}
         kept = ("top1", "top5", "loss", "ece")
