@@ -108,12 +108,12 @@ def _sampled(x, rows, columns, edge):
     return (1 - down) * upper + down * lower
 
 
-def _with_hsv(x, change):
-    """Applies `change(hsv)`, in place, to images in hue, saturation, value."""
+def _with_hsv(x, channel, factor, shift):
+    """Scales and shifts a channel of images in hue, saturation, value."""
     from matplotlib import colors
 
     hsv = colors.rgb_to_hsv(x / 255)
-    change(hsv)
+    hsv[..., channel] = hsv[..., channel] * factor + shift
     return 255 * colors.hsv_to_rgb(hsv.clip(0, 1))
 
 
@@ -283,17 +283,11 @@ def _edges(x, low, high):
 
 
 def _brightness(x, c, rng):
-    def change(hsv):
-        hsv[..., 2] += c
-
-    return _with_hsv(x, change)
+    return _with_hsv(x, 2, 1, c)
 
 
 def _saturate(x, c, rng):
-    def change(hsv):
-        hsv[..., 1] = hsv[..., 1] * c[0] + c[1]
-
-    return _with_hsv(x, change)
+    return _with_hsv(x, 1, *c)
 
 
 def _contrast(x, c, rng):

@@ -160,7 +160,6 @@ class StopOnSignal(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self.number: int | None = None
-        self._handled: list[signal.Signals] = []
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -168,24 +167,25 @@ class StopOnSignal(keras.callbacks.Callback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        # A signal that the parent ignores, as nohup may, stays ignored.
         signals = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.getsignal(number) for number in signals}
-        # A signal that the parent ignores, as nohup may, stays ignored.
-        self._handled = [n for n in before if before[n] is not signal.SIG_IGN]
-        for number in self._handled:
-            signal.signal(number, self._request)
+        heard = [n for n in signals if before[n] is not signal.SIG_IGN]
+
+        def request(number: int, frame: FrameType | None) -> None:
+            self.number = number
+            for each in heard:
+                signal.signal(each, signal.SIG_DFL)
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, b"\nstopping after this step; again to exit at once\n")
+
+        for number in heard:
+            signal.signal(number, request)
         try:
             yield
         finally:
-            for number in self._handled:
+            for number in heard:
                 signal.signal(number, before[number])
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        for handled in self._handled:
-            signal.signal(handled, signal.SIG_DFL)
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this step; again to exit at once\n")
 
     def check(self, index: int | None = None, logs: Logs = None) -> None:
         """Raises `Stopped` if a signal has come to any process."""

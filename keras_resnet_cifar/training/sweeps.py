@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 # A trial whose process has not been heard of for as long is tried again.
 _HEARTBEAT, _GRACE = 5, 60  # seconds
 _LOCKED = 30  # seconds to wait for another process to unlock SQLite
+_VALUES: dict[Any, Callable[[str], Any]] = {  # of a field's type
+    bool: {"true": True, "false": False}.__getitem__,
+    int: int,
+    float: float,
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Parameter:
         kind = kinds[name]
         try:
             words = listed.split("," if scale == "choice" else ":")
-            values = tuple(_value(kind, word) for word in words)
+            values = tuple(map(_VALUES.get(kind, str), words))
             if scale != "choice":
                 low, high = values
                 known = scale == "linear" or (scale == "log" and low > 0)
@@ -78,13 +83,6 @@ class Parameter:
         whole = isinstance(self.values[0], int)
         suggest = trial.suggest_int if whole else trial.suggest_float
         return suggest(self.name, *self.values, log=self.scale == "log")
-
-
-def _value(kind, word):
-    """Returns a value of a field's type; raises if it is none."""
-    if kind is bool:
-        return {"true": True, "false": False}[word]
-    return kind(word) if kind in (int, float) else word
 
 
 @contextlib.contextmanager
