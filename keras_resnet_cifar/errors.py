@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 _ALIASES = {"tflite": "litert"}
@@ -60,7 +60,7 @@ def unknown(
     )
 
 
-def check_name(kind: str, name: object, known: Iterable[str]) -> None:
+def check_name(kind: str, name: Any, known: Collection[str]) -> None:
     """Raises `InputError` for a name that is not in a table."""
     if name not in known:
         raise unknown(kind, name, known)

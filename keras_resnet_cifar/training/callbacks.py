@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,7 @@ from keras_resnet_cifar.training.run_directory import (
 Logs = dict[str, Any] | None
 
 
+@dataclass(eq=False)
 class StopOnDivergence(keras.callbacks.Callback):
     """Ends a run whose loss is not finite with `Diverged`.
 
@@ -34,11 +36,11 @@ class StopOnDivergence(keras.callbacks.Callback):
         advice: What to try, and what has been kept.
     """
 
+    advice: str
     async_safe = True
 
-    def __init__(self, advice: str):
+    def __post_init__(self) -> None:
         super().__init__()
-        self.advice = advice
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         if logs and not np.isfinite(logs["loss"]):
@@ -55,6 +57,7 @@ class StopOnDivergence(keras.callbacks.Callback):
             )
 
 
+@dataclass(eq=False)
 class RunEpoch(keras.callbacks.Callback):
     """Begins each epoch of a run, and appends its row to the history.
 
@@ -74,20 +77,14 @@ class RunEpoch(keras.callbacks.Callback):
         directory: Where history.csv goes, or `None`.
     """
 
-    def __init__(
-        self,
-        feed: Feed,
-        schedule: LearningRateSchedule,
-        rows: list[dict],
-        patience: int = 0,
-        directory: RunDirectory | None = None,
-    ):
+    feed: Feed
+    schedule: LearningRateSchedule
+    rows: list[dict]
+    patience: int = 0
+    directory: RunDirectory | None = None
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.feed = feed
-        self.schedule = schedule
-        self.rows = rows
-        self.patience = patience
-        self.directory = directory
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self.feed.begin(epoch)

@@ -7,7 +7,7 @@ The backup before stays as backup-previous.npz, in case the newest is damaged.
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,7 @@ def check_length(
         )
 
 
+@dataclass(eq=False)
 class Backup(keras.callbacks.Callback):
     """Keeps backup.npz.
 
@@ -158,29 +159,23 @@ class Backup(keras.callbacks.Callback):
 
     Args:
         directory: Of the run.
-        model: The compiled `TrainingModel`.
+        trained: The compiled `TrainingModel`.
         run: The identity of the run.
         rows: Its history, to which another callback appends.
         interval: How often to write.
         within_epochs: Whether an epoch can be resumed in the middle.
     """
 
-    def __init__(
-        self,
-        directory: RunDirectory,
-        model: TrainingModel,
-        run: str,
-        rows: list[dict],
-        interval: Interval,
-        within_epochs: bool = True,
-    ):
+    directory: RunDirectory
+    trained: InitVar[TrainingModel]
+    run: str
+    rows: list[dict]
+    interval: Interval
+    within_epochs: bool = True
+
+    def __post_init__(self, trained: TrainingModel) -> None:
         super().__init__()
-        self.set_model(model)
-        self.directory = directory
-        self.run = run
-        self.rows = rows
-        self.interval = interval
-        self.within_epochs = within_epochs
+        self.set_model(trained)
         self._epochs = 0  # for which all files have been written
         # Of the epoch in progress, where Keras resets those of the model.
         self._metrics: list | None = None

@@ -7,6 +7,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,7 @@ def check_trackers(names: Sequence[str], folder: Any) -> None:
         raise InputError("track= needs output_dir=, which remembers the runs")
 
 
+@dataclass
 class Tracking:
     """Sends a run to trackers. One that fails is left out, with a warning.
 
@@ -176,27 +178,21 @@ class Tracking:
         config: The config of the run.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        directory: RunDirectory | None,
-        config: dict[str, Any],
-    ):
-        self._names = names
-        self._directory = directory
-        self._config = config
-        self._trackers: dict[str, Any] = {}
+    names: Sequence[str]
+    directory: RunDirectory | None
+    config: dict[str, Any]
+    _trackers: dict[str, Any] = field(default_factory=dict, init=False)
 
     def __enter__(self) -> "Tracking":
-        if self._directory is None or not self._names:
+        if self.directory is None or not self.names:
             return self
-        path = self._directory.path / "tracking.json"
+        path = self.directory.path / "tracking.json"
         runs = {}
         with contextlib.suppress(OSError, ValueError):
             runs = json.loads(path.read_text("utf-8"))
-        params = flattened(self._config)
-        folder = self._directory.path.absolute()
-        for name in self._names:
+        params = flattened(self.config)
+        folder = self.directory.path.absolute()
+        for name in self.names:
             with self._going_on(name):
                 tracker = TRACKERS[name](folder, params, runs.get(name))
                 self._trackers[name] = tracker
@@ -223,8 +219,8 @@ class Tracking:
             metrics: As in `Run`.
             epoch: That of the last model.
         """
-        assert self._directory is not None
-        curves, card = self._directory.curves, self._directory.card
+        assert self.directory is not None
+        curves, card = self.directory.curves, self.directory.card
         test = metrics["last"]["test"] if metrics else {}
         kept = ("top1", "top5", "loss", "ece")
         values = {f"test_{key}": test[key] for key in kept if key in test}
