@@ -19,6 +19,7 @@ def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return np.eye(num_classes, dtype="float32")[labels]
 
 
+@dataclass(eq=False)
 class ShuffledBatches(keras.utils.PyDataset):
     """Batches of a split in memory, in a new order in each epoch.
 
@@ -57,37 +58,28 @@ class ShuffledBatches(keras.utils.PyDataset):
         InputError: The split is smaller than a batch.
     """
 
+    split: Any
+    num_classes: int
+    batch_size: int
+    seed: int
+    transform: Callable | None = None
+    alternating_flip: bool = False
+    resident_bytes: int = RESIDENT_BYTES
     exact = True
 
-    def __init__(
-        self,
-        split: Any,
-        num_classes: int,
-        batch_size: int,
-        seed: int,
-        transform: Callable | None = None,
-        alternating_flip: bool = False,
-        resident_bytes: int = RESIDENT_BYTES,
-    ):
+    def __post_init__(self) -> None:
         super().__init__()
-        if batch_size > len(split):
+        count, size = len(self.split), self.split.images.nbytes
+        if self.batch_size > count:
             raise InputError(
-                f"batch_size={batch_size} is larger than the {len(split)} "
-                f"training images: give at most {len(split)}"
+                f"batch_size={self.batch_size} is larger than the {count} "
+                f"training images: give at most {count}"
             )
-        self.split = split
-        self.num_classes = num_classes
-        self.batch_size = batch_size
-        self.seed = seed
-        self.transform = transform
-        self.alternating_flip = alternating_flip
-        self.steps = len(split) // batch_size
+        self.steps = count // self.batch_size
         self.start = 0
         self.share = slice(None)
-        self.resident = (
-            transform is None and split.images.nbytes <= resident_bytes
-        )
-        self._targets = one_hot(split.labels, num_classes)
+        self.resident = self.transform is None and size <= self.resident_bytes
+        self._targets = one_hot(self.split.labels, self.num_classes)
         self.begin(0)
 
     def begin(self, epoch: int) -> None:
