@@ -142,7 +142,7 @@ def warn_if_changed(name: str, count: int, saved: int) -> None:
         warnings.warn(
             f"{name}={count}, which was {saved}: the run goes on, and its "
             "sums differ in the last digits",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -183,13 +183,7 @@ def train(
     config["deterministic"] = deterministic
     config["class_weight"] = inputs.class_weights(class_weight, data)
     saved = _continued(directory, config) if resume else {}
-    spread = data_parallel.distribution_of(devices, saved.get("devices"))
-    config["devices"] = count = data_parallel.count(spread)
-    config["num_processes"] = hosts.count()
-    data_parallel.check_shares(count, data, recipe.batch_size)
-    feed.share = hosts.share_of(recipe.batch_size)
-    for name in ("devices", "num_processes") if resume else ():
-        data_parallel.warn_if_changed(name, config[name], saved.get(name, 1))
+    spread = _spread(devices, saved, config, data, feed)
     if config["deterministic"]:
         make_deterministic(seed)
     if verbose:
@@ -206,16 +200,16 @@ def train(
         if hosts.count() > 1:  # JAX compares even weights that are replaced
             keras.utils.set_random_seed(seed)
         model.class_names = tuple(data.class_names)
-        options = (config["class_weight"], count, steps_per_execution)
+        shared = config["class_weight"], config["devices"], steps_per_execution
         trained = compile_for_training(
-            model, data, recipe, precision, seed, feed, *options
+            model, data, recipe, precision, seed, feed, *shared
         )
         backup: Backup | None = None
         if directory is not None:
             run = run_directory.identity(config)
             backup = Backup(directory, trained, run, rows, interval, feed.exact)
-            if resume:
-                _restore(backup, recipe, saved["recipe"]["epochs"])
+        if resume:
+            _restore(backup, recipe, saved["recipe"]["epochs"])
         with hosts.together():
             if written:
                 _write_start(model, backup, config, resume)
@@ -370,6 +364,22 @@ def _continued(directory, config):
     for key in ("class_weight", "weights"):
         config[key] = saved.get(key)
     return saved
+
+
+def _spread(devices, saved, config, data, feed):
+    """Returns how a run is distributed, which completes `config`, and feeds.
+
+    `saved` is the config of the run that is resumed, or empty.
+    """
+    spread = data_parallel.distribution_of(devices, saved.get("devices"))
+    config["devices"] = data_parallel.count(spread)
+    config["num_processes"] = hosts.count()
+    batch_size = config["recipe"]["batch_size"]
+    data_parallel.check_shares(config["devices"], data, batch_size)
+    feed.share = hosts.share_of(batch_size)
+    for name in ("devices", "num_processes") if saved else ():
+        data_parallel.warn_if_changed(name, config[name], saved.get(name, 1))
+    return spread
 
 
 @contextlib.contextmanager
