@@ -13,6 +13,7 @@ from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.data.splits import Split, checked_split, paired
 from keras_resnet_cifar.device import has_accelerator, jit_compile
 from keras_resnet_cifar.errors import InputError, check_name
+from keras_resnet_cifar.evaluation import plots
 from keras_resnet_cifar.evaluation.calibration import fit_temperature
 from keras_resnet_cifar.evaluation.corruptions import (
     SEVERITIES,
@@ -27,12 +28,6 @@ from keras_resnet_cifar.evaluation.metrics import (
     most_confident_mistakes,
     reliability,
     score,
-)
-from keras_resnet_cifar.evaluation.plots import (
-    plot_confusion,
-    plot_corruptions,
-    plot_mistakes,
-    plot_reliability,
 )
 from keras_resnet_cifar.files import write_json
 from keras_resnet_cifar.models.saving import (
@@ -223,8 +218,10 @@ def report(
     result = score(logits, split.labels, class_names)
     wrong = most_confident_mistakes(logits, split.labels, mistakes)
     write_json(folder / "metrics.json", result.to_json())
-    plot_confusion(result.confusion, class_names, folder / "confusion.png")
-    plot_mistakes(split, wrong, class_names, folder / "mistakes.png")
+    plots.plot_confusion(
+        result.confusion, class_names, folder / "confusion.png"
+    )
+    plots.plot_mistakes(split, wrong, class_names, folder / "mistakes.png")
     return result
 
 
@@ -261,7 +258,7 @@ def calibrate(
         label = f"{when}: calibration error {result.ece:.4f}"
         bins[label] = reliability(each, labels)
     write_json(folder / "calibration.json", values)
-    plot_reliability(bins, folder / "reliability.png")
+    plots.plot_reliability(bins, folder / "reliability.png")
     return values
 
 
@@ -311,5 +308,5 @@ def evaluate_corruptions(
         "mean_corruption_error": 1 - float(np.mean(standard)),
     }
     write_json(folder / "corruptions.json", values)
-    plot_corruptions(accuracy, top1, folder / "corruptions.png")
+    plots.plot_corruptions(accuracy, top1, folder / "corruptions.png")
     return values

@@ -7,12 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_resnet_cifar.data.batches import (
-    Feed,
-    even_batch_size,
-    one_hot,
-    step_numbers,
-)
+from keras_resnet_cifar.data import batches
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.training import data_parallel
 from keras_resnet_cifar.training.training_model import TrainingModel
@@ -23,7 +18,7 @@ _LINE_SECONDS = 30  # between the lines within an epoch, without a terminal
 def fit(
     model: TrainingModel,
     data: Dataset,
-    feed: Feed,
+    feed: batches.Feed,
     done: tuple[int, int],
     epochs: int,
     callbacks: Sequence[keras.callbacks.Callback],
@@ -152,9 +147,9 @@ def _held_out(model: TrainingModel, data: Dataset) -> dict[str, Any]:
     if model.held_out is not None:
         steps = model.held_out.order.shape[0]
         devices = data_parallel.local(model.devices)
-        return {"x": step_numbers(0, steps, model.fused_steps, devices)}
+        return {"x": batches.step_numbers(0, steps, model.fused_steps, devices)}
     return {
         "x": split.images,
-        "y": one_hot(split.labels, data.num_classes),
-        "batch_size": even_batch_size(len(split)),
+        "y": batches.one_hot(split.labels, data.num_classes),
+        "batch_size": batches.even_batch_size(len(split)),
     }
