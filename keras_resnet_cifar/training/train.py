@@ -183,7 +183,7 @@ def train(
     config["deterministic"] = deterministic
     config["class_weight"] = inputs.class_weights(class_weight, data)
     saved = _continued(directory, config) if resume else {}
-    spread = _spread(devices, saved, config, data, feed)
+    spread = _distributed(devices, saved, config, data, feed)
     if config["deterministic"]:
         make_deterministic(seed)
     if verbose:
@@ -366,8 +366,8 @@ def _continued(directory, config):
     return saved
 
 
-def _spread(devices, saved, config, data, feed):
-    """Returns how a run is distributed, which completes `config`, and feeds.
+def _distributed(devices, saved, config, data, feed):
+    """Returns how a run is distributed, which completes its config and feed.
 
     `saved` is the config of the run that is resumed, or empty.
     """
