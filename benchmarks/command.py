@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return curve.main(arguments[1:])
     parser = Parser(
         description=run.__doc__,
-        epilog="`benchmark.py curve --help`: accuracy over epochs and seconds",
+        epilog="accuracy over epochs and seconds: benchmark.py curve --help",
         allow_abbrev=False,
     )
     parser.set_defaults(run=run, parser=parser)
@@ -52,14 +52,15 @@ def _add_options(parser):
     option("--arch", help="the net (default: resnet20)")
     option("--batch-size", type=int, help="images per step (default: 128)")
     option("--precision", help="a Keras dtype policy (default: auto)")
-    option("--steps", type=int, help="per round (default: by the device)")
-    option("--rounds", type=int, help="of all contenders (default: 5)")
+    steps = "steps per round (default: depends on the device)"
+    option("--steps", type=int, help=steps)
+    option("--rounds", type=int, help="number of rounds (default: 5)")
     option(
         "--contenders",
         type=lambda text: text.split(","),
         metavar="A,B,...",
-        help=f"of {', '.join(CONTENDERS)} (default: those that suit the "
-        "device)",
+        help=f"contenders to time, of {', '.join(CONTENDERS)} (default: those "
+        "that suit the device)",
     )
     option(
         "--dataloader",
@@ -69,7 +70,7 @@ def _add_options(parser):
     option(
         "--quick",
         action="store_true",
-        help="few contenders and steps, to see that all works",
+        help="few contenders and steps, to check that everything works",
     )
     option("--markdown", action="store_true", help="print a Markdown table")
     option("--output", type=Path, metavar="JSON", help="write the result")
@@ -77,7 +78,7 @@ def _add_options(parser):
         "--show",
         type=Path,
         metavar="JSON",
-        help="measure nothing, print what --output of an earlier run wrote",
+        help="print a result written by --output instead of measuring",
     )
     group = parser.add_argument_group("seconds to an accuracy, on real data")
     option = group.add_argument
@@ -87,18 +88,19 @@ def _add_options(parser):
         metavar="SHARE",
         help="train until this accuracy, such as 0.94, cold and warm",
     )
-    option("--recipe", help=f"(default: {DEFAULT})")
-    option("--epochs", type=int, help="at most (default: the recipe's)")
+    option("--recipe", help=f"recipe to train with (default: {DEFAULT})")
+    epochs = "maximum number of epochs (default: the recipe's)"
+    option("--epochs", type=int, help=epochs)
     option(
         "--split",
-        help="to evaluate after each epoch: validation (5,000 images unless "
-        "the recipe says otherwise) or test (default: validation)",
+        help="split to evaluate after each epoch: validation (5,000 images "
+        "unless the recipe says otherwise) or test (default: validation)",
     )
     add_data_options(group, "the recipe's")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Time training beside stock Keras and PyTorch, in alternation."""
+    """Compare the speed of training with stock Keras and PyTorch."""
     _check(args)
     # A plain exit ends the workers and removes their caches.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -112,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises `InputError` for options that do not go together."""
+    """Raises `InputError` for options that cannot be combined."""
     if args.time_to is not None:
         _refuse(args, (*_ROUNDS, "show", "markdown"), "with --time-to")
     else:
@@ -124,13 +126,13 @@ def _check(args: argparse.Namespace) -> None:
         if not args.output.parent.is_dir():
             raise InputError(
                 f"cannot write {args.output}: there is no folder "
-                f"{args.output.parent}; make it first"
+                f"{args.output.parent}; create it first"
             )
 
 
 def _refuse(args: argparse.Namespace, names: Sequence[str], where: str) -> None:
     for name in _given(args, names):
-        raise InputError(f"{name}= does not go {where}: leave it out")
+        raise InputError(f"{name}= cannot be used {where}: omit it")
 
 
 def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The table of contenders.
 
-A contender is a function `(setting, rounds)` in a process of its own. It takes
-a first step, warms up, and then measures round after round until it is killed.
+A contender is a function `(setting, rounds)` that runs in a separate process.
+It takes a first step, warms up, and then measures rounds until it is killed.
 """
 
 import importlib.util
@@ -17,8 +17,8 @@ class Contender(NamedTuple):
 
     Attributes:
         kind: `"train"` or `"evaluate"`: rows of one kind are compared.
-        runs: By default in `"quick"` runs and longer ones, in `"full"` ones
-            only, or in full ones on an `"accelerator"`.
+        runs: When it runs by default: in `"quick"` and full runs, in `"full"`
+            runs only, or in full runs on an `"accelerator"`.
     """
 
     kind: str

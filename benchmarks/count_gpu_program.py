@@ -6,10 +6,10 @@
     gpu/bin/pip install --no-deps -e .
     gpu/bin/python -m benchmarks.count_gpu_program --recipe cosine
 
-The two wheels of CUDA's compiler (180 MB) have the version of jax. JAX compiles
-the loop of `fit` for an NVIDIA H100, described in h100.txtpb, and XLA writes
-down what that would run. **The results are counts, not times**: no step runs.
-cuDNN chooses its algorithms, and what memory they need, on a real GPU only.
+The two wheels of CUDA's compiler (180 MB) must have the version of jax. JAX
+compiles the loop of `fit` for an NVIDIA H100, described in h100.txtpb, and XLA
+dumps the resulting program. **The results are counts, not times**: no step
+runs. cuDNN chooses its algorithms and their memory on a real GPU only.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def _compile(arch, recipe, batch_size, precision):
 
     from keras_resnet_cifar import device
 
-    # The package chooses what it chooses on a GPU.
+    # The package makes the same choices as on a GPU.
     jax.default_backend = lambda: "gpu"
     device.accelerator_name = lambda: "H100"
 
@@ -148,8 +148,8 @@ def count_bytes(hlo: str, resident: str) -> int:
 
     Args:
         hlo: The program after all optimizations.
-        resident: How the shape of the resident images begins, of which a step
-            reads one batch only; they do not count.
+        resident: Start of the shape of the resident images, which are not
+            counted, because a step reads only one batch of them.
     """
     entry = hlo[hlo.index("\nENTRY ") :]
     (name,) = set(re.findall(r"body=%([\w.\-]+)", entry))

@@ -1,4 +1,4 @@
-"""Times three ways to pad, crop and flip each image at an offset of its own.
+"""Times three ways to pad, crop and flip each image at its own offset.
 
     python -m benchmarks.crop_formulations
 

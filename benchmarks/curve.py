@@ -35,11 +35,12 @@ def main(arguments: Sequence[str]) -> int:
         type=reproduce.split,
         default=_RECIPES,
         metavar="A,B,...",
-        help="recipes; fast is the one of its family for the number of epochs "
-        f"(default: {','.join(_RECIPES)})",
+        help="recipes; fast stands for fast, fast-40 or fast-100, depending on "
+        f"the number of epochs (default: {','.join(_RECIPES)})",
     )
     epochs = "4,8,12,16,24,40"
-    option("--epochs", default=epochs, help=f"(default: {epochs})")
+    lengths = f"numbers of epochs (default: {epochs})"
+    option("--epochs", default=epochs, help=lengths)
     option(
         "--archs",
         type=reproduce.split,
@@ -47,25 +48,25 @@ def main(arguments: Sequence[str]) -> int:
         metavar="A,B,...",
         help="nets (default: resnet20)",
     )
-    option("--dataset", default="cifar10", help="(default: cifar10)")
+    option("--dataset", default="cifar10", help="dataset (default: cifar10)")
     reproduce.add_run_options(parser, "runs/curve")
     option(
         "--show",
         action="store_true",
-        help="train nothing, show the trainings that are done",
+        help="train nothing; show the finished trainings",
     )
     option("--markdown", action="store_true", help="print a Markdown table")
     option(
         "--picture",
         type=Path,
         metavar="PNG",
-        help="draw them, and write the numbers beside it as JSON",
+        help="draw the curves, and write the numbers to a JSON file beside it",
     )
     return run_command(parser, arguments)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train by recipe, net and length, for accuracy over epochs and seconds."""
+    """Train recipes for several lengths; plot accuracy over epochs and time."""
     if args.picture is not None and args.picture.suffix != ".png":
         raise InputError(f"picture={args.picture}: name a .png file")
     rows = _rows(args)
@@ -75,7 +76,9 @@ def run(args: argparse.Namespace) -> None:
     points = _points(jobs)
     to_do = sum(map(len, jobs.values())) - sum(len(p["seeds"]) for p in points)
     if not points:
-        raise InputError(f"{args.output}: none of these trainings is finished")
+        raise InputError(
+            f"no training in {args.output} is finished: train without show="
+        )
     table = [_HEAD, *map(_cells, points)]
     print((results.markdown if args.markdown else aligned)(table))
     if to_do:
@@ -89,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _rows(args) -> list[tuple[tuple[str, str, int], Row]]:
-    """Returns `((family, net, epochs), row)`, the short trainings first."""
+    """Returns `((family, net, epochs), row)`, the shortest trainings first."""
     check_known(args.dataset)
     try:
         lengths = sorted({int(text) for text in reproduce.split(args.epochs)})

@@ -1,10 +1,10 @@
-"""Times steps of tiny nets within `fit`, many per call against one per call.
+"""Times steps of tiny nets within `fit`: many per call, or one per call.
 
     KERAS_BACKEND=jax python -m benchmarks.fused_against_single
 
 prints milliseconds per step, measured in alternation, and the ratio of the two
-in a round: median, minimum and maximum. Where a step costs little, the cost of
-a call shows.
+in a round: median, minimum and maximum. The nets are tiny, so that the cost of
+a call matters.
 """
 
 import statistics

@@ -1,12 +1,12 @@
-"""Measures on a GPU what could only be counted without one.
+"""Measures speed, training time and accuracy on a GPU.
 
     export KERAS_BACKEND=jax
     python -m benchmarks.gpu --data-dir DIR
 
 runs the stages below one after the other, each in ten minutes at most, and
-prints a table of all that is in the output folder. A stage that is run again
-replaces its result; a training that ran out of time goes on where it was.
-`--smoke` takes the same path with tiny settings, on a CPU too.
+prints a table of all results in the output folder. Running a stage again
+replaces its result; a training that ran out of time is resumed. `--smoke` runs
+the same code with tiny settings, also on a CPU.
 """
 
 import argparse
@@ -69,22 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only",
         type=split,
         metavar="STAGE,...",
-        help=f"of {', '.join(STAGES)} (default: all, in this order)",
+        help=f"stages, of {', '.join(STAGES)} (default: all, in this order)",
     )
-    option("--smoke", action="store_true", help="tiny settings, on a CPU")
-    option("--data-dir", type=Path, help="as in train")
+    smoke = "run with tiny settings, also on a CPU"
+    option("--smoke", action="store_true", help=smoke)
+    option("--data-dir", type=Path, help="folder with CIFAR, as in train")
     option(
         "--output",
         type=Path,
         default=Path("runs/gpu"),
         metavar="DIR",
-        help="where results and run directories are (default: runs/gpu)",
+        help="folder of results and run directories (default: runs/gpu)",
     )
     return run_command(parser, arguments)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure on a GPU: speed, seconds and accuracy, in a table at the end."""
+    """Measure speed, training time and accuracy on a GPU."""
     for name in args.only or ():
         if name not in STAGES:
             raise unknown("only", name, STAGES)

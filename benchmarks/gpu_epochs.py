@@ -1,4 +1,4 @@
-"""Times whole epochs of `fit`, files and evaluation aside.
+"""Times whole epochs of `fit`, without files and evaluation.
 
     KERAS_BACKEND=jax python -m benchmarks.gpu_epochs
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _derive_gradients() -> None:
-    """Has BatchNorm compute under JAX as on a CPU, in which it derives them."""
+    """Makes BatchNorm under JAX use the derived gradient, as on a CPU."""
     normalize = layers._normalize
 
     def on_cpu(layer: Any, x: Any) -> tuple:

@@ -70,7 +70,7 @@ def fit_step(setting: Setting, rounds: Rounds) -> None:
 
 
 def stock_fit(setting: Setting, rounds: Rounds) -> None:
-    """What a Keras user writes: `tf.data`, stock layers, `model.fit`."""
+    """Usual Keras training: `tf.data`, stock layers, `model.fit`."""
     if keras.backend.backend() != "tensorflow":
         raise LeftOut("its tf.data pipeline needs KERAS_BACKEND=tensorflow")
     import tensorflow as tf
@@ -121,9 +121,9 @@ def evaluation(setting: Setting, rounds: Rounds) -> None:
 
 
 def machine(setting: Setting, rounds: Rounds) -> None:
-    """What is here, and the operations per second that it can do.
+    """Describes the machine, and measures its operations per second.
 
-    The rate is that of the largest matrix product. Convolutions of few channels
+    The rate is that of a large matrix product. Convolutions with few channels
     do not reach it on any hardware.
     """
     precision = device.resolve_precision(setting.precision)

@@ -12,16 +12,16 @@ class Row:
     """One row: a training that is repeated with several seeds.
 
     Attributes:
-        name: Begins the names of its run directories, and of its JSON file.
+        name: Prefix of its run directories, and name of its JSON file.
         recipe: A name of `RECIPES`.
         arch: Name of the net.
         dataset: Name of the dataset.
-        epochs: Or `None` for the recipe's.
-        options: Other fields of the recipe to replace; each is an option of
+        epochs: Number of epochs, or `None` for the recipe's.
+        options: Other fields of the recipe to override; each is an option of
             `train`.
-        seeds: How many; they are 0, 1, ...
+        seeds: Number of seeds: 0, 1, ...
         expected: Accuracy of the source, 0 to 1, or `None`.
-        source: Where that number comes from.
+        source: Source of that accuracy.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Row:
         )
 
 
-# A family of recipes: the most epochs that each is meant for.
+# Families of recipes: the largest number of epochs that each is meant for.
 FAMILIES = {
     "fast": ((16, "fast"), (40, "fast-40"), (math.inf, "fast-100")),
 }
@@ -53,7 +53,7 @@ def recipe_for(name: str, epochs: int) -> str:
 
     Args:
         name: A name of `FAMILIES`, or a recipe, which is its own family.
-        epochs: How long the training is.
+        epochs: Number of epochs.
     """
     members = FAMILIES.get(name, ((math.inf, name),))
     return next(recipe for most, recipe in members if epochs <= most)

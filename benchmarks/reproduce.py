@@ -29,11 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only",
         type=split,
         metavar="ROW,...",
-        help=f"of {names} (default: all, in this order)",
+        help=f"rows, of {names} (default: all, in this order)",
     )
     add_run_options(parser, "runs/reproduce")
     parser.add_argument(
-        "--status", action="store_true", help="train nothing, show what is done"
+        "--status",
+        action="store_true",
+        help="train nothing; show what is done and the time left",
     )
     parser.add_argument(
         "--write",
@@ -48,21 +50,24 @@ def add_run_options(parser: Any, output: str) -> None:
     """Adds the options of everything that trains rows."""
     option = parser.add_argument
     option(
-        "--seeds", type=int, metavar="N", help="per row (default: the row's)"
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="number of seeds per row (default: the row's)",
     )
     option(
         "--budget",
         metavar="TIME",
-        help="stop, and save, after a time such as 30s, 10min or 2h",
+        help="save and stop after a time such as 30s, 10min or 2h",
     )
-    option("--data-dir", type=Path, help="as in train")
+    option("--data-dir", type=Path, help="folder with CIFAR, as in train")
     option("--jobs", type=int, metavar="N", help=JOBS)
     option(
         "--output",
         type=Path,
         default=Path(output),
         metavar="DIR",
-        help=f"where the run directories are (default: {output})",
+        help=f"folder of the run directories (default: {output})",
     )
 
 
@@ -86,9 +91,9 @@ def train(args: argparse.Namespace, jobs: Sequence[runs.Job]) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train the rows of the results table, or resume where it was stopped."""
+    """Train the rows of the results table, or resume them."""
     if args.status and args.write:
-        raise InputError("status= does not go with write=: leave one out")
+        raise InputError("status= cannot be combined with write=: omit one")
     rows = {row.name: row for row in ROWS}
     for name in args.only or ():
         if name not in rows:

@@ -1,4 +1,4 @@
-"""The results of finished trainings: JSON files, and the tables from them."""
+"""The results of finished trainings: JSON files, and tables made from them."""
 
 import json
 import shlex
@@ -13,7 +13,7 @@ from keras_resnet_cifar.cli.options import aligned, mean_and_deviation
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import make_folder, write_json, write_text
 
-# What stands between these lines of the README is replaced.
+# The part of the README between these lines is replaced.
 BEGIN = "<!-- results: written by scripts/reproduce.py --write -->"
 END = "<!-- end of results -->"
 _HEAD = (
@@ -28,7 +28,7 @@ _HOW = (
 
 
 def record(job: Job) -> dict[str, Any] | None:
-    """Returns what a run gave, as JSON, or `None` before its first epoch."""
+    """Returns the results of a run as JSON, `None` before its first epoch."""
     progress = job.progress()
     if progress.state == "unusable" or not progress.epoch:
         return None
@@ -63,16 +63,16 @@ def write(jobs: Sequence[Job], rows: Sequence[Row], root: Path) -> list[Path]:
     """Writes docs/results/ from the runs, then the tables from docs/results/.
 
     Args:
-        jobs: Whose runs are looked at. Finished seeds that only docs/results/
-            has are kept, if their recipe is the same.
-        rows: The order of the tables.
+        jobs: The jobs whose runs are read. Finished seeds that exist only in
+            docs/results/ are kept if their recipe is the same.
+        rows: The rows, in the order of the tables.
         root: The folder with README.md and docs/.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: There is no result, or no place for it in the README.
+        InputError: There are no results, or the README lacks the markers.
     """
     folder, written = root / "docs" / "results", []
     readme = root / "README.md"
@@ -91,7 +91,7 @@ def write(jobs: Sequence[Job], rows: Sequence[Row], root: Path) -> list[Path]:
     results = [_json(path) for path in paths if path.exists()]
     if not results:
         raise InputError(
-            "no training has finished an epoch: there is nothing to write"
+            "no training has finished an epoch: train first, without write="
         )
     table = markdown([_HEAD, *map(_cells, results)])
     sections = "\n\n".join(map(_section, results))
@@ -104,7 +104,7 @@ def write(jobs: Sequence[Job], rows: Sequence[Row], root: Path) -> list[Path]:
 
 
 def _with_earlier(seeds, path):
-    """Adds the seeds that were trained elsewhere by the same recipe."""
+    """Adds the seeds that were trained elsewhere with the same recipe."""
     found = {seed["seed"]: seed for seed in seeds}
     if path.exists():
         recipe = _settings(seeds[0])
@@ -176,7 +176,7 @@ def _cells(result):
 
 
 def _section(result):
-    """Returns what a row consists of, in Markdown."""
+    """Returns the seeds of a row in Markdown."""
     lines = [f"## {result['row']}"]
     for seed in result["seeds"]:
         outcome = accuracy([seed]) or f"not finished, of {seed['epochs']}"

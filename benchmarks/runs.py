@@ -1,6 +1,6 @@
 """Trains the rows of a manifest, each with several seeds, and resumes them.
 
-No Keras is imported here.
+Keras is not imported here.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from keras_resnet_cifar.training import many_runs
 from keras_resnet_cifar.training.many_runs import Progress
 from keras_resnet_cifar.training.run_directory import Interval, RunDirectory
 
-# Fields that say what a recipe is for, or that a run states in another form.
+# Fields that only describe a recipe, or that a run records in another form.
 _NOT_COMPARED = ("source", "expected", "arch", "dataset", "validation")
 
 
@@ -29,9 +29,9 @@ class Job:
     """One row with one seed.
 
     Attributes:
-        row: What is trained.
-        seed: Its seed.
-        folder: Where the run directories are.
+        row: The row to train.
+        seed: The seed.
+        folder: Folder of the run directories.
     """
 
     row: Row
@@ -76,12 +76,12 @@ class Job:
         return ["--data-dir", str(data_dir)]
 
     def progress(self) -> Progress:
-        """Reads how far this training is from its run directory."""
+        """Reads the progress of this training from its run directory."""
         epochs = self.row.applied().epochs
         return many_runs.read_progress(self.run, epochs, self._check)
 
     def _check(self, config):
-        """Raises `InputError` if the run is another one than the row's."""
+        """Raises `InputError` if the run does not have the row's settings."""
         recipe = json.loads(json.dumps(asdict(self.row.applied())))
         for name in _NOT_COMPARED:
             del recipe[name]
@@ -134,10 +134,11 @@ def budget(text: str | None) -> float | None:
 
 
 def seconds_left(progresses: Sequence[Progress]) -> float | None:
-    """Estimates the seconds that the seeds of a row still take.
+    """Estimates the seconds left for the seeds of a row.
 
-    An epoch takes as long as those of the same run, or where there are none,
-    those of the other seeds; `None` where no seed has finished an epoch.
+    An epoch is assumed to take as long as those of the same run or, if there
+    are none, those of the other seeds. Returns `None` if no seed has finished
+    an epoch.
     """
     speeds = [p.seconds / p.epoch for p in progresses if p.epoch]
     if not speeds:
@@ -158,26 +159,26 @@ def train_all(
     report: Callable[[str], Any] = print,
     processes: int = 1,
 ) -> list[str]:
-    """Trains what is not done; evaluates checkpoints that a recipe keeps.
+    """Trains unfinished jobs; evaluates the checkpoints that a recipe saves.
 
-    A run that another process is training is passed over, and so are the other
+    A run that another process is training is skipped, and so are the other
     seeds of a row whose training is refused.
 
     Args:
-        jobs: In their order.
-        go_on: The command that goes on after a stop.
+        jobs: The jobs, in order.
+        go_on: The command that continues after a stop.
         data_dir: Option of `train`.
-        seconds: The budget.
+        seconds: The time budget.
         report: Called with a line about each training.
-        processes: How many at a time.
+        processes: Number of trainings at a time.
 
     Returns:
-        The names of the trainings that failed; none of them was refused.
+        The names of the trainings that failed, without refused ones.
 
     Raises:
-        Stopped: A signal came; the trainings have been saved.
+        Stopped: On a signal, after the trainings have been saved.
     """
-    quiet = ["--quiet"] * (processes > 1)  # or the lines of epochs would mix
+    quiet = ["--quiet"] * (processes > 1)  # lines of several runs would mix
 
     def task(job):
         def record_machine():

@@ -1,26 +1,26 @@
-"""Estimates how data parallelism scales. An estimate, not a measurement.
+"""Estimates (does not measure) how data parallelism scales.
 
     KERAS_BACKEND=jax python -m benchmarks.scaling
 
-prints the table of docs/scale.md. A step of N devices takes
+prints the table of docs/scale.md. A step on N devices takes
 
     operations / (N * RATE) + FIXED
     + 2 (N - 1) / N * bytes / BANDWIDTH + collectives * LATENCY
 
-seconds: the net's operations, shared equally; what a step takes however small
-its batch is; the gradients, in float32, round a ring; and the wait of each
-collective. There are one for the gradients and two for each BatchNorm, as in
-the step that tests/training/test_data_parallel.py compiles; those of BatchNorm
-cannot be combined further, since each layer waits for the one before. Nothing
-overlaps.
+seconds. The terms are the net's operations, divided equally; the fixed cost of
+a step; sending the float32 gradients around a ring; and the latency of each
+collective. There is one collective for the gradients and two for each
+BatchNorm, as in the step that tests/training/test_data_parallel.py compiles.
+Those of BatchNorm cannot be combined, since each layer waits for the previous
+one. Nothing overlaps.
 """
 
 import math
 
-RATE = 100e12  # operations a second that convolutions reach on one device
+RATE = 100e12  # operations per second that convolutions reach on one device
 FIXED = 0.2e-3  # seconds of a step
 HOST = 8  # devices of one host
-BANDWIDTH = {True: 200e9, False: 25e9}  # bytes a second: one host, several
+BANDWIDTH = {True: 200e9, False: 25e9}  # bytes per second: one host, several
 LATENCY = {True: 20e-6, False: 50e-6}  # seconds
 DEVICES = (1, 8, 64)
 NETS = (  # net, side of the images, classes, images per device
@@ -36,10 +36,10 @@ def seconds(
     """Returns the seconds of a step.
 
     Args:
-        operations: Of the whole batch, see `step_operations`.
-        parameters: Trainable ones.
-        norms: BatchNorm layers.
-        devices: How many share the batch.
+        operations: Operations of the whole batch; see `step_operations`.
+        parameters: Number of trainable parameters.
+        norms: Number of BatchNorm layers.
+        devices: Number of devices that share the batch.
     """
     compute = operations / (devices * RATE) + FIXED
     if devices == 1:
@@ -57,7 +57,7 @@ def main() -> None:
     from keras_resnet_cifar.models.resnet import build_resnet
 
     print(
-        "| net | parameters | images a device | collectives | devices "
+        "| net | parameters | images per device | collectives | devices "
         "| MB sent by each | same share: ms, efficiency "
         "| same batch: ms, efficiency |"
     )

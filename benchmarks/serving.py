@@ -1,10 +1,10 @@
-"""Holds many clients on a model server: requests a second, latencies, memory.
+"""Loads a model server with many clients: throughput, latency and memory.
 
     python -m benchmarks.serving saved_models/first/onnx --server kserve \\
         --python SERVER_VENV/bin/python
 
-starts a server of `examples/serving` with the Python of its own environment.
-In the middle of the time a new version of the model appears in its folder.
+starts a server of `examples/serving` with the Python of its environment.
+Half-way through, a new version of the model appears in its folder.
 """
 
 import argparse
@@ -36,11 +36,11 @@ _STARTED = 120  # seconds until a server must answer
 
 @dataclass
 class Server:
-    """A server that runs.
+    """A running server.
 
     Attributes:
         process: Its process.
-        port: Where it listens on 127.0.0.1.
+        port: Its port on 127.0.0.1.
     """
 
     process: subprocess.Popen
@@ -152,14 +152,14 @@ def _wait_until_ready(server, log):
 def hold(
     server: Server, images: np.ndarray, folder: Path, clients: int, seconds: int
 ) -> dict[str, float]:
-    """Sends one image a request from many clients; adds a version half-way.
+    """Sends one image per request from many clients; adds a version half-way.
 
     Args:
-        server: Serves `folder`.
+        server: A server of `folder`.
         images: uint8 `[N, H, W, 3]`, sent in turn.
-        folder: Of the versions; the newest is copied to the next number.
-        clients: Connections, each of which waits for its answer.
-        seconds: How long.
+        folder: Folder of the versions; the newest is copied to the next number.
+        clients: Number of connections, each of which waits for its answer.
+        seconds: Duration.
 
     Returns:
         "requests", "failed", "per_second", "p50_ms", "p99_ms", "peak_mib".
@@ -212,7 +212,7 @@ def hold(
 
 
 def add_version(folder: Path) -> None:
-    """Copies the newest version to the next number, at once."""
+    """Copies the newest version to the next number, atomically."""
     newest = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
     shutil.copytree(folder / str(newest), folder / ".new")
     (folder / ".new").rename(folder / str(newest + 1))

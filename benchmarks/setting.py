@@ -1,4 +1,4 @@
-"""What all contenders of a benchmark share: net, recipe, data, steps."""
+"""The setting shared by all contenders of a benchmark."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ EPOCH_IMAGES, CLASSES = 50_000, 10  # as in CIFAR-10
 
 @dataclass(frozen=True)
 class Setting:
-    """What is timed.
+    """Net, recipe, data and number of steps to time.
 
     Attributes:
         arch: Name of the net.

@@ -37,15 +37,15 @@ def ship(
     shipped: Path = SHIPPED,
     cards: Path = CARDS,
 ) -> Weights:
-    """Ships the last epoch of the first run; the others only give the mean.
+    """Ships the last epoch of the first run; the others only add to the mean.
 
-    Writes the file, its row in weights.json and its model card. The accuracy
-    in them is that of the file as `build_resnet` loads it.
+    Writes the file, its row in weights.json and its model card. Their accuracy
+    is that of the file as loaded by `build_resnet`.
 
     Args:
-        runs: Finished runs that differ in nothing but their seed.
-        name: What `build_resnet(weights=...)` will call them.
-        data_dir: Where the data are now, if not where they were.
+        runs: Finished runs that differ only in their seed.
+        name: Name of the weights in `build_resnet(weights=...)`.
+        data_dir: Folder of the dataset, if it has moved.
         shipped, cards: The folders to write to.
 
     Returns:
@@ -106,10 +106,10 @@ def _read(runs):
         keys = [resume_keys(config) | {"seed": 0} for config in configs]
         if keys[-1] != keys[0]:
             raise InputError(
-                f"{path} differs from {runs[0]} in more than its seed: leave it"
+                f"{path} differs from {runs[0]} in more than its seed: omit it"
             )
     if len({config["seed"] for config in configs}) < len(runs):
-        raise InputError("two runs have the same seed: leave one of them")
+        raise InputError("two runs have the same seed: omit one of them")
     return RunDirectory(runs[0]), configs[0], metrics
 
 

@@ -1,4 +1,4 @@
-"""A benchmark's result as a table, for the screen and for documents."""
+"""A benchmark's result as a table, in text or Markdown."""
 
 import json
 from collections.abc import Iterator
@@ -32,8 +32,8 @@ def read(path: Path) -> dict[str, Any]:
         as_text(result)
     except Exception as error:  # JSON of another shape raises anything
         raise InputError(
-            f"{path} holds no benchmark ({one_line(error)}): name a file that "
-            "an earlier run wrote"
+            f"{path} holds no benchmark ({one_line(error)}): give a file "
+            "written by --output"
         ) from error
     return result
 
@@ -89,8 +89,8 @@ def _heading(result: dict[str, Any]) -> list[str]:
     ]
     if result["busy"]:
         lines.append(
-            "BUSY: not even the ratios are sound, because PyTorch's threads "
-            "wait for each other and suffer most. Repeat it when it is quiet."
+            "BUSY: other programs used the cores, which slows PyTorch most, so "
+            "even the ratios are unreliable. Repeat on an idle machine."
         )
     return lines
 

@@ -1,10 +1,11 @@
-"""Training beside Keras's and PyTorch's own, round by round in one run.
+"""Compares training with Keras's and PyTorch's own, in alternating rounds.
 
-Machines are noisy, shared ones most. The contenders are therefore timed A B C,
-B C A, ..., and what counts is the ratio of two in the same round: its median,
-minimum and maximum. Images per second of two runs do not compare.
+Machines are noisy, especially shared ones. The contenders are therefore timed
+in rotating order (A B C, B C A, ...), and compared by the ratios within a
+round: median, minimum and maximum. Images per second of two runs cannot be
+compared.
 
-No Keras is imported here: everything that computes has a process of its own.
+Keras is not imported here: everything that computes runs in separate processes.
 """
 
 import contextlib
@@ -27,8 +28,8 @@ from keras_resnet_cifar.errors import InputError, spelled, unknown
 from keras_resnet_cifar.models.architectures import parse
 from keras_resnet_cifar.training.recipes import CHOICES
 
-_BUSY = 0.1  # share of the cores: above it others are at work as well
-# Steps per round; on an accelerator ten epochs, as a step may take 0.1 ms.
+_BUSY = 0.1  # share of the cores in use above which the machine is busy
+# Steps per round; on an accelerator, ten epochs, as a step may take 0.1 ms.
 _STEPS, _ACCELERATED_STEPS, _QUICK_STEPS = 50, 3900, 4
 _ROUNDS, _QUICK_ROUNDS = 5, 3
 _MOST = 10_000  # steps, rounds, images per step, and epochs of a recipe
@@ -56,16 +57,16 @@ def benchmark(
         names: Contenders, of `CONTENDERS`; by default those that suit the
             device.
         dataloader: Add the PyTorch loop with a `DataLoader`.
-        quick: Fewer contenders, steps and rounds: to see that all works.
+        quick: Fewer contenders, steps and rounds, to check that all works.
         report: Called with one line about each stage and round.
 
     Returns:
         A dict for JSON: the machine, its versions and limit; the share of the
-        cores that others used before each round; for each contender images
-        per second in each round and their median, seconds from the start of a
-        process to its first step (cold, and again with the compile caches of
-        the first), peak memory in bytes; the ratios of each pair of a kind;
-        who was left out, and why.
+        cores that other programs used before each round; for each contender,
+        images per second in each round and their median, seconds from the
+        start of a process to its first step (cold, and again with the compile
+        caches of the first) and peak memory in bytes; the ratios of each pair
+        of a kind; the contenders left out, with reasons.
 
     Raises:
         InputError: An unknown name, a number out of range, or a contender
@@ -109,7 +110,7 @@ def benchmark(
                 workers.append(worker)
         if not workers:
             why = "; ".join(f"{k}: {v}" for k, v in left_out.items())
-            raise InputError(f"nothing to time ({why}): name other contenders")
+            raise InputError(f"nothing to time ({why}): give other contenders")
         results = run_rounds(
             workers,
             setting.rounds,
@@ -134,8 +135,8 @@ def default_names(
 ) -> list[str]:
     """Returns the contenders that suit a device.
 
-    A `DataLoader` and CUDA graphs are for accelerators: on a CPU the loader's
-    processes take the cores from the training.
+    A `DataLoader` and CUDA graphs are for accelerators: on a CPU, the loader's
+    processes would compete with training for the cores.
     """
     runs = {"quick"} if quick else {"quick", "full"}
     if accelerated and not quick:
@@ -168,8 +169,8 @@ def machine() -> dict[str, Any]:
 def share_in_use(seconds: float = 0.5) -> float:
     """Returns the share of the cores in use, 0 to 1, over some seconds.
 
-    While all contenders sleep, it is that of the machine's other users. Only
-    Linux reports it; elsewhere it is 0.
+    While all contenders sleep, it is that of other programs. On systems other
+    than Linux, it is 0.
     """
 
     def ticks() -> tuple[int, int]:
@@ -220,7 +221,7 @@ def _check(setting: Setting, names: Sequence[str] | None) -> None:
         if name not in CONTENDERS:
             raise unknown("contender", name, CONTENDERS)
         if names.count(name) > 1:
-            raise InputError(f"contender {name} twice: name it once")
+            raise InputError(f"contenders: {name} is given twice: give it once")
     for name in ("batch_size", "rounds", "steps"):
         value = getattr(setting, name)
         if not 1 <= value <= _MOST:
@@ -240,7 +241,7 @@ def _start(
     twice: bool,
     stack: contextlib.ExitStack,
 ) -> tuple[Worker, dict[str, float | None]]:
-    """Starts a worker, again on request, and waits until it is ready.
+    """Starts a worker, `twice` if requested, and waits until it is ready.
 
     Returns:
         The worker, which `stack` closes, and its seconds to the first step:
@@ -258,11 +259,11 @@ def _start(
 
 
 def _environment(caches: Path, processes: int) -> dict[str, str]:
-    """Variables of the workers: empty compile caches, and room for all.
+    """Environment of the workers: empty compile caches, and shared memory.
 
     Args:
         caches: An empty folder.
-        processes: How many share an accelerator's memory.
+        processes: Number of processes that share an accelerator's memory.
     """
     folders = {
         "XDG_CACHE_HOME": "xdg",  # of JAX, unless the next one is set

@@ -1,4 +1,4 @@
-"""Seconds of training to an accuracy, cold and warm."""
+"""Measures the seconds of training to an accuracy, cold and warm."""
 
 import contextlib
 import tempfile
@@ -25,7 +25,7 @@ class StopAt(keras.callbacks.Callback):
         target: The accuracy, 0 to 1.
 
     Attributes:
-        result: `seconds` from now to the end of that epoch, or `None`;
+        result: `seconds` from creation to the end of that epoch, or `None`;
             `first_step`, seconds to the end of the first call of the compiled
             step; `epochs` run; the highest `accuracy`.
     """
@@ -65,10 +65,10 @@ def time_to(
 ) -> list[dict[str, Any]]:
     """Trains twice, a new net each time, until an accuracy is reached.
 
-    The first run is cold: it compiles everything. The second is warm as far as
-    the backend keeps what the first has compiled. The time includes building
-    the net and validating after each epoch, not loading the data or importing
-    libraries. No files are written.
+    The first run is cold: it compiles everything. The second is warm to the
+    extent that the backend keeps compilations of the first. The time includes
+    building the net and validating after each epoch, but not loading the data
+    or importing libraries. No files are written.
 
     Args:
         target: Accuracy, above 0 and up to 1.
@@ -76,8 +76,8 @@ def time_to(
         arch: Name of the net.
         recipe: A name of `RECIPES` or a `Recipe`.
         split: The split to evaluate after each epoch. Published times to an
-            accuracy use `"test"`; as it then chooses when to stop, what is
-            reached is a time and not a result.
+            accuracy use `"test"`. The test split then decides when to stop, so
+            the accuracy must not be reported as a result.
         report: Called with one line about each run.
 
     Returns:
@@ -91,8 +91,8 @@ def time_to(
         data = replace(data, validation=data.test)
     if data.validation is None:
         raise InputError(
-            "the data has no validation split: load_dataset(..., "
-            "validation=5000), or use split='test'"
+            "the data has no validation split: use load_dataset(..., "
+            "validation=5000) or split='test'"
         )
     runs = []
     with fresh_compilations():
@@ -115,7 +115,7 @@ def time_to(
 
 @contextlib.contextmanager
 def fresh_compilations() -> Iterator[None]:
-    """Gives JAX an empty compilation cache for the time of the context."""
+    """Gives JAX an empty compilation cache within the context."""
     if keras.backend.backend() != "jax":
         yield
         return
@@ -124,7 +124,7 @@ def fresh_compilations() -> Iterator[None]:
 
     def keep_in(folder):
         jax.config.update("jax_compilation_cache_dir", folder)
-        compilation_cache.reset_cache()  # it looks at the setting once
+        compilation_cache.reset_cache()  # it reads the setting once
 
     before = jax.config.values["jax_compilation_cache_dir"]
     with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +138,7 @@ def fresh_compilations() -> Iterator[None]:
 def check_target(target: float, split: str) -> None:
     """Raises `InputError` for an impossible target or an unknown split."""
     if not 0 < target <= 1:
-        raise InputError(f"time_to={target}: give a share, such as 0.94")
+        raise InputError(f"time_to={target}: give a fraction such as 0.94")
     if split not in SPLITS:
         raise InputError(f"split={split}: give {' or '.join(SPLITS)}")
 

@@ -21,8 +21,8 @@ def train(
     """A plain PyTorch loop, channels_last, all images on the device.
 
     Args:
-        setting: What is timed.
-        rounds: Where to report.
+        setting: The setting to time.
+        rounds: Receives the results.
         compiler: A mode of `torch.compile`; `"reduce-overhead"` uses CUDA
             graphs. By default the loop runs eagerly.
     """
@@ -71,9 +71,9 @@ def device_memory() -> int | None:
 
 def _loop(setting: Setting, compiler: str | None = None) -> TorchLoop:
     if torch.cuda.is_available() != setting.accelerated:
-        raise LeftOut("PyTorch's device is not of the kind of Keras's")
+        raise LeftOut("PyTorch and Keras use different kinds of device")
     if setting.precision not in ("float32", "mixed_bfloat16"):
-        raise LeftOut(f"the PyTorch loop has no {setting.precision}")
+        raise LeftOut(f"the PyTorch loop does not support {setting.precision}")
     info, arch = DATASETS["cifar10"], parse(setting.arch)
     data = (*setting.noise(), info.mean, info.std)
     try:

@@ -1,9 +1,9 @@
-"""The training loop that PyTorch's users write, to be timed beside `fit`.
+"""A fast plain PyTorch training loop, to be compared with `fit`.
 
-It does what makes such a loop fast: the images lie on the device, padded and
-normalised once (as in KellerJordan/cifar10-airbench), one gather crops and
-flips a batch, memory is channels_last, the optimizer is fused, losses are added
-up without waiting for the device, cuDNN searches, and TF32 is allowed.
+The images are on the device, padded and normalized once (as in
+KellerJordan/cifar10-airbench), one gather crops and flips a batch, memory is
+channels_last, the optimizer is fused, losses are added up without waiting for
+the device, cuDNN benchmarking is on, and TF32 is allowed.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,8 +30,8 @@ class TorchLoop:
         recipe: The recipe.
         images: uint8 `[N, H, W, 3]`, in host memory.
         labels: Integers `[N]`.
-        mean: Of each channel, 0 to 1.
-        std: Likewise.
+        mean: Mean of each channel, 0 to 1.
+        std: The same for the standard deviation.
         precision: `"float32"` or `"mixed_bfloat16"`, which is autocast.
         compiler: A mode of `torch.compile`; by default the loop runs eagerly.
     """
@@ -152,7 +152,7 @@ class TorchLoop:
 def one_cycle(recipe: Recipe, steps_per_epoch: int) -> np.ndarray:
     """Returns the rate at each step of a one-cycle recipe.
 
-    The line is written out again because no Keras may be imported here.
+    It is implemented again because Keras must not be imported here.
     """
     name, shape = recipe.schedule
     if name != "one_cycle":
@@ -170,9 +170,9 @@ def augmented(
 
     Args:
         images: float `[N, H + 2 * padding, W + 2 * padding, 3]`.
-        picked: Which images, int64 `[B]`.
+        picked: Indices of the images, int64 `[B]`.
         padding: Pixels on each side; offsets are uniform in 0 to twice that.
-        flip: Whether half of them are mirrored.
+        flip: Whether to mirror half of them.
 
     Returns:
         float `[B, 3, H, W]`, channels last in memory.

@@ -1,7 +1,7 @@
 """ResNets in plain PyTorch, with the module names of known repositories.
 
-The benchmark times them, and tests compare the Keras nets with them: they are
-written after the papers and share no code with the package.
+The benchmark times them, and tests compare the Keras nets with them. They
+follow the papers and share no code with the package.
 """
 
 from collections.abc import Sequence
@@ -190,7 +190,7 @@ def net_like(arch: Architecture, classes: int = 10) -> Net:
         scheme = "kuangliu-preact" if known else None
     if scheme is None:
         raise InputError(
-            f"{arch.name} has no counterpart among the PyTorch nets: name "
+            f"{arch.name} has no counterpart among the PyTorch nets: give "
             "another arch"
         )
     return Net(

@@ -1,8 +1,8 @@
 """Processes that measure one at a time.
 
 Two frameworks in one process compete for its threads and memory, and two busy
-processes compete for the cores. Each contender therefore has a process of its
-own, which sleeps on a pipe except when it measures.
+processes compete for the cores. Each contender therefore runs in its own
+process, which sleeps on a pipe except when it measures.
 """
 
 import contextlib
@@ -62,11 +62,11 @@ class Rounds:
         )
 
     def measure(self, run: Callable[[int], None], setting: Setting) -> None:
-        """Takes a first step, warms up, and then measures round after round.
+        """Takes a first step, warms up, and then measures rounds.
 
         Args:
             run: Takes a number of steps and waits for the last.
-            setting: What is timed.
+            setting: The setting to time.
         """
         run(1)
         self.first_step()
@@ -83,7 +83,7 @@ class Worker:
     Args:
         work: A module's function `(name, setting, rounds)`.
         name: Name of the contender.
-        setting: What is timed.
+        setting: The setting to time.
         environment: Variables to set before it imports anything heavy.
     """
 
@@ -110,7 +110,7 @@ class Worker:
         return time.perf_counter() - self._begin
 
     def measure(self) -> dict[str, Any]:
-        """Lets the worker, which is ready, measure a round."""
+        """Lets the ready worker measure a round."""
         with contextlib.suppress(BrokenPipeError):  # `receive` says why
             self._pipe.send("go")
         result = self.receive()
@@ -134,7 +134,7 @@ class Worker:
         return message
 
     def close(self) -> None:
-        """Kills the process; it has nothing to lose."""
+        """Kills the process, which has no state to save."""
         self._process.kill()
         self._process.join()
         self._pipe.close()
@@ -157,7 +157,7 @@ def _serve(pipe, work, name, setting, environment):
 
 def _died(name: str, reason: str) -> InputError:
     return InputError(
-        f"the contender {name} died ({reason}): leave it out, or take a "
+        f"the contender {name} died ({reason}): leave it out, or give a "
         "smaller batch size"
     )
 

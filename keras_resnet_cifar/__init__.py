@@ -1,4 +1,4 @@
-"""CIFAR ResNets in Keras 3 that you can trust.
+"""CIFAR ResNets in Keras 3.
 
     import keras_resnet_cifar as krc
 
@@ -6,9 +6,8 @@
     model = krc.build_resnet("resnet20", num_classes=10)
     run = krc.train(model, data, recipe="paper", output_dir="runs/r20")
 
-The public names are those of `__init__.pyi`. They are imported when they are
-first used, so that importing the package costs next to nothing and the command
-line answers at once.
+The public names are listed in `__init__.pyi`. Each is imported when it is first
+used, so importing the package and starting the command line are fast.
 """
 
 import os
@@ -16,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import lazy_loader
 
-# TensorFlow reads this once; the lines that it logs before stay.
+# TensorFlow reads this once; what it logs before that is still printed.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

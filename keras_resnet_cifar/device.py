@@ -1,4 +1,4 @@
-"""What the machine at hand has, and runs best: precision, compiler, steps."""
+"""Settings for the hardware: precision, compiler, steps per call."""
 
 import importlib.util
 import os
@@ -9,12 +9,12 @@ import keras
 from keras_resnet_cifar.errors import InputError
 
 _MOST_STEPS = 64
-_MOST_RESIDENT_STEPS = 4000  # on an accelerator, each of half a millisecond
-_CPU_OPERATIONS = {  # of about a second on two cores
+_MOST_RESIDENT_STEPS = 4000  # on an accelerator, half a millisecond each
+_CPU_OPERATIONS = {  # in about a second on two cores
     "tensorflow": 250e9,
     "jax": 50e9,
 }
-_ACCELERATED_OPERATIONS = 20e12  # of two seconds on one of 10 TFLOP/s
+_ACCELERATED_OPERATIONS = 20e12  # in two seconds at 10 TFLOP/s
 
 JAX_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 # What XLA puts into CUDA graphs: its defaults, and convolutions.
@@ -51,11 +51,11 @@ def has_accelerator() -> bool:
 
 
 def resolve_precision(precision: str) -> str:
-    """Returns the Keras dtype policy that a recipe's precision means here.
+    """Returns the Keras dtype policy for a recipe's precision on this machine.
 
-    `"auto"` is `"mixed_bfloat16"` where the hardware multiplies bfloat16: on
+    `"auto"` is `"mixed_bfloat16"` if the hardware multiplies bfloat16: on
     accelerators, and under TensorFlow on a CPU with AVX512_BF16 or AMX, which
-    oneDNN uses (XLA's CPU code does not). Elsewhere it is `"float32"`.
+    oneDNN uses (XLA's CPU code does not). Otherwise, it is `"float32"`.
     """
     if precision != "auto":
         return precision
@@ -82,9 +82,9 @@ def _cpu_multiplies_bfloat16(cpuinfo=Path("/proc/cpuinfo")):
 
 
 def jit_compile() -> bool:
-    """Returns what `compile(jit_compile=...)` should be here.
+    """Returns the best `jit_compile` argument of `compile` on this machine.
 
-    TensorFlow on a CPU is faster without XLA, by the kernels of oneDNN.
+    TensorFlow on a CPU is faster without XLA, thanks to oneDNN's kernels.
     PyTorch runs eagerly: torch.compile would recompile at each layer of a
     Keras model.
     """
@@ -93,7 +93,7 @@ def jit_compile() -> bool:
         return backend == "jax"
     from tensorflow.python.framework.config import is_op_determinism_enabled
 
-    return not is_op_determinism_enabled()  # XLA lacks some such operations
+    return not is_op_determinism_enabled()  # XLA lacks some of these
 
 
 def compiler_options() -> dict[str, str]:
@@ -101,8 +101,8 @@ def compiler_options() -> dict[str, str]:
 
     On a GPU, convolutions become commands of CUDA graphs, so that the host
     launches one graph per step. XLA leaves them out by default, since not all
-    can be captured (openxla/xla#34572): to do so too, name the option with
-    other commands in `XLA_FLAGS`.
+    can be captured (openxla/xla#34572); to leave them out as well, set the
+    option in `XLA_FLAGS`.
     """
     import jax
 
@@ -118,16 +118,16 @@ def steps_per_execution(
     """Returns how many steps one compiled call should run.
 
     One call for many steps saves the dispatch of each: TensorFlow loops inside
-    the graph, and so does `training.jax_steps` under JAX. A call should take a
-    second on a CPU and two on an accelerator at most, since a signal or a
-    backup waits for its end. If possible the number divides `steps`, since JAX
-    compiles a shorter last call by itself.
+    the graph, and so does `training.jax_steps` under JAX. A call should take at
+    most a second on a CPU and two on an accelerator, since a signal or a backup
+    waits for its end. If possible, the number divides `steps`, since JAX
+    compiles a shorter last call separately.
 
     Args:
         operations: Floating-point operations of a step.
         steps: Steps of an epoch.
-        resident: Whether the images are on the device. Otherwise a call begins
-            when all of its batches are there, and should not be an epoch.
+        resident: Whether the images are on the device. Otherwise, a call waits
+            for all of its batches and should be shorter than an epoch.
     """
     operations_of_call = _CPU_OPERATIONS.get(keras.backend.backend())
     if operations_of_call is None:  # PyTorch runs step by step
@@ -143,7 +143,7 @@ def steps_per_execution(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an exception of any backend says that memory ran out."""
+    """Returns whether an exception of any backend means out of memory."""
     text = f"{type(error).__name__} {error}".lower()
     return isinstance(error, MemoryError) or any(
         sign in text
@@ -154,10 +154,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def make_deterministic(seed: int) -> None:
     """Makes the backend use operations that give the same bits each time.
 
-    A CPU does so anyway. Call it before the first computation.
+    On a CPU, they do so anyway. Call it before the first computation.
 
     Raises:
-        InputError: Under JAX on a GPU, where it is too late in the process.
+        InputError: Under JAX on a GPU, once JAX has started.
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
@@ -174,16 +174,16 @@ def make_deterministic(seed: int) -> None:
         "XLA_FLAGS", ""
     ):
         raise InputError(
-            "deterministic=True under JAX on a GPU must be asked for before "
-            f"JAX starts: set the variable XLA_FLAGS to {JAX_DETERMINISTIC}"
+            "deterministic=True under JAX on a GPU must be set before JAX "
+            f"starts: set the variable XLA_FLAGS to {JAX_DETERMINISTIC}"
         )
 
 
 def cache_compilations() -> None:
-    """Makes JAX keep what it compiles, so that a second start is quick.
+    """Makes JAX cache its compilations on disk, so that later starts are fast.
 
-    `JAX_COMPILATION_CACHE_DIR` names another folder; an empty one switches the
-    cache off.
+    `JAX_COMPILATION_CACHE_DIR` names another folder; an empty value switches
+    the cache off.
     """
     if keras.backend.backend() != "jax":
         return
@@ -196,5 +196,5 @@ def cache_compilations() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if importlib.util.find_spec("filelock"):  # without it, JAX keeps nothing
         jax.config.update("jax_compilation_cache_max_size", 2**30)
-    # The initializers too: some sixty small ones, seconds in all.
+    # Cache initializers, too: about sixty small ones take seconds.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -1,4 +1,4 @@
-"""Errors that a user can do something about."""
+"""Errors that a user can fix."""
 
 import difflib
 import re
@@ -10,7 +10,7 @@ _ALIASES |= dict.fromkeys(("bf16", "bfloat16"), "mixedbfloat16")
 
 
 class InputError(ValueError):
-    """Bad input, in one line that names the thing and the remedy.
+    """Bad input; one line names the problem and the remedy.
 
     The command line prints the line and exits with code 2.
     """
@@ -24,7 +24,7 @@ class Stopped(KeyboardInterrupt):
     """A signal stopped a run, which is saved and can be resumed.
 
     Args:
-        number: The signal's number; the command line exits with 128 + it.
+        number: The signal's number; the command line exits with 128 + `number`.
     """
 
     def __init__(self, number: int):
@@ -33,7 +33,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class ExportFailed(RuntimeError):
-    """A model could not be converted or verified; nothing was kept."""
+    """A model could not be converted or verified; no file is left."""
 
 
 def unknown(
@@ -42,10 +42,10 @@ def unknown(
     """Returns an `InputError` for a name that is not in a table.
 
     Args:
-        kind: What the name should have been, such as `"dataset"`.
+        kind: Kind of name, such as `"dataset"`.
         name: The name as received, or initials such as `"lr"`.
         known: The names of the table.
-        hint: What to say in place of the list of names, where that is long.
+        hint: Text to use instead of the list of names, if that is long.
     """
     known = list(known)
     text = str(name).lower()
@@ -67,7 +67,7 @@ def check_name(kind: str, name: Any, known: Collection[str]) -> None:
 
 
 def spelled(name: Any, known: Iterable[str]) -> Any:
-    """Returns the name of a table that is meant, else the name as it is.
+    """Returns a name as the table spells it; an unknown name is unchanged.
 
     Case, spaces, hyphens and underscores do not matter: `CIFAR-10` is
     `cifar10`. `bf16`, `bfloat16` and `tflite` are understood, too.
@@ -85,7 +85,7 @@ def spelled(name: Any, known: Iterable[str]) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns an exception as one short line, to be part of a message."""
+    """Returns an exception as one short line for use in a message."""
     text = " ".join(str(error).split())[:300]
     if isinstance(error, InputError):
         return text

@@ -16,7 +16,7 @@ from typing import Any
 
 from keras_resnet_cifar.errors import InputError, one_line
 
-# Weights hardly compress, text by ten or twenty; zeros by a thousand.
+# Weights hardly compress, text by a factor of 10 to 20, zeros by 1000.
 _MOST_EXPANSION, _HARMLESS = 50, 1 << 28
 
 
@@ -26,12 +26,13 @@ def atomic_write(path: str | Path, keep: Path | None = None) -> Iterator[Path]:
 
     The temporary file is in the same folder and keeps the target's suffix, by
     which Keras and matplotlib choose the format. If the block raises, the
-    temporary file is removed and an older `path` stays as it was. Afterwards
-    content and name have reached the disk: not even a power cut leaves half.
+    temporary file is removed and an existing `path` is unchanged. The content
+    and the name are synced to disk, so that a power cut leaves no partial file.
 
     Args:
         path: The file to write; its folder must exist.
-        keep: Where an older `path` goes, in the same folder; `None` drops it.
+        keep: Path in the same folder to move an existing `path` to; `None`
+            overwrites it.
 
     Raises:
         InputError: The system refuses to write.
@@ -58,7 +59,7 @@ def atomic_write(path: str | Path, keep: Path | None = None) -> Iterator[Path]:
 
 def check_replaceable(path: str | Path) -> None:
     """Raises `InputError` if a path exists and is not a file."""
-    # `os.path` does not raise where the folder may not be searched.
+    # `os.path` does not raise if the folder cannot be searched.
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(
             f"cannot write {path}: it is a folder or a device; name a file"
@@ -76,7 +77,7 @@ def _sync_file(path):
 
 
 def sync_folder(path: Path) -> None:
-    """Returns once the names in a folder are on disk; `OSError` if refused."""
+    """Syncs the names in a folder to disk; raises `OSError` if that fails."""
     if os.name == "nt":  # Windows cannot open a folder
         return
     folder = os.open(path, os.O_RDONLY)
@@ -91,7 +92,7 @@ def sync_folder(path: Path) -> None:
 
 
 def check_zip(path: str | Path) -> None:
-    """Reads a whole zip file against its checksums, which some readers skip.
+    """Checks the checksums of a whole zip file, which some readers skip.
 
     Raises:
         InputError: It is damaged, not a zip file, or decompresses to far more
@@ -106,26 +107,26 @@ def check_zip(path: str | Path) -> None:
     except InputError:
         raise
     except Exception as error:  # zipfile fails in many ways on a damaged file
-        raise InputError(f"not a whole zip file: {one_line(error)}") from error
+        raise InputError(f"invalid zip file: {one_line(error)}") from error
     if damaged:
         raise InputError(f"{damaged} does not match its checksum")
 
 
 def make_folder(path: str | Path) -> None:
-    """Makes a folder and those above it; raises `InputError` if refused."""
+    """Creates a folder and its parents; raises `InputError` on failure."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"cannot make the folder {path}: {error.strerror}; choose a "
-            "writable place"
+            f"cannot create the folder {path}: {error.strerror}; choose a "
+            "writable location"
         ) from error
 
 
 @contextlib.contextmanager
 def made_folder(path: Path) -> Iterator[None]:
-    """Makes a folder and those above it; removes those that stay empty."""
-    # `os.path` does not raise where a folder may not be searched.
+    """Creates a folder and its parents; removes those that stay empty."""
+    # `os.path` does not raise if a folder cannot be searched.
     made = [p for p in (path, *path.parents) if not os.path.exists(p)]
     try:
         make_folder(path)
@@ -138,10 +139,10 @@ def made_folder(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def staged_folder(parent: str | Path) -> Iterator[Path]:
-    """Yields an empty, hidden folder in `parent`, to fill and `move_folder`.
+    """Yields an empty, hidden folder in `parent`, for use with `move_folder`.
 
-    Unless it is moved it is removed again, and with it the folders that were
-    made for it, `parent` included.
+    Unless it is moved, it is removed at the end, and so are the folders created
+    for it, including `parent`.
 
     Raises:
         InputError: The system refuses.
@@ -156,7 +157,7 @@ def staged_folder(parent: str | Path) -> Iterator[Path]:
 
 
 def move_folder(staged: Path, place: Path) -> None:
-    """Renames a folder once its content has reached the disk, then syncs it.
+    """Syncs a folder's content to disk, renames the folder and syncs the name.
 
     Raises:
         InputError: The place is taken, or the system refuses.
@@ -195,7 +196,7 @@ def write_json(path: str | Path, value: Any) -> None:
 def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
     """Returns a dict for JSON with the SHA-256 of its content added.
 
-    JSON has no checksum, and a flipped bit turns one seed into another.
+    JSON has no checksum, and a flipped bit could change a seed unnoticed.
     """
     value = _plain(value)
     return value | {"sha256": _sha256(value)}
@@ -211,8 +212,8 @@ def check_checksum(value: dict[str, Any]) -> dict[str, Any]:
     checksum = value.pop("sha256", None)
     if checksum not in (None, _sha256(value)):
         raise ValueError(
-            "its content does not match its sha256 (if the change is meant, "
-            "remove that line)"
+            "its content does not match its sha256 (remove that line if you "
+            "edited the file on purpose)"
         )
     return value
 

@@ -1,4 +1,4 @@
-"""Time training beside stock Keras and PyTorch: see docs/performance.md."""
+"""Compare speed with stock Keras and PyTorch: see docs/performance.md."""
 
 import sys
 from pathlib import Path

@@ -13,7 +13,7 @@ from keras_resnet_cifar.cli.start import import_keras
 
 
 def run(args: argparse.Namespace) -> None:
-    """Ship the first run's weights; more runs, of other seeds, give a mean."""
+    """Ship the first run's weights; runs with other seeds add to the mean."""
     import_keras()
     from benchmarks.shipping import ship
 
@@ -26,10 +26,11 @@ def main() -> int:
     """Runs the command; returns the exit code."""
     parser = Parser("scripts/ship_weights.py", description=run.__doc__)
     parser.set_defaults(run=run, parser=parser, command="ship_weights")
-    runs = "finished run directories that differ in their seed; the first ships"
-    where = "where the data are now (default: where they were)"
+    runs = "finished runs with different seeds; the first one's weights ship"
+    where = "folder of the dataset (default: the one used in training)"
     options.add(parser, "runs", Path, runs, nargs="+", metavar="RUN")
-    options.add(parser, "--name", str, "as in weights=NAME", required=True)
+    name = "name of the weights, as in weights=NAME"
+    options.add(parser, "--name", str, name, required=True)
     options.add(parser, "--data-dir", Path, where)
     return run_command(parser)
 

@@ -72,7 +72,7 @@ def test_a_folder_keeps_its_name(tmp_path, monkeypatch):
     check_known("CIFAR-10")
     for name in ("one", "two"):
         (tmp_path / "CIFAR-10" / name).mkdir(parents=True)
-    with pytest.raises(krc.InputError, match="CIFAR-10/one holds no images"):
+    with pytest.raises(krc.InputError, match="CIFAR-10/one has no images"):
         krc.load_dataset("CIFAR-10")
 
 

@@ -303,13 +303,10 @@ def check_refused_run(model, data, folder, disk):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "at"),
-    [
-        ("history.csv", 2),
-        pytest.param("config.json", 1, marks=pytest.mark.slow),
-        pytest.param("metrics.json", 1, marks=pytest.mark.slow),
-    ],
+    [("history.csv", 2), ("config.json", 1), ("metrics.json", 1)],
 )
 def test_a_write_of_a_run(name, at, tiny_model, tiny_data, tmp_path, disk):
     folder = tmp_path / "run"

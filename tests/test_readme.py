@@ -43,11 +43,11 @@ def shortened(text):
     return text
 
 
-def test_it_describes_each_room():
+def test_it_describes_each_subpackage():
     section = README.split("## Architecture of this package")[1]
     described = re.findall(r"^- `(\w+)` ", section, re.MULTILINE)
-    rooms = {p.parent.name for p in ROOT.glob("keras_resnet_cifar/*/*.py")}
-    assert set(described) == rooms
+    packages = {p.parent.name for p in ROOT.glob("keras_resnet_cifar/*/*.py")}
+    assert set(described) == packages
 
 
 def test_it_can_be_finished():

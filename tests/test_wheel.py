@@ -46,6 +46,6 @@ def test_it_passes_quick_tests(tmp_path):
         )
 
     assert python("-c", IMPORTED).stdout.startswith(str(site))
-    tests = ("tests/models/test_weights.py", "tests/test_rooms.py")
+    tests = ("tests/models/test_weights.py", "tests/test_subpackages.py")
     result = python("-m", "pytest", "-q", "-n0", *tests)
     assert result.returncode == 0, result.stdout

@@ -1,7 +1,7 @@
-"""The newest exported ONNX model of a folder; it needs onnxruntime and Pillow.
+"""Runs the newest exported ONNX model in a folder, with onnxruntime and Pillow.
 
 `scripts/export.py RUN --out FOLDER --format onnx` writes `FOLDER/onnx/1/`,
-`2/`, ...: give `FOLDER/onnx`. A new version is used as soon as it is there.
+`2/`, ...: give `FOLDER/onnx`. A new version is used as soon as it appears.
 """
 
 import base64
@@ -22,7 +22,7 @@ class Classifier:
     """Classifies raw images.
 
     Args:
-        folder: Holds one folder per version, named by its number.
+        folder: Folder with one folder per version, named by its number.
 
     Attributes:
         version: The number of the version in use.
@@ -36,14 +36,14 @@ class Classifier:
         self.load_newest()
 
     def load_newest(self) -> None:
-        """Takes the newest version, if there is one that is newer."""
+        """Loads the newest version, if it is newer than the current one."""
         names = (path.name for path in self.folder.iterdir())
         versions = [int(name) for name in names if name.isdigit()]
         newest = max(versions, default=0)
         if newest <= self.version:
             return
         folder = self.folder / str(newest)
-        # A request that came before keeps the session that it has begun with.
+        # A request in progress keeps the session that it started with.
         self.session = onnxruntime.InferenceSession(folder / "model.onnx")
         self.labels = (folder / "labels.txt").read_text().splitlines()
         self.size = tuple(self.session.get_inputs()[0].shape[1:3])
@@ -80,17 +80,17 @@ class Classifier:
             file = io.BytesIO(base64.b64decode(encoded, validate=True))
             with Image.open(file, formats=("JPEG", "PNG", "BMP")) as picture:
                 if picture.mode.startswith("I"):
-                    raise ValueError("its pixels are not 8 bit")
+                    raise ValueError("its pixels are not 8-bit")
                 upright = ImageOps.exif_transpose(picture).convert("RGB")
         except (OSError, TypeError, ValueError, binascii.Error) as error:
             raise ValueError(
-                "this is not a JPEG, PNG or BMP file of 8 bits"
+                "this is not an 8-bit JPEG, PNG or BMP file"
             ) from error
         except (
             Image.DecompressionBombError,
             Image.DecompressionBombWarning,
         ) as error:
             raise ValueError("the picture has too many pixels") from error
-        # As in training: the middle is cut out, not the form distorted.
+        # As in training: crop the centre instead of distorting the image.
         bicubic = Image.Resampling.BICUBIC
         return np.asarray(ImageOps.fit(upright, self.size[::-1], bicubic))

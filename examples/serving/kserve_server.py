@@ -1,4 +1,4 @@
-"""Serves an exported model by KServe: V1 `:predict` and V2 `infer`.
+"""Serves an exported model with KServe: V1 `:predict` and V2 `infer`.
 
 pip install kserve onnxruntime pillow
 python examples/serving/kserve_server.py saved_models/first/onnx

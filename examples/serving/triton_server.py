@@ -1,4 +1,4 @@
-"""Serves an exported model by Triton, through PyTriton: V2 `infer`.
+"""Serves an exported model with Triton, through PyTriton: V2 `infer`.
 
 pip install nvidia-pytriton onnxruntime pillow
 python examples/serving/triton_server.py saved_models/first/onnx

@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     output = "a new .keras file; with --to-torch a new PyTorch file"
     normalization = (
-        "how images were normalized in training: imagenet, per_image or a "
+        "normalization that the net was trained with: imagenet, per_image or a "
         "dataset (default: the scheme's)"
     )
     schemes = "; ".join(f"{s.name} ({s.source})" for s in SCHEMES.values())
@@ -31,7 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("-o --output", Path, output, metavar="FILE", required=True)
     add("--arch", str, "the net (default: inferred from the tensors)")
     add("--normalization", str, normalization)
-    add("--to-torch", str, f"write a PyTorch file in one scheme of: {schemes}")
+    to_torch = f"write a PyTorch file in one of these naming schemes: {schemes}"
+    add("--to-torch", str, to_torch)
     add("--evaluate", bool, "evaluate the net on the test split of --dataset")
     options.add_data_options(parser, "none")
 
@@ -81,14 +82,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises `InputError` for all that is wrong without loading anything."""
+    """Raises `InputError` for bad options before anything is loaded."""
     if args.to_torch:
         get_scheme(args.to_torch)
         check_suffix(args.output)
         if args.arch or args.normalization:
             raise InputError(
-                "--to-torch writes the net as it is: leave --arch and "
-                "--normalization out"
+                "--to-torch writes the net as it is: omit --arch and "
+                "--normalization"
             )
     elif args.output.suffix != ".keras":
         raise InputError(

@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("models", Path, models, nargs="*", metavar="RUN|MODEL")
     add("--weights", str, f"weights of this package: {', '.join(_SHIPPED)}")
     add("--port", int, "port on 127.0.0.1 to serve on", 7860)
-    options.add_data_options(parser, "that of the run or the weights")
+    options.add_data_options(parser, "the run's or the weights'")
     options.add_allow_changed_data(parser)
 
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         request, _ = options.data_request(path, args)
         jobs.append((f"{row.arch}, weights {row.name}", path, request))
     if not jobs:
-        raise InputError("name a run, a .keras file, or weights=")
+        raise InputError("no model: give a run, a .keras file or weights=")
     import_keras()
     from keras_resnet_cifar.demo.explorer import Explorer
     from keras_resnet_cifar.demo.page import serve
@@ -56,18 +56,19 @@ def run(args: argparse.Namespace) -> None:
     for (name, path, _), (model, data, _, changed) in zip(
         jobs, models, strict=True
     ):
-        print(f"{name} looks at the images of {data.name}{changed}", flush=True)
+        print(f"{name}: evaluating on {data.name}{changed}", flush=True)
         explorers.append(Explorer(model, data, name, find_run(path)))
     serve(explorers, args.port)
 
 
 def _check_port(port: int) -> None:
-    """Raises `InputError` if a port cannot be had, before anything starts."""
+    """Raises `InputError` if a port is not available."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
             raise InputError(
-                f"port={port} cannot be had ({one_line(error)}): give another"
+                f"port={port} is not available ({one_line(error)}): choose "
+                "another"
             ) from error

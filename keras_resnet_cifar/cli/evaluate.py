@@ -20,13 +20,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `evaluate`."""
     models = "run directories or .keras files"
     which, splits = ("last", "best", "all"), ("test", "validation", "train")
-    folder = "folder of the results (default: evaluation/ beside the model)"
+    folder = "folder of the results (default: evaluation/ next to the model)"
     add = partial(options.add, parser)
     add("models", Path, models, nargs="+", metavar="RUN|MODEL")
     add("--checkpoint", which, "which model of a run to evaluate", "last")
     add("--split", splits, "split to evaluate", "test")
     add("--output-dir", Path, folder)
-    tta = "test-time augmentation: flip averages with the mirror image's logits"
+    tta = "test-time augmentation; flip averages logits with the mirror image's"
     add("--tta", TEST_TIME_AUGMENTATIONS, tta, "none")
     calibrate = "fit a temperature on validation images; report calibration"
     add("--calibrate", bool, calibrate)
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> None:
             folder = _folder(path, args, same)
             if folder in jobs:
                 raise InputError(
-                    f"two models would write to {folder}: evaluate them one by "
-                    "one, each with its own --output-dir"
+                    f"two models would write to {folder}: evaluate them "
+                    "separately, each with its own --output-dir"
                 )
             jobs[folder] = path, request
     import_keras()
@@ -92,9 +92,9 @@ def run(args: argparse.Namespace) -> None:
         validated = args.calibrate or args.split == "validation"
         if changed and validated and taken and isinstance(taken, int):
             raise InputError(
-                f"validation={taken} chooses other images now that {data.name} "
-                "has changed, perhaps some of the training: evaluate the test "
-                "split, or train with a share such as 0.1"
+                f"validation={taken} now chooses other images of {data.name}, "
+                "which may include training images: evaluate the test split, "
+                "or train with a fraction such as 0.1"
             )
         page = _evaluate(path, model, data, changed, folder, args, files)
         page.config = config
@@ -163,7 +163,7 @@ def _print_accuracies(name: str, accuracies: Sequence[float]) -> None:
 
 
 def _folder(path: Path, args: argparse.Namespace, same: bool) -> Path:
-    """Returns where a report goes; its name says what is not as in the run."""
+    """Returns the folder of a report, named after what differs from the run."""
     dataset = [] if same else [Path(args.dataset).name]
     tta = [] if args.tta == "none" else [args.tta]
     name = "-".join([path.stem, *dataset, args.split, *tta])

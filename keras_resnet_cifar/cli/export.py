@@ -13,12 +13,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `export`."""
     out = (
         "folder of the model, in which the next free version is created, or "
-        "that of a version, e.g. saved_models/resnet20/1"
+        "folder of a version, e.g. saved_models/resnet20/1"
     )
-    int8 = "quantize LiteRT to int8, with ranges from training images"
+    int8 = "quantize LiteRT to int8, calibrated on training images"
     which = ("last", "best")
     images = "number of test images to verify on (default: all)"
-    off = "largest difference allowed in a probability from the Keras model's"
+    off = "largest allowed difference of a probability from the Keras model's"
     add = partial(options.add, parser)
     add("model", Path, "a run directory or a .keras file", metavar="RUN|MODEL")
     add("--out", Path, out, required=True)
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", which, "which model of a run to export", "last")
     add("--images", int, images)
     add("--tolerance", float, off, TOLERANCE)
-    sizes = "batch sizes to print the latency of, such as 1,8,64"
+    sizes = "batch sizes to measure the latency of, such as 1,8,64"
     add("--batch-sizes", str, sizes, type=batch_sizes)
     options.add_data_options(parser, "the run's")
     options.add_allow_changed_data(parser)

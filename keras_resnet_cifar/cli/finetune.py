@@ -26,8 +26,8 @@ _WEIGHTS = (
     "(default: imagenet; a .keras file has its own)"
 )
 _SIZE = (
-    "side in pixels that images are resized to (default: 224; for a .keras "
-    "file its own)"
+    "side in pixels to resize images to (default: 224; for a .keras file its "
+    "own)"
 )
 _HEAD = "epochs that train only the new head; 0 skips them (default: 2)"
 _HEAD_RATE = "learning rate of the head epochs (default: the recipe's)"
@@ -35,7 +35,7 @@ _FREEZE = (
     "layers that stay frozen after the head epochs; a stage includes the stem "
     "and all stages before it (default: none)"
 )
-_CACHE = "compute features of a frozen backbone once, without augmentation"
+_CACHE = "compute a frozen backbone's features once, without augmentation"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

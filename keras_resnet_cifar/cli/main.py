@@ -1,7 +1,7 @@
-"""The command line: picks a command, runs it and reports what went wrong.
+"""The command line: selects a command, runs it and reports errors.
 
 No module imported here is heavy, so that help, and errors that need no Keras,
-come at once.
+appear at once.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from keras_resnet_cifar.errors import (
     one_line,
 )
 
-# What people do, and the commands for it, each with the rest of an example.
+# Tasks, and the commands for them, each with the arguments of an example.
 COMMANDS = {
     "train": {
         "train": "--arch resnet20 --dataset cifar10",
@@ -42,10 +42,10 @@ COMMANDS = {
         "export": "runs/first --out saved_models/first",
         "convert": "resnet20.th -o resnet20.keras",
     },
-    "show what there is": {"list": "--json"},
+    "list what is available": {"list": "--json"},
 }
 EXIT_CODES = {ExportFailed: 1, InputError: 2, Diverged: 3}
-# A call in Python, which stays as it is, or `name=value`.
+# A call in Python, which is not rewritten, or `name=value`.
 _ARGUMENT = re.compile(
     r"""\w+\([^()]*\)
     |(?<![\w/.=-])(?P<name>[a-z]\w*)=
@@ -55,7 +55,7 @@ _ARGUMENT = re.compile(
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Keeps the examples as they are, and names with hyphens in one piece."""
+    """Does not wrap examples, and does not break names at hyphens."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(text, width, break_on_hyphens=False)
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that reports errors in one line, in terms of its options."""
 
     def format_usage(self) -> str:
-        """Returns one line: what must be given, and that there are options."""
+        """Returns one line with the required arguments and `[options]`."""
         words = [self.prog, "[options]"]
         for action in self._actions:
             name = str(action.metavar or action.dest.upper())
@@ -77,7 +77,7 @@ class Parser(argparse.ArgumentParser):
         return f"usage: {' '.join(words)}\n"
 
     def format_help(self) -> str:
-        """Returns the usage and all else."""
+        """Returns the help with the short usage."""
         self.usage = self.format_usage().removeprefix("usage: ").strip()
         return super().format_help()
 
@@ -88,10 +88,11 @@ class Parser(argparse.ArgumentParser):
     def in_options(self, message: str) -> str:
         """Rewrites the Python arguments in a message as this command's options.
 
-        `batch_size=64` becomes `--batch-size 64`, `data_dir=` `--data-dir`,
-        `quiet=True` `--quiet`, `flip=False` `--no-flip`, and `images=`
-        `IMAGE` where that is a positional argument. Other
-        names, `name=None` and calls such as `f(seed=1)` stay as they are.
+        `batch_size=64` becomes `--batch-size 64`, `data_dir=` becomes
+        `--data-dir`, `quiet=True` becomes `--quiet`, `flip=False` becomes
+        `--no-flip`, and `images=` becomes `IMAGE` if that is a positional
+        argument. Other names, `name=None` and calls such as `f(seed=1)` are
+        not rewritten.
         """
         actions = {action.dest: action for action in self._actions}
 
@@ -121,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(
         required=True, metavar="COMMAND", help=argparse.SUPPRESS
     )
-    lines = ["CIFAR ResNets in Keras 3. For its options, run COMMAND --help."]
+    lines = ["CIFAR ResNets in Keras 3. COMMAND --help shows its options."]
     for task, examples in COMMANDS.items():
         lines.append(f"\n{task}:")
         for name, rest in examples.items():
@@ -147,21 +148,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     """Runs the command that a parser sets as `run`; returns the exit code.
 
-    Beside `run`, the parser sets `parser`, the one of the command.
+    The parser also sets `parser`, that of the command.
     """
     try:
         args = parser.parse_args(arguments)
         parser = args.parser
         with _plain_warnings(parser):
             args.run(args)
-        sys.stdout.flush()  # a full disk refuses here, not at exit
+        sys.stdout.flush()  # a full disk fails here, not at exit
     except tuple(EXIT_CODES) as error:
         return _fail(parser.in_options(str(error)), EXIT_CODES[type(error)])
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         _discard_output()
     except OSError as error:
         _discard_output()
-        remedy = "check permissions, and space for the output"
+        remedy = "check permissions and free disk space"
         return _fail(f"{one_line(error)}; {remedy}", EXIT_CODES[InputError])
     except KeyboardInterrupt as interrupt:
         notes = getattr(interrupt, "__notes__", ())
@@ -186,14 +187,14 @@ def _plain_warnings(parser: Parser) -> Iterator[None]:
             else:
                 show(message, category, filename, lineno, file, line)
 
-        # Whatever filters the user or Python sets.
+        # Overrides the filters of the user and of Python.
         warnings.filterwarnings("always", "", UserWarning, package.name)
         warnings.showwarning = show_plainly
         yield
 
 
 def _discard_output() -> None:
-    """Keeps the interpreter from writing again what was refused."""
+    """Keeps the interpreter from writing the failed output again at exit."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

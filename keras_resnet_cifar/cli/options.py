@@ -1,4 +1,4 @@
-"""What several commands share: options, the files they name, and output."""
+"""Shared by the commands: options, the files they name, and output."""
 
 import argparse
 import os
@@ -57,14 +57,14 @@ def add(
 
 
 def add_data_options(parser: Any, default: str) -> None:
-    """Adds the options of the dataset; the help names the default given."""
+    """Adds the options of the dataset; `default` appears in the help."""
     names = (
         f"{', '.join(DATASETS)}, or a folder that holds train/ (optionally "
         f"val/, test/) with one folder per class (default: {default})"
     )
     folder = (
         "folder with CIFAR in any layout (default: KERAS_RESNET_CIFAR_DATA, "
-        "or the caches of Keras, torchvision and tfds, or else a download)"
+        "else the caches of Keras, torchvision and tfds, else a download)"
     )
     sources = "; ".join(f"{name}: {text}" for name, text in SOURCES.items())
     sources += " (default: disk, then tfds)"
@@ -77,7 +77,7 @@ def add_data_options(parser: Any, default: str) -> None:
 
 def add_allow_changed_data(parser: Any) -> None:
     """Adds `--allow-changed-data`."""
-    text = "go on where a run's data are not those it was trained on; say so"
+    text = "continue if a run's data have changed since training, and say so"
     add(parser, "--allow-changed-data", bool, text)
 
 
@@ -111,7 +111,7 @@ def data_request(
 ) -> tuple[dict[str, Any], bool]:
     """Returns the arguments of `load_dataset` to evaluate a checkpoint on.
 
-    They are those of its run unless options replace them. Also returns whether
+    They are those of its run unless options override them. Also returns whether
     the dataset is that of the run.
     """
     run = find_run(path)
@@ -123,7 +123,7 @@ def data_request(
         if run:
             fault = "was trained on data given in Python (see krc.evaluate)"
         raise InputError(
-            f"{path} {fault}: name a --dataset ({', '.join(DATASETS)}, or a "
+            f"{path} {fault}: give --dataset ({', '.join(DATASETS)}, or a "
             "folder)"
         )
     source, data_dir = request.get("source"), request.get("data_dir")
@@ -159,22 +159,22 @@ def loaded(
 
 
 def checkpoints(path: Path, which: str = "last") -> list[Path]:
-    """Returns the `.keras` files that are meant by a file or run directory.
+    """Returns the `.keras` files of a path, a file or a run directory.
 
-    `which` of a run is "last", "best" or "all".
+    `which` selects those of a run: "last", "best" or "all".
     """
     if path.is_file():
         refuse_checkpoint(path)
         return [path]
     if not path.exists():
-        raise InputError(f"there is no {path}: name a run or a .keras file")
+        raise InputError(f"{path} does not exist: give a run or a .keras file")
     run = newest_run(path)
     files = {"last": [run.last], "best": [run.best]}.get(
         which, [*run.checkpoints(), run.best, run.last]
     )
     if not any(file.is_file() for file in files):
         raise InputError(
-            f"{path} has no {files[-1].name}: name a run that has finished an "
+            f"{path} has no {files[-1].name}: give a run that has finished an "
             "epoch, or a .keras file"
         )
     return [file for file in files if file.is_file()]
@@ -190,10 +190,10 @@ def given(args: argparse.Namespace, *left_out: str) -> dict[str, Any]:
 
 
 def exit_if(failed: dict[str, int], go_on: str) -> None:
-    """Exits if something failed, by its name and exit code: 2 if all are."""
+    """Exits if something failed: with 2 if all exit codes are 2, else 1."""
     if failed:
         names = ", ".join(f"{k} (exit code {v})" for k, v in failed.items())
-        print(f"not finished: {names}; to go on: {go_on}", file=sys.stderr)
+        print(f"not finished: {names}; to continue: {go_on}", file=sys.stderr)
         sys.exit(2 if {*failed.values()} == {2} else 1)
 
 
@@ -207,7 +207,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def mean_and_deviation(values: Sequence[float], digits: int) -> str:
-    """Returns mean ± standard deviation; the latter of two or more values."""
+    """Returns mean ± standard deviation, or one value as it is."""
     text = f"{statistics.mean(values):,.{digits}f}"
     if len(values) < 2:
         return text

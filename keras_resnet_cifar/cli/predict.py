@@ -17,7 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add(parser, "model", Path, model, metavar="RUN|MODEL")
     files = "image files, or folders of them"
     options.add(parser, "images", Path, files, nargs="+", metavar="IMAGE")
-    classes = "dataset that names the classes (default: the model's own)"
+    classes = "dataset with the names of the classes (default: the model's own)"
     options.add(parser, "--dataset", str, classes, type=spelled_dataset)
     options.add(parser, "--top", int, "classes to show for each image", 3)
     picture = "PNG file to write Grad-CAM heatmaps of the predicted classes to"

@@ -1,4 +1,4 @@
-"""What `train` and `finetune` share: the options of a run, and its output."""
+"""Shared by `train` and `finetune`: the options of a run, and its output."""
 
 import argparse
 import os
@@ -39,7 +39,7 @@ class Request:
 
     Attributes:
         settings: Keyword arguments of `krc.train` or `krc.finetune`.
-        data: Those of `krc.load_dataset`.
+        data: Keyword arguments of `krc.load_dataset`.
     """
 
     settings: dict[str, Any]
@@ -47,7 +47,7 @@ class Request:
 
 
 def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
-    """Adds the options of a run; the help names the defaults given here."""
+    """Adds the options of a run; `recipe` and `dataset` are the defaults."""
     options.add_data_options(parser, dataset)
     often = "time between backups, e.g. 30s, 10min, 1h, or a number of epochs"
     add = partial(options.add, parser)
@@ -56,19 +56,19 @@ def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
     add("--output-dir", Path, "run directory to create (default: one in runs/)")
     add("--resume", Path, "run directory to resume")
     add("--backup-every", str, often, DEFAULT_INTERVAL)
-    add("--deterministic", bool, "make runs repeat to the bit on a GPU; slower")
+    add("--deterministic", bool, "request bit-exact repeats on a GPU; slower")
     add("--devices", str, _DEVICES, type=number_or_all, metavar="N")
     add("--coordinator", str, _COORDINATOR, metavar="HOST:PORT")
-    add("--num-processes", int, "number of processes of this run")
+    add("--num-processes", int, "number of processes in this run")
     add("--process-id", int, "number of this process, from 0")
     add("--seed", int, "random seed (default: 0)")
-    add("--quiet", bool, "do not print one line per epoch")
+    add("--quiet", bool, "do not print progress, such as one line per epoch")
     add_recipe_options(parser, recipe)
 
 
 def add_recipe_options(parser: Any, recipe: str) -> None:
-    """Adds an option for each field; the help has the values of a recipe."""
-    title = f"fields of the recipe to replace (defaults of {recipe})"
+    """Adds an option for each field; the help shows the values of a recipe."""
+    title = f"fields of the recipe to override (defaults of {recipe})"
     group = parser.add_argument_group(title)
     for field in recipes.OPTIONS:
         value = getattr(recipes.RECIPES[recipe], field.name)
@@ -96,7 +96,7 @@ def number_or_all(text: str) -> int | str:
 
 
 def number(text: str) -> int | float:
-    """Parses an int where it is one, so that counts stay counts."""
+    """Parses a number, as an int if possible, so that counts stay ints."""
     try:
         return int(text)
     except ValueError:
@@ -119,7 +119,7 @@ def new_run(
 ) -> Request:
     """Returns the request for a new run.
 
-    `net` is how the default folder's name begins, `directory` what it becomes.
+    `net` starts the default folder's name; `directory` is its class.
     """
     check_known(recipe.dataset, args.source, args.data_dir)
     stem = f"{net}-{Path(recipe.dataset).name}-{recipe.name}"
@@ -149,7 +149,7 @@ def resumed_run(
             f"{args.resume} was trained on data given in Python: resume it "
             f"with krc.{args.command}(..., resume=True)"
         )
-    # The config counts the validation images; the options may ask for a share.
+    # The config counts validation images; the options may give a fraction.
     asked = {"validation": data.get("validation")}
     run = {"output_dir": str(args.resume), "recipe": asdict(recipe) | asked}
     shared = {
@@ -194,9 +194,9 @@ def carry_out(
     request: Request,
     new_model: Callable[[argparse.Namespace, dict[str, Any], Any], Any],
 ) -> None:
-    """Starts Keras, runs the command's function, and prints what it does.
+    """Starts Keras, runs the command's function, and prints the results.
 
-    An interruption is given a note on how to resume, once there is a run.
+    If there is a run to resume, an interruption gets a note with the command.
     """
     settings = request.settings
     recipe, path = settings["recipe"], settings["output_dir"]

@@ -33,10 +33,10 @@ def add_options(parser: Any) -> None:
 
 
 def are_meant(args: argparse.Namespace) -> bool:
-    """Returns whether the command is about several seeds."""
+    """Returns whether the options ask for several seeds."""
     saved = args.resume is not None and (args.resume / _FILE).is_file()
     if args.jobs is not None and not (args.seeds or saved):
-        raise InputError("jobs= is for several trainings: give seeds= too")
+        raise InputError("jobs= needs several trainings: give seeds=, too")
     return saved or args.seeds is not None
 
 
@@ -50,8 +50,8 @@ def parse(text: str) -> list[int]:
         seeds += range(low, min(high, low + _MOST) + 1) or [None]
     if None in seeds or not len({*seeds}) == len(seeds) <= _MOST:
         raise InputError(
-            f"seeds={text}: give different ones, such as 0-7 or 0,3,5, at most "
-            f"{_MOST}"
+            f"seeds={text}: give at most {_MOST} different seeds, such as 0-7 "
+            "or 0,3,5"
         )
     return list(map(checked_seed, seeds))
 
@@ -64,8 +64,8 @@ def run(
     `new` checks the options, as those of one run.
     """
     if args.coordinator or os.environ.get(hosts.VARIABLES[0]):
-        raise InputError("seeds= takes one process: leave out coordinator=")
-    # A run on several devices needs them for itself.
+        raise InputError("seeds= works in one process only: omit coordinator=")
+    # Runs on several devices would compete for them.
     alone = args.jobs is None and args.devices is not None
     jobs = many_runs.checked_jobs(1 if alone else args.jobs)
     given = many_runs.flags(options.given(args, "seeds", "jobs", "resume"))
@@ -73,13 +73,13 @@ def run(
         folder, (begin, seeds) = args.resume, _read(args)
     else:
         if args.seed is not None:
-            raise InputError("seed= does not go with seeds=: leave one out")
+            raise InputError("seed= cannot be combined with seeds=: omit one")
         seeds, begin = parse(args.seeds), given
         folder, given = new(args).settings["output_dir"], []
         make_folder(folder)
         write_json(folder / _FILE, {"options": begin, "seeds": args.seeds})
     if jobs > 1:
-        given.append("--quiet")  # or the lines of epochs would mix
+        given.append("--quiet")  # the lines of several runs would mix
     found = {seed: RunDirectory(folder / f"seed{seed}") for seed in seeds}
     report = partial(print, flush=True)
 
@@ -115,7 +115,7 @@ def run(
 def _read(args):
     """Returns the options and the seeds of the runs to resume."""
     if args.seeds is not None:
-        raise InputError("seeds= is fixed by the runs to resume: leave it out")
+        raise InputError("seeds= is fixed by the runs to resume: omit it")
     path = args.resume / _FILE
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
@@ -123,7 +123,7 @@ def _read(args):
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"cannot read {path} ({one_line(error)}): resume each of the runs "
-            f"in {args.resume} by itself"
+            f"in {args.resume} separately"
         ) from error
 
 

@@ -12,13 +12,13 @@ def import_keras(deterministic: bool = False) -> None:
     """Imports Keras without the notices that C++ libraries print.
 
     Args:
-        deterministic: Make JAX repeat to the bit on a GPU too. It reads this
+        deterministic: Make JAX deterministic on a GPU, too. JAX reads this
             setting when it first computes.
 
     Raises:
         InputError: The backend cannot start.
     """
-    # It warns of models that are traced one after the other.
+    # It warns about models that are traced one after the other.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         with silent_stderr():
@@ -39,7 +39,7 @@ def import_keras(deterministic: bool = False) -> None:
 
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Keeps what is printed in this context, by C++ libraries too, unseen."""
+    """Discards stderr in this context, also that of C++ libraries."""
     saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 2)
     try:

@@ -17,7 +17,7 @@ from keras_resnet_cifar.models import architectures
 from keras_resnet_cifar.models.weights import find_weights
 from keras_resnet_cifar.training import many_runs, recipes, sweeps
 
-_VALIDATION = 0.1  # share of the train split, where the recipe holds none out
+_VALIDATION = 0.1  # of the train split, if the recipe holds out no images
 # What may differ among the processes of a study.
 _OWN = ("trials", "jobs", "storage", "output_dir", "worker")
 _OF_A_HOST = ("data_dir", "source", "allow_unverified")
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     names = f"{', '.join(recipes.RECIPES)} (default: {recipes.DEFAULT})"
     param_settings: dict[str, Any] = {"action": "append", "required": True}
     add("--param", str, param, metavar="NAME=RANGE", **param_settings)
-    add("--trials", int, "finished trials, including earlier ones", 40)
+    add("--trials", int, "finished trials to reach, in all processes", 40)
     add("--jobs", int, options.JOBS)
     add("--storage", str, storage, metavar="URL")
     add("--output-dir", Path, folder)
@@ -62,12 +62,12 @@ def run(args: argparse.Namespace) -> None:
     recipes.checked_seed(args.seed)
     space = [sweeps.Parameter.parse(text, recipe) for text in args.param]
     if len({parameter.name for parameter in space}) < len(space):
-        raise InputError("param= names a field twice: give it once")
+        raise InputError("param= names a field twice: name it once")
     if args.trials < 1:
         raise InputError(f"trials={args.trials}: give 1 or more")
     jobs = many_runs.checked_jobs(args.jobs)
     check_known(recipe.dataset, args.source, args.data_dir)
-    # Whoever gives the same options goes on with the same study.
+    # The same options continue the same study.
     same = sorted(many_runs.flags(options.given(args, *_OWN, *_OF_A_HOST)))
     digest = hashlib.sha256(shlex.join(same).encode()).hexdigest()[:8]
     data = Path(recipe.dataset).name

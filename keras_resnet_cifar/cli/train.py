@@ -23,17 +23,17 @@ _ARCH = (
     f"{architectures.RULE} (default: the recipe's)"
 )
 _INIT_FROM = (
-    "run directory or .keras file whose net, with its weights, starts the new "
-    "run (default: none)"
+    "run directory or .keras file with the net and weights to start the new "
+    "run from (default: none)"
 )
-_STEPS = "steps in one compiled call; 1: each by itself (default: chosen)"
+_STEPS = "steps per compiled call; 1 is slower (default: chosen for the device)"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `train`."""
     options.add(parser, "--arch", str, _ARCH)
     options.add(parser, "--weights", str, options.WEIGHTS)
-    size = "side of a folder's images in pixels (default: their median)"
+    size = "side in pixels of a folder's images (default: their median side)"
     options.add(parser, "--image-size", int, size)
     options.add(parser, "--init-from", Path, _INIT_FROM)
     options.add(parser, "--steps-per-execution", int, _STEPS)
@@ -73,7 +73,9 @@ def _new(args: argparse.Namespace) -> runs.Request:
     if args.init_from:
         for name in ("arch", "weights"):
             if getattr(args, name):
-                raise InputError(f"{name}= does not go with init_from=")
+                raise InputError(
+                    f"{name}= cannot be combined with init_from=: omit one"
+                )
         options.checkpoints(args.init_from)
         net = args.init_from.stem
     else:

@@ -1,10 +1,10 @@
-"""Augmentation: layers that draw anew for each image, and a recipe's choice.
+"""Augmentation: layers that transform each image independently.
 
 The layers take batches of raw images `[N, H, W, C]`, uint8 or float in 0 to
 255, and return floats in their compute dtype (bfloat16 holds 0 to 255 exactly).
 They are active with `training=True` only, and compile on every backend.
-`krc.train` runs them inside its step and saves none of them. With plain `fit`
-they are the first layers of a model, or under TensorFlow a map over batches:
+`krc.train` runs them inside its step and does not save them. With plain `fit`,
+use them as the first layers of a model or, under TensorFlow, in `map`:
 
     model = keras.Sequential([krc.RandomPadCrop(4, flip=True), net])
     dataset = dataset.map(lambda x, y: (layer(x, training=True), y))
@@ -28,7 +28,7 @@ _register = keras.saving.register_keras_serializable("keras_resnet_cifar")
 
 
 class _PerImage(layers.Layer):
-    """A layer whose `augment` changes images in training, each on its own."""
+    """A layer whose `augment` transforms each image in training."""
 
     OPTIONS: tuple[str, ...]  # attributes that are arguments of the constructor
     augment: Callable[[Tensor], Tensor]
@@ -53,18 +53,16 @@ class _PerImage(layers.Layer):
 
 @_register
 class RandomPadCrop(_PerImage):
-    """Pads each side, then crops back at a random offset.
+    """Pads each image, then crops it to its size at a random offset.
 
-    `keras.layers.RandomCrop` draws one offset for the whole batch; the
-    literature (He et al. 2015, section 4.2) draws one for each image, and
-    flips half of them.
+    As in the literature (He et al. 2015, section 4.2), each image has its own
+    offset; `keras.layers.RandomCrop` draws one for the whole batch.
 
     Args:
         padding: Pixels on each side; offsets are uniform over
             `(2 * padding + 1) ** 2` positions.
         mode: `"zero"` or `"reflect"` (the border pixel is not repeated).
-        flip: Also mirror each image with probability 1/2. It costs nothing
-            here: the columns are read from right to left.
+        flip: Also mirror each image with probability 1/2, at no extra cost.
         seed: Integer, or `None` for a random one.
     """
 
@@ -101,8 +99,8 @@ class RandomPadCrop(_PerImage):
         else:
             images = ops.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
             rows, columns = rows + pad, columns + pad
-        # An index per pixel, of what may still be bytes: of the formulations
-        # in benchmarks/crop_formulations.py the fast one on every backend.
+        # One index per pixel, on images that may still be uint8: fast on every
+        # backend, see benchmarks/crop_formulations.py.
         return _gather_pixels(images, rows, columns)
 
 
@@ -110,18 +108,16 @@ class RandomPadCrop(_PerImage):
 class RandomResizedCrop(_PerImage):
     """Crops a random box of each image and resizes it, as torchvision does.
 
-    The box has a share `scale` of the image's area and an aspect ratio in
-    `ratio`, uniform in its logarithm. Of ten draws the first that fits counts,
-    else the largest central box of an allowed ratio (Szegedy et al. 2014,
-    arXiv:1409.4842, as in torchvision). The resizing is bilinear, with a
-    wider filter where it shrinks, as Pillow's: it resamples the pixels of the
-    box once, straight to the size that the net works at. Outside of training
-    the whole image is resized.
+    The box covers a fraction of the image's area in `scale` and has an aspect
+    ratio in `ratio`, uniform in its logarithm. The first of ten draws that fits
+    is used, else the largest central box of an allowed ratio (Szegedy et al.
+    2014, arXiv:1409.4842). Resizing is bilinear with antialiasing, as in
+    Pillow. Outside training, the whole image is resized.
 
     Args:
         size: Side of the square output in pixels.
-        scale: Least and greatest share of the area.
-        ratio: Least and greatest width / height.
+        scale: Minimum and maximum fraction of the area.
+        ratio: Minimum and maximum width / height.
         flip: Also mirror each image with probability 1/2.
         seed: Integer, or `None` for a random one.
     """
@@ -181,7 +177,7 @@ class RandomResizedCrop(_PerImage):
             ops.take_along_axis(sides, first, axis=0)[0]
             for sides in (tall, wide)
         )
-        # Where none fits: the central box.
+        # If none fits: the central box.
         fits = ops.any(fits, axis=0)
         least, most = self.ratio
         tall = ops.where(fits, tall, min(height, round(width / least)))
@@ -195,8 +191,8 @@ class RandomResizedCrop(_PerImage):
     def interpolation(self, first: Tensor, extent: Tensor, side: int) -> Tensor:
         """Returns the weight of each input pixel in each output pixel.
 
-        Pixels have their centres at halves; those outside of the box count for
-        nothing, so that its border is extended.
+        Pixel centres are at halves. Pixels outside the box have weight 0, which
+        extends its border.
 
         Args:
             first: First row (or column) of each box, `[N]`.
@@ -225,13 +221,13 @@ class RandomResizedCrop(_PerImage):
 class RandomCutout(_PerImage):
     """Blanks one square in each image (DeVries and Taylor 2017).
 
-    Its centre is uniform over the image, so that the square may lie partly
-    outside, as in the paper's code.
+    Its centre is uniform over the image, so the square may lie partly outside,
+    as in the paper's code.
 
     Args:
         size: Side of the square in pixels.
         fill: The new value: one number or one per channel, 0 to 255. The
-            paper's 0 after normalization is the dataset's mean here.
+            dataset's mean corresponds to the paper's 0 after normalization.
         seed: Integer, or `None` for a random one.
     """
 
@@ -270,8 +266,8 @@ class QuantileMixUp(layers.MixUp):
     """`keras.layers.MixUp` on batches, without rejection sampling.
 
     Keras draws from Beta(alpha, alpha) in loops that end when all samples are
-    accepted, which takes a GPU's host in each step. Here a table of quantiles
-    maps uniform draws.
+    accepted, so a GPU has to wait for the host in each step. Here, a table of
+    quantiles maps uniform draws.
     """
 
     def get_random_transformation(
@@ -310,7 +306,7 @@ def beta_quantiles(alpha: float, steps: int = 2048) -> np.ndarray:
 
 
 def _reflected(positions, size):
-    """Positions outside of 0 to size - 1, mirrored at the border pixels."""
+    """Positions outside 0 to size - 1, mirrored at the border pixels."""
     return (size - 1) - ops.abs(size - 1 - ops.abs(positions))
 
 
@@ -319,7 +315,7 @@ def _gather_pixels(images, rows, columns):
     count, (height, width, channels) = ops.shape(images)[0], images.shape[1:]
     places = rows[:, :, None] * width + columns[:, None, :]
     if keras.distribution.distribution() is not None:
-        # So XLA sees that no device needs the pixels of another's images.
+        # This shows XLA that no device needs the images of another.
         pixels = ops.reshape(images, (count, -1, channels))
         indices = ops.reshape(places, (count, -1, 1))
         picked = ops.take_along_axis(pixels, indices, axis=1)
@@ -328,11 +324,11 @@ def _gather_pixels(images, rows, columns):
     return ops.take(ops.reshape(images, (-1, channels)), places, axis=0)
 
 
-# --- What a recipe uses
+# --- The augmentation of a recipe
 
 
 def image_layers(recipe: Any, mean: Sequence[float], seed: int) -> list:
-    """Returns the layers on images of a `Recipe`, in their order.
+    """Returns the layers on images of a `Recipe`, in order.
 
     Cutout fills with `mean`, the dataset's channel mean in 0 to 1.
     """
@@ -363,9 +359,9 @@ def mixing_layers(recipe: Any, seed: int) -> list:
 def host_transform(recipe: Any, seed: int) -> Callable | None:
     """Returns RandAugment as a function `(images, epoch, step)`, or `None`.
 
-    It runs on the host, for no backend compiles it. The layers draw from
-    states of their own and from global ones: so each batch gets a new layer,
-    and sets the global seeds of Python, NumPy and the backend.
+    It runs on the host, since no backend compiles it. The layers draw from
+    their own and from global states, so each batch uses a new layer and sets
+    the global seeds of Python, NumPy and the backend.
     """
     if not recipe.rand_augment:
         return None
@@ -381,10 +377,10 @@ def host_transform(recipe: Any, seed: int) -> Callable | None:
 
 
 def rand_augment(operations: int, seed: int) -> layers.Layer:
-    """Returns a RandAugment layer that applies so many operations per image.
+    """Returns a RandAugment layer with a number of operations per image.
 
-    Under TensorFlow it is KerasCV's, which takes half the time of Keras's own;
-    on other backends, and where KerasCV is not installed, Keras's.
+    Under TensorFlow, it is KerasCV's, which takes half the time of Keras's; on
+    other backends, or if KerasCV is not installed, it is Keras's.
     """
     shared = {"value_range": (0, 255), "seed": seed}
     strength = 0.3  # of 1 on KerasCV's scale; 3 of Keras's 10
@@ -408,6 +404,6 @@ def check_crop(recipe: Any, model: keras.Model) -> None:
     if side and not resizes and model.input_shape[1:3] != (side, side):
         raise InputError(
             f"random_resized_crop={side}, but {model.name} takes images "
-            f"{model.input_shape[1:3]}: give it that side, or fine-tune a net "
-            "of build_finetuned"
+            f"{model.input_shape[1:3]}: use that side, or fine-tune a net of "
+            "build_finetuned"
         )

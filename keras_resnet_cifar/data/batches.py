@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_resnet_cifar.errors import InputError
 
-_FLIPS = 2**31  # beside the seed, where the order has the epoch
+_FLIPS = 2**31  # used with the seed in place of an epoch
 RESIDENT_BYTES = 2 * 1024**3  # CIFAR's 50,000 images take 0.15 GB
 
 
@@ -27,12 +27,12 @@ class ShuffledBatches(keras.utils.PyDataset):
     sees the same batches as an uninterrupted one, on any backend. So are the
     images that `alternating_flip` mirrors: half of them in the first epoch, the
     other half in the second, and so on (KellerJordan/cifar10-airbench). Each
-    epoch drops the images that do not fill a batch, different ones each time:
-    all steps have one shape and one compilation.
+    epoch drops the images that do not fill a batch, different ones each time,
+    so that all steps have the same shape and compile once.
 
-    A batch is `(uint8 [B, H, W, C], float32 [B, classes])`. Where the images
-    are resident on the device (see `ResidentSplit`), it is the step number
-    instead, int32 `[1]`.
+    A batch is `(uint8 [B, H, W, C], float32 [B, classes])`. If the images are
+    resident on the device (see `ResidentSplit`), it is the step number instead,
+    int32 `[1]`.
 
     Args:
         split: A `Split`.
@@ -43,14 +43,14 @@ class ShuffledBatches(keras.utils.PyDataset):
             images, applied on the host (for policies that no backend
             compiles).
         alternating_flip: Whether to mirror images as above.
-        resident_bytes: Largest split that is kept on the device.
+        resident_bytes: Largest split, in bytes, to keep on the device.
 
     Attributes:
         steps: Steps of a whole epoch.
         order: Indices of the images of this epoch, int32 `[steps, B]`;
             `-1 - index` where the image is mirrored.
         start: Step at which a resumed epoch continues.
-        share: What this process feeds of a batch, where several do.
+        share: The part of a batch that this process feeds.
         resident: Whether the images are kept on the device.
         exact: Whether an epoch can be resumed in the middle.
 
@@ -136,16 +136,16 @@ def step_numbers(
 ) -> Any:
     """Returns what `fit` or `evaluate` iterates over for resident images.
 
-    TensorFlow counts the steps itself, as Keras would call Python for each.
+    TensorFlow counts the steps itself, since Keras would call Python for each.
     Autotuning is off: its thread keeps sleeping when an iterator ends
-    (TensorFlow 2.21), which delays the next epoch after a pause, as for
+    (TensorFlow 2.21), which delays the next epoch after a pause such as
     validation.
 
     Args:
         start: The first step.
         stop: The step after the last.
         fused_steps: Steps in a call of `jax_steps.fuse`; 1 without it.
-        devices: Of this process in the distribution; 0 without one.
+        devices: Devices of this process in the distribution; 0 without one.
     """
     if keras.backend.backend() != "tensorflow":
         return StepNumbers(start, stop, fused_steps, devices)
@@ -158,20 +158,20 @@ def step_numbers(
 
 
 class StepNumbers(keras.utils.PyDataset):
-    """The numbers of an epoch's steps, for one call of many steps at a time.
+    """The numbers of an epoch's steps, grouped by calls of many steps.
 
     Its length counts steps, as `fit` does, but item `i` is for call `i`: int32
-    `[steps of the call]`. Keras brings each item to the device by itself,
-    which costs more than a step's share of a call. The last items are empty.
+    `[steps of the call]`. The last items are empty. (Moving one item per step
+    to the device would cost more than a step's share of a call.)
 
-    Keras splits each item among the devices of a distribution: there it is
-    `[devices, steps of the call]`, with equal rows.
+    Keras splits each item among the devices of a distribution. With one, an
+    item is `[devices, steps of the call]`, with equal rows.
 
     Args:
         start: The first step.
         stop: The step after the last.
         count: Steps of a call.
-        devices: Of this process in the distribution; 0 without one.
+        devices: Devices of this process in the distribution; 0 without one.
     """
 
     def __init__(self, start: int, stop: int, count: int, devices: int = 0):
@@ -215,8 +215,8 @@ class StreamedBatches:
 
     Args:
         split: A `StreamedSplit`.
-        batch_size: Images per batch, to count speed, where the stream does not
-            say how many it has itself.
+        batch_size: Images per batch, to compute the speed if the stream does
+            not state its batch size.
     """
 
     exact = False
@@ -240,8 +240,8 @@ class StreamedBatches:
         """Returns one line on where the images are and how a run resumes."""
         return (
             "training images: streamed, not kept on the device; a stopped run "
-            "resumes from its last whole epoch, to the same bits only if the "
-            "stream repeats itself"
+            "resumes from its last complete epoch, to the same bits only if "
+            "the stream yields the same batches again"
         )
 
     def __len__(self) -> int:
@@ -260,10 +260,10 @@ Feed = ShuffledBatches | StreamedBatches
 
 
 class ResidentSplit(keras.layers.Layer):
-    """The images of a split in device memory: step number to batch.
+    """A layer that holds a split in device memory: step number to batch.
 
-    They are variables, not constants: a compiled step takes them as arguments,
-    and they are neither copied nor compiled in.
+    The images are variables, so a compiled step takes them as arguments, and
+    they are neither copied nor compiled in.
 
     Args:
         feed: The `ShuffledBatches` or `EvenBatches` whose `order` it follows.
@@ -327,8 +327,8 @@ class EvenBatches:
 def even_batch_size(count: int, devices: int = 1) -> int:
     """Returns the largest batch up to 512 that divides `count`, if over 63.
 
-    Sizes that `devices` divide come first. A ragged last batch would be
-    compiled a second time.
+    Sizes that are divisible by `devices` come first. A smaller last batch would
+    be compiled separately.
     """
     divisors = [size for size in range(64, 513) if count % size == 0]
     return max(

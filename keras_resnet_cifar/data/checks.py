@@ -1,4 +1,4 @@
-"""What all readers check: failures in one line, the form of their arrays."""
+"""Checks that all readers share: one-line errors, the form of the arrays."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
 @contextlib.contextmanager
 def explained(failure: str, remedy: str) -> Iterator[None]:
-    """Turns every error into an `InputError`: failure, reason and remedy.
+    """Re-raises any error as an `InputError` with failure, reason and remedy.
 
-    Every one, since libraries fail on damaged files in many ways.
+    Libraries raise many kinds of errors for damaged files.
     """
     try:
         yield

@@ -8,8 +8,8 @@ from keras_resnet_cifar.errors import InputError, spelled, unknown
 
 # Where images may come from; by default from disk, else from tfds.
 SOURCES = {
-    "disk": "a copy in the data folder or where Keras, torchvision and tfds "
-    "keep theirs",
+    "disk": "a copy in the data folder or in the caches of Keras, torchvision "
+    "and tfds",
     "tfds": "a download by tensorflow_datasets from the university's host",
     "huggingface": "a download of the parquet files of uoft-cs",
 }
@@ -20,7 +20,7 @@ class DatasetInfo:
     """One dataset of 32x32 RGB images.
 
     Attributes:
-        name: What `load_dataset` and the command line call it.
+        name: Its name for `load_dataset` and the command line.
         family: The dataset with the same images: `"cifar100"` for
             `"cifar100-coarse"`.
         class_names: One name per label.
@@ -113,7 +113,7 @@ _CIFAR100_COARSE = replace(
         medium_mammals non-insect_invertebrates people reptiles small_mammals
         trees vehicles_1 vehicles_2"""
     ),
-    summary="the images of cifar100 under their twenty coarse classes",
+    summary="the images of cifar100 with twenty coarse classes",
 )
 
 DATASETS = {
@@ -131,7 +131,7 @@ FINE_TO_COARSE = (
 
 
 def spelled_dataset(name: str) -> str:
-    """Returns a name as `DATASETS` spells it; that of a folder as it is."""
+    """Returns a name as `DATASETS` spells it; a folder's name is unchanged."""
     return name if os.path.isdir(str(name)) else spelled(name, DATASETS)
 
 
@@ -155,8 +155,8 @@ def check_known(
         raise unknown("source", source, SOURCES)
     if image_size and name in DATASETS:
         raise InputError(
-            f"image_size={image_size} is for a folder of images; those of "
-            f"{name} have one size: omit image_size="
+            f"image_size={image_size} is for a folder of images; {name} has a "
+            "fixed size: omit image_size="
         )
     is_cifar = name in DATASETS and name != "shapes"
     for argument, value in (("data_dir", data_dir), ("source", source)):

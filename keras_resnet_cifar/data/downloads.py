@@ -1,4 +1,4 @@
-"""Downloads a file whole or not at all, by `keras.utils.get_file`."""
+"""Downloads files completely or not at all, with `keras.utils.get_file`."""
 
 import contextlib
 import hashlib
@@ -20,20 +20,20 @@ TIMEOUT = 60  # seconds without a byte
 def download(
     url: str, path: Path, check: Callable[[Path], object], remedy: str
 ) -> None:
-    """Downloads a file; `path` appears whole or not at all.
+    """Downloads a file completely or not at all.
 
     Args:
-        url: Where it is.
-        path: Where it goes; its folder is made if need be.
-        check: Is called with the downloaded file, before it is at `path`. It
+        url: Address of the file.
+        path: Path to write; its folder is created if necessary.
+        check: Called with the downloaded file before it is moved to `path`. It
             may rewrite the file, and raises if it is not the expected one.
-        remedy: What the error proposes.
+        remedy: Remedy to state in the error.
 
     Raises:
         InputError: The download or the check fails.
     """
     make_folder(path.parent)
-    # Keras draws its progress bar on standard output, which is for results.
+    # Keras prints its progress bar to standard output, which is for results.
     progress = sys.stderr if sys.stderr.isatty() else io.StringIO()
     default_timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # get_file sets none

@@ -1,4 +1,4 @@
-"""A user's own images as a dataset: one folder per class."""
+"""The user's own images as a dataset: one folder per class."""
 
 import hashlib
 import os
@@ -65,32 +65,35 @@ def load_folders(
     validation: float = 0,
     seed: int = 0,
 ) -> Images:
-    """Loads images that lie in one folder per class.
+    """Loads images that are stored in one folder per class.
 
-    `read_image` makes them all the same size. Pillow reads them, for
-    `keras.utils.image_dataset_from_directory` ignores the orientation that
-    cameras note, and needs TensorFlow.
+    `read_image` brings them to the same size. They are read with Pillow, since
+    `keras.utils.image_dataset_from_directory` ignores the EXIF orientation and
+    needs TensorFlow.
 
-    Without test/ about a fifth of the train split becomes the test split. The
-    bytes of a file decide, so that no image changes sides when others come or
-    go.
+    Without test/, about a fifth of the train split becomes the test split. The
+    bytes of a file decide, so an image stays in its split when others are
+    added or removed.
 
     Args:
-        folder: It holds train/ and perhaps val/ and test/, each with one
-            folder per class; or the classes themselves, as the train split.
+        folder: Folder with train/ and perhaps val/ and test/, each with one
+            folder per class; or with the classes themselves, as the train
+            split.
         image_size: `(height, width)`, or the side of squares, in pixels. By
             default squares; their side is the median of the shorter sides of
             the training images, at most 256.
-        validation: The share of the train split to take off, by the bytes of
-            the files too, where there is no val/; 0 for none.
+        validation: Fraction of the train split to hold out if there is no
+            val/, also decided by the bytes of the files; 0 for none.
         seed: Seed of the validation split.
 
     Raises:
-        InputError: A class has no images or is unknown to train/, a file
+        InputError: A class has no images or is missing in train/, a file
             cannot be read, or there are too few images to divide.
     """
     if not 0 <= validation < 1:
-        raise InputError(f"validation={validation}: give a share such as 0.1")
+        raise InputError(
+            f"validation={validation}: give a fraction such as 0.1"
+        )
     names = class_names(folder)
     roots = _split_folders(folder)
     files = {split: _files(root, names) for split, root in roots.items()}
@@ -127,8 +130,8 @@ def _hold_out(files, split, share, salt, names):
     if lacking or not taken:
         which = f"class {names[min(lacking)]}" if lacking else "the train split"
         raise InputError(
-            f"{which} has too few images to take some off for {split}: add "
-            f"images, or give a folder {_SPLITS[split][0]}/"
+            f"{which} has too few images to hold some out for {split}: add "
+            f"images, or a folder {_SPLITS[split][0]}/"
         )
     files["train"], files[split] = (
         tuple(map(list, zip(*rows, strict=True))) for rows in (kept, taken)
@@ -139,7 +142,7 @@ def image_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """Returns image files; a folder stands for all images in it.
 
     Raises:
-        InputError: A file is missing or no image, or a folder holds none.
+        InputError: A file is missing or not an image, or a folder has none.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -147,7 +150,7 @@ def image_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
         if path.is_dir():
             found = _images(path.rglob("[!.]*"))
             if not found:
-                raise InputError(f"{path} holds no images: name another folder")
+                raise InputError(f"{path} has no images: give another folder")
         files += found
     for path in files:
         with opened_path(path):
@@ -185,15 +188,15 @@ def _files(root, names):
     foreign = set(_classes(root)) - set(names)
     if foreign:
         raise InputError(
-            f"{root} has the class {min(foreign)}, which the train split "
-            "lacks: all splits need the same folders"
+            f"{root} has the class {min(foreign)}, which the train split does "
+            "not have: all splits need the same folders"
         )
     paths, labels = [], []
     for label, name in enumerate(names):
         images = _images((root / name).glob("[!.]*"))
         if not images:
             raise InputError(
-                f"{root / name} holds no images: give it some "
+                f"{root / name} has no images: add some "
                 f"({', '.join(SUFFIXES)}), or remove the class"
             )
         paths += images

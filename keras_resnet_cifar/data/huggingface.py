@@ -1,7 +1,7 @@
-"""The parquet files of uoft-cs/cifar10 and uoft-cs/cifar100 at Hugging Face.
+"""The parquet files of uoft-cs/cifar10 and uoft-cs/cifar100 on Hugging Face.
 
-A mirror for the days when the university's host is slow. Each file is
-downloaded once; `HF_ENDPOINT` names another host.
+A mirror for when the university's host is slow. Each file is downloaded once;
+`HF_ENDPOINT` names another host.
 """
 
 import io
@@ -23,7 +23,7 @@ _REMEDY = "check the network and HF_ENDPOINT, or point data_dir= at a copy"
 
 
 def read(family: str, cache: str | os.PathLike) -> Splits:
-    """Downloads what the folder `cache` lacks, and reads it.
+    """Reads the files, after downloading those missing in the folder `cache`.
 
     Raises:
         InputError: A download fails, a file is not the expected one, or pyarrow

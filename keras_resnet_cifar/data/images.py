@@ -1,4 +1,4 @@
-"""Decodes image files: the one place that hands bytes to Pillow."""
+"""Decodes image files; no other module passes bytes to Pillow."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ from keras_resnet_cifar.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Pillow reads many more, some with the help of other programs (EPS starts
-# Ghostscript): these are common, and libraries alone decode them.
+# Pillow reads many more formats, some by starting other programs (EPS starts
+# Ghostscript). These are common and decoded by libraries alone.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 @contextlib.contextmanager
 def opened(file, formats=FORMATS) -> Iterator["Image"]:
-    """Reads the header of an image; what would exhaust memory is an error."""
+    """Opens an image; a size that would exhaust memory is an error."""
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -32,7 +32,7 @@ def opened(file, formats=FORMATS) -> Iterator["Image"]:
 
 @contextlib.contextmanager
 def opened_path(path: str | os.PathLike) -> Iterator["Image"]:
-    """Opens an image file; what fails is an `InputError` that names it."""
+    """Opens an image file; any error becomes an `InputError` that names it."""
     with explained(
         f"cannot read {path} as an image", f"give one of {', '.join(FORMATS)}"
     ):
@@ -56,7 +56,7 @@ def open_image(path: str | os.PathLike) -> "Image":
 
     with opened_path(path) as image:
         if image.mode.startswith(("I", "F")):
-            raise InputError(f"its pixels are {image.mode}, not 8 bit")
+            raise InputError(f"its pixels are {image.mode}, not 8-bit")
         upright = ImageOps.exif_transpose(image)
         if upright.has_transparency_data:  # else Pillow warns of some palettes
             upright = upright.convert("RGBA")
@@ -66,9 +66,9 @@ def open_image(path: str | os.PathLike) -> "Image":
 def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
     """Returns an image file as uint8 `[height, width, 3]`.
 
-    All that reads image files does it this way, for a net must be given
-    images as it was trained on: the largest part in the middle that has the
-    form of `size` is cut out and resized (bicubic).
+    The largest central crop with the aspect ratio of `size` is resized
+    (bicubic). Every image file is read in this way, so that a net sees images
+    as in training.
 
     Args:
         path: An image file, as for `open_image`.

@@ -1,4 +1,4 @@
-"""Loads a dataset into memory, verified, with a validation split if wanted."""
+"""Loads a dataset into memory, verifies it and holds out a validation split."""
 
 import contextlib
 import numbers
@@ -28,28 +28,28 @@ from keras_resnet_cifar.data.splits import (
 from keras_resnet_cifar.errors import InputError
 
 DATA_VARIABLE = "KERAS_RESNET_CIFAR_DATA"
-_LAST_CLASS = 2**16  # where no names say how many there are
+_LAST_CLASS = 2**16  # if no names tell how many classes there are
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:
-    """A dataset in memory, whose splits are checked when it is made.
+    """A dataset in memory; its splits are checked on creation.
 
     Attributes:
-        name: Its name in `DATASETS`, or the folder of the user's own images.
+        name: Its name in `DATASETS`, or the folder of your own images.
         train, validation, test: The splits; all but `train` may be `None`.
         class_names: One name per label.
-        source: Where the images come from, to be printed.
+        source: Description of where the images come from.
         fingerprints: `{split: hex}` of the splits on disk, over fine labels;
-            a validation split that is taken off later is part of `"train"`.
+            a validation split that is held out later is part of `"train"`.
         verified: Whether the images are the published ones; true for drawn
-            images and for the user's own.
+            images and for folders of your own.
         request: The arguments of `load_dataset` that load it again.
-        test_files: The files of the test split, where it was read from a
-            folder of images.
+        test_files: The files of the test split, if it was read from a folder
+            of images.
 
     Raises:
-        InputError: A split cannot be trained on, see `from_arrays`.
+        InputError: A split cannot be trained on; see `from_arrays`.
     """
 
     name: str = "arrays"
@@ -67,7 +67,7 @@ class Dataset:
         if len(set(self.class_names)) < self.num_classes:
             raise InputError(
                 f"class_names={tuple(self.class_names)}: give each class a "
-                "name of its own"
+                "different name"
             )
         for name in ("train", "validation", "test"):
             split = getattr(self, name)
@@ -95,10 +95,10 @@ class Dataset:
             labels: Whole numbers `[N]` or `[N, 1]`, or one-hot `[N, classes]`.
             class_names: One name per class; by default the numbers up to the
                 largest label.
-            validation: `(images, labels)`, or how many images to take off the
-                train split, as a count, or as a fraction if a float.
+            validation: `(images, labels)`, or the number of images to hold out
+                of the train split: a count, or a fraction if a float.
             test: `(images, labels)`, or `None`.
-            seed: Seed of a validation split that is taken off.
+            seed: Seed of a validation split that is held out.
 
         Raises:
             InputError: The arrays do not fit, or hold images from 0 to 1.
@@ -161,34 +161,36 @@ def load_dataset(
 ) -> Dataset:
     """Loads a dataset and verifies that it is the published one.
 
-    Or loads your own images from a folder that holds train/ (and val/, test/)
-    with one folder per class in each; `load_folders` says how they become one
-    size. Without test/ about a fifth of the train split becomes the test split:
-    the same files each time, whatever files are added.
+    It also loads your own images from a folder with train/ (and val/, test/),
+    each with one folder per class. Images are cropped to a common aspect ratio
+    and resized. Without test/, about a fifth of the train split becomes the
+    test split; a file stays in its split when others are added or removed.
 
     Args:
         name: A name of `DATASETS`, or a folder of images.
-        data_dir: For CIFAR: a folder that holds python batches, binary batches,
-            npz files, a tfds directory or an official archive, in itself or in
-            the customary subfolder; it alone is searched. By default
-            `KERAS_RESNET_CIFAR_DATA`, else where Keras, torchvision and tfds
-            keep theirs, else a download by tfds. With `source` `"tfds"` or
-            `"huggingface"`: where the download is kept.
-        validation: How many images to take off the train split, as a count,
-            or as a fraction if a float; unused where a folder has val/. The
-            same seed takes the same images whatever the source. A fraction of
-            a folder is about that, of the same files whatever files are added.
+        data_dir: For CIFAR: the only folder to search for python batches,
+            binary batches, npz files, a tfds directory or an official archive,
+            in the folder itself or its usual subfolder. By default,
+            `KERAS_RESNET_CIFAR_DATA`, else the caches of Keras, torchvision
+            and tfds, else a download by tfds. With `source` `"tfds"` or
+            `"huggingface"`, the folder to download to.
+        validation: Number of images to hold out of the train split: a count,
+            or a fraction if a float; unused if a folder has val/. The same
+            seed selects the same images whatever the source. In a folder, a
+            fraction is approximate, and a file stays in its split when others
+            are added or removed.
         seed: Seed of the validation split.
-        source: For CIFAR: a name of `SOURCES` to look there alone, or `None`.
+        source: For CIFAR: a name of `SOURCES` to use it alone, or `None`.
         allow_unverified: Accept images that are not the published ones.
         image_size: For a folder of images: `(height, width)`, or the side of
-            squares, in pixels; by default the median of the shorter sides.
+            squares, in pixels; by default, the median of the shorter sides, at
+            most 256.
 
     Returns:
         A `Dataset`.
 
     Raises:
-        InputError: A name is unknown, no copy exists, a file is defective,
+        InputError: A name is unknown, no copy exists, a file is damaged,
             verification fails, or an argument does not fit the dataset.
 
     Examples:
@@ -226,7 +228,7 @@ def load_dataset(
     )
     if faults and not allow_unverified:
         raise InputError(
-            f"{name} from {origin} is not the published one: {faults}; "
+            f"{name} from {origin} is not the published dataset: {faults}; "
             "allow_unverified=True accepts it"
         )
     if "validation" not in splits:
@@ -265,8 +267,8 @@ def at_input_size(
     """Returns a request that reads a folder's images at the size a net takes.
 
     Args:
-        request: Arguments of `load_dataset`; those that say a size, as a
-            run's do, stay as they are.
+        request: Arguments of `load_dataset`. If they state a size, as a run's
+            do, they are unchanged.
         input_shape: `(N, H, W, 3)` of the net; sides may be `None`.
     """
     size = list(input_shape[1:3])

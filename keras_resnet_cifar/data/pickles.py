@@ -1,8 +1,8 @@
 """Reads a pickle of dicts, lists, text and byte arrays, and nothing else.
 
 A pickle is a program, and `find_class` decides what it may call: here a
-`_Call`, which only records the call. So even NumPy's own functions, which
-crash on forged types, run after `byte_array` has checked their arguments.
+`_Call`, which only records the call. Even NumPy's own functions, which crash on
+forged types, run only after `byte_array` has checked their arguments.
 """
 
 import io
@@ -41,8 +41,8 @@ class _Unpickler(pickle.Unpickler):
             return lambda text, _: text.encode("latin1")
         if (module, name) not in _CALLS:
             raise InputError(
-                f"refused: the pickle asks for {module}.{name}, and only "
-                "NumPy arrays are read"
+                f"refused: the pickle asks for {module}.{name}; only NumPy "
+                "arrays are read"
             )
         return partial(_Call, name)
 

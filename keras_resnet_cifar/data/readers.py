@@ -1,8 +1,8 @@
 """Reads CIFAR from disk: python batches, binary batches, npz, archives, tfds.
 
-Files count as hostile: nothing in them runs or is unpacked to disk, no more is
-read than a dataset can hold, and every defect is an `InputError` that names
-the file. `load` verifies that the images are the published ones.
+Files are not trusted: nothing in them is executed or unpacked to disk, no more
+is read than a dataset can hold, and any defect raises an `InputError` that
+names the file. `load` verifies that the images are the published ones.
 """
 
 import gzip
@@ -153,7 +153,7 @@ def copies(
 def _refuse_large(size):
     if size > MOST_BYTES:
         raise InputError(
-            f"refused: it holds {size:,} bytes, and no file of CIFAR has "
+            f"refused: it holds {size:,} bytes; a file of CIFAR has less than "
             f"{MOST_BYTES:,}"
         )
 
@@ -161,7 +161,7 @@ def _refuse_large(size):
 def _open_tar(archive):
     """Opens a tar.gz that holds plain files and folders, within itself."""
     with explained(
-        f"{archive}: not a whole tar archive", "delete it and download it again"
+        f"{archive}: invalid tar archive", "delete it and download it again"
     ):
         with gzip.open(archive) as file:  # whole, so that its checksum counts
             content = io.BytesIO(file.read(MOST_BYTES + 1))
@@ -172,7 +172,7 @@ def _open_tar(archive):
             plain = member.isfile() or member.isdir()
             if not plain or path.is_absolute() or ".." in path.parts:
                 raise InputError(
-                    f"refused: {path} is a link, a device or outside of it"
+                    f"refused: {path} is a link, a device or outside the folder"
                 )
         return tar
 
@@ -197,8 +197,7 @@ def _read(layout, family, place):
         for name in names:
             with (
                 explained(
-                    f"{place / name}: not a whole {layout.name} file of "
-                    f"{family}",
+                    f"{place / name}: invalid {layout.name} file of {family}",
                     "download it again",
                 ),
                 _open(place, tar, layout, name) as file,
@@ -206,7 +205,7 @@ def _read(layout, family, place):
                 arrays = _PARSERS[layout.name](file, family, split)
                 parts.append(check_form(*arrays, family))
         images, labels = zip(*parts, strict=True)
-        # Into an array of its own: concatenating transposed views alone would
+        # Into a new array: the result of concatenating transposed views would
         # keep their channels-first order in memory.
         whole = np.empty((sum(map(len, images)), 32, 32, 3), np.uint8)
         np.concatenate(images, out=whole)

@@ -1,13 +1,13 @@
 """Shapes: ten classes of 32x32 images drawn by code, with no download.
 
-Each image holds one large figure (position, size, rotation and colours are
-random) over clutter: a gradient, soft blobs, lines and small figures cut by
-the border; another line may cross the figure, and noise covers everything.
-No class becomes another when it is flipped or rotated.
+Each image shows one large figure (with random position, size, rotation and
+colours) over clutter: a gradient, soft blobs, lines and small figures cut by
+the border. Another line may cross the figure, and noise covers everything. No
+class becomes another when it is flipped or rotated.
 
 All arithmetic after the random numbers is float32 `+ - * / %`, square roots and
-comparisons, which IEEE 754 rounds the same way everywhere. So the bytes are
-the same on every machine, and can be verified like those of any dataset.
+comparisons, which IEEE 754 rounds the same way everywhere. The bytes are
+therefore the same on every machine, and can be verified like any dataset's.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     The images of a smaller `count` are not the first ones of a larger one.
 
     Args:
-        count: How many images, 1 or more.
+        count: Number of images, 1 or more.
         seed: Integer of 0 or more; the same seed gives the same bytes.
 
     Returns:

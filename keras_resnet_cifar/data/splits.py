@@ -1,4 +1,4 @@
-"""A split of images and labels: what identifies it, and a part held out."""
+"""A split of images and labels: checks, fingerprint, and holding out a part."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ from keras_resnet_cifar.errors import InputError, one_line
 class Split:
     """Images `[N, H, W, 3]` (R, G, B) or `[N, H, W, 1]`, and labels `[N]`.
 
-    Images are from 0 to 255. `load_dataset` returns uint8, uint16 for labels of
-    more than 256 classes. A `Dataset` checks its splits, see `checked_split`.
+    Images are from 0 to 255. `load_dataset` returns uint8 images, and uint8
+    labels or, for more than 256 classes, uint16. A `Dataset` checks its splits
+    (see `checked_split`).
     """
 
     images: np.ndarray
@@ -41,7 +42,7 @@ def checked_split(name: str, images: Any, labels: Any, classes: int) -> Split:
     Images keep their dtype; floats become float32. Labels become `[N]`.
 
     Args:
-        name: What errors call the split.
+        name: Name of the split in errors.
         images: `[N, H, W, 3]` or `[N, H, W, 1]`, from 0 to 255.
         labels: Whole numbers `[N]` or `[N, 1]`, or one-hot `[N, classes]`.
         classes: The number of classes.
@@ -80,44 +81,44 @@ def checked_split(name: str, images: Any, labels: Any, classes: int) -> Split:
         )
     if labels.dtype.kind not in "iu":
         raise InputError(
-            f"{name}: labels must be whole numbers, and are {labels.dtype}"
+            f"{name}: labels must be whole numbers, not {labels.dtype}"
         )
     first, last = labels.min(), labels.max()
     if not 0 <= first <= last < classes:
         raise InputError(
-            f"{name}: labels must be whole numbers from 0 to {classes - 1}, as "
-            f"there are {classes} classes; they are from {first} to {last}"
+            f"{name}: labels are from {first} to {last}; for {classes} "
+            f"classes, they must be whole numbers from 0 to {classes - 1}"
         )
     if images.dtype.kind == "f":
         images = images.astype("float32", copy=False)
         if not np.isfinite(images).all():
-            raise InputError(f"{name}: images are not finite; remove these")
+            raise InputError(f"{name}: some images are not finite; remove them")
     check_range(name, images)
     return Split(images, labels)
 
 
 def check_range(name: str, images: np.ndarray) -> None:
-    """Raises `InputError` for images that are not, or hardly, 0 to 255."""
+    """Raises `InputError` for images that are not plausibly from 0 to 255."""
     low, high = images.min(), images.max()
     if not (low >= 0 and 1 < high <= 255):  # true of NaN, too
         to_one = low >= 0 and 0 < high <= 1
         remedy = "multiply them by 255" if to_one else "rescale them"
         raise InputError(
             f"{name}: images are {images.dtype} from {low:.4g} to {high:.4g}, "
-            f"and models take 0 to 255: {remedy}"
+            f"but models take 0 to 255: {remedy}"
         )
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
     """Returns a SHA-256 (hex) that depends on neither order nor file format.
 
-    It is over the sorted SHA-256 digests of the images, each over the bytes of
-    an image (rows, then columns, then R G B) and of its label (one byte, from
-    256 on two).
+    It hashes the sorted SHA-256 digests of the images, each over the bytes of
+    an image (rows, then columns, then R G B) and of its label (one byte, or two
+    for labels of 256 or more).
 
     Args:
         images: `[N, H, W, channels]`, uint8 if published.
-        labels: Integers `[N]`; of CIFAR-100 the fine ones.
+        labels: Integers `[N]`; the fine labels of CIFAR-100.
     """
     return hashlib.sha256(
         b"".join(sorted(_digests(images, labels)))
@@ -135,17 +136,18 @@ def _digests(images, labels):
 def hold_out(
     split: Split, share: int | float, seed: int
 ) -> tuple[Split, Split | None]:
-    """Divides a split in two, the same way whatever the order of its images.
+    """Divides a split in two, independently of the order of its images.
 
-    Every class gives its share, to within one image, and the total is exact.
+    The division is stratified by class, to within one image; the total is
+    exact.
 
     Args:
-        split: The split to take from.
-        share: How many images to take, as a count, or as a fraction if a float.
-        seed: Chooses the images.
+        split: The split to divide.
+        share: Images to hold out: a count, or a fraction if a float.
+        seed: Seed that selects the images.
 
     Returns:
-        The rest, and what was taken, `None` if `share` is 0.
+        The rest, and the part held out, which is `None` if `share` is 0.
 
     Raises:
         InputError: `share`, the `validation` of `load_dataset`, does not fit.

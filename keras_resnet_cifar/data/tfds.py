@@ -1,4 +1,4 @@
-"""CIFAR as `tensorflow_datasets` prepares it: found, read and downloaded."""
+"""Finds, reads and downloads CIFAR in the format of `tensorflow_datasets`."""
 
 import contextlib
 import json
@@ -56,7 +56,7 @@ def read(family: str, folder: Path) -> Splits:
 
 
 def download(family: str, data_dir: str | os.PathLike) -> Splits:
-    """Lets tfds download and prepare a dataset in `data_dir`, and reads it.
+    """Downloads a dataset to `data_dir` with tfds, and reads it.
 
     Raises:
         InputError: tfds is not installed or fails, for example offline.
@@ -68,7 +68,7 @@ def download(family: str, data_dir: str | os.PathLike) -> Splits:
     ):
         builder = tfds.builder(family, data_dir=data_dir)
         if not builder.is_prepared():
-            # tfds itself retries for minutes where there is no network.
+            # tfds itself retries for minutes if there is no network.
             urllib.request.urlopen(HOST, timeout=20).close()
             builder.download_and_prepare()
         return _read(builder, family)
@@ -89,15 +89,15 @@ def _import_tfds(purpose):
 
 
 def _refuse_foreign_code(entry):
-    # tfds imports the module of every class that features.json names, also in
-    # JSON inside of strings.
+    # tfds imports the module of every class that features.json names, even in
+    # JSON inside strings.
     for key, value in entry.items():
         foreign = key in _CLASS_KEYS and not str(value).startswith(
             _TFDS_CLASSES
         )
         if isinstance(value, str) and (foreign or "{" in value):
             raise InputError(
-                f"refused: features.json asks for {value[:80]}, and only "
+                f"refused: features.json asks for {value[:80]}; only "
                 f"{_TFDS_CLASSES}* are read"
             )
     return entry

@@ -1,4 +1,4 @@
-"""What the page shows of one net, as arrays and numbers: no page is needed."""
+"""The results that the page shows for one net, without the page itself."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -21,31 +21,31 @@ from keras_resnet_cifar.evaluation.plots import plot_curves
 from keras_resnet_cifar.models.saving import check_classifier
 from keras_resnet_cifar.training.run_directory import RunDirectory, read_csv
 
-_UNSURE = 0.05  # as sure as with at most this share of the known images
+_UNSURE = 0.05  # below this share of known images, a picture is unusual
 
 Captioned = list[tuple[np.ndarray, str]]  # uint8 `[H, W, 3]` and a line
 
 
 class Answer(NamedTuple):
-    """What a net says of one picture."""
+    """A net's results for one picture."""
 
     image: np.ndarray  # uint8 `[H, W, 3]`, at the size that the net sees
     probabilities: np.ndarray  # float64 `[C]`, calibrated if that is possible
-    hint: str  # a sentence: is the net as sure as with images that it knows?
+    hint: str  # a sentence that compares the confidence with known images
     nearest: Captioned  # training images, the most similar first
 
 
 class Explorer:
-    """Answers questions about a net and the data that it was made for.
+    """Computes what the page shows for a net and its dataset.
 
     Args:
-        model: As for `grad_cam`; it stays as it is.
+        model: As for `grad_cam`; it is not modified.
         data: The net must not have been trained on the validation split, if
-            there is one: it gives the temperature.
-        name: Of the net, to be shown.
+            there is one, because the temperature is fitted on it.
+        name: Name of the net on the page.
         run: Its run directory, if it has one.
-        train_images: How many training images, drawn with seed 0, a picture is
-            compared with.
+        train_images: Number of training images, drawn with seed 0, to compare
+            pictures with.
 
     Raises:
         InputError: The model does not fit the data, `grad_cam` refuses it, or
@@ -61,7 +61,7 @@ class Explorer:
         train_images: int = 10_000,
     ):
         self.model, self.name, self.run = model, name, run
-        self._drawn: dict[Path, int] = {}  # when history.csv was
+        self._drawn: dict[Path, int] = {}  # modification times of history.csv
         if data.test is None:
             raise InputError(f"{data.name} has no test split: give one")
         self.class_names, self.test = data.class_names, data.test
@@ -98,7 +98,7 @@ class Explorer:
         return softmax(logits / (self.temperature or 1))
 
     def summary(self) -> str:
-        """Returns the test accuracy, and how probabilities are calibrated."""
+        """Returns the accuracy, and whether probabilities are calibrated."""
         how = "are not calibrated: there is no validation split"
         if self.temperature is not None:
             how = f"are calibrated (temperature {self.temperature:.2f})"
@@ -106,7 +106,7 @@ class Explorer:
         return f"Top-1 {top1:.2%} of {n:,} test images. Probabilities {how}."
 
     def answer(self, picture: str | Path, nearest: int = 8) -> Answer:
-        """Returns what the net says of an image file, as for `open_image`."""
+        """Returns the results for an image file, as for `open_image`."""
         image = read_image(picture, self.test.images.shape[1:3])
         features = self._features(image[None])
         (probabilities,) = self._calibrated(self._head(features))
@@ -119,15 +119,15 @@ class Explorer:
 
     def _hint(self, probabilities):
         share = (self._confidences <= probabilities.max()).mean()
-        strange = "perhaps nothing that this net knows"
+        strange = "the net may not know this kind of picture"
         return (
-            f"The net is as sure of this picture as of {share:.0%} of the "
-            f"{self._known} images, or surer: "
+            "The net is at least as confident about this picture as about "
+            f"{share:.0%} of the {self._known} images: "
             f"{strange if share < _UNSURE else 'nothing unusual'}."
         )
 
     def explain(self, image: np.ndarray, class_id: int) -> np.ndarray:
-        """Returns an image, uint8 `[H, W, 3]`, under the heat of `grad_cam`."""
+        """Returns an image, uint8 `[H, W, 3]`, with the heatmap of a class."""
         from matplotlib import colormaps
 
         heat = grad_cam(self.model, image[None], class_id)[0]
@@ -135,7 +135,7 @@ class Explorer:
         return (0.4 * image + 0.6 * colours).astype("uint8")
 
     def mistakes(self, count: int = 24) -> Captioned:
-        """Returns the test images that the net is most confidently wrong on."""
+        """Returns the most confident mistakes among the test images."""
         wrong = most_confident_mistakes(self._logits, self.test.labels, count)
         return self._captioned(wrong.indices)
 
@@ -156,9 +156,9 @@ class Explorer:
         return rows
 
     def draw_curves(self, path: Path) -> str | None:
-        """Draws the curves of the run anew, if history.csv has changed.
+        """Draws the curves of the run again if history.csv has changed.
 
-        Returns the PNG file, or `None` where there is no history yet.
+        Returns the PNG file, or `None` if there is no history yet.
         """
         if self.run is None or not self.run.history.is_file():
             return None

@@ -15,10 +15,10 @@ from keras_resnet_cifar.demo.explorer import Explorer
 from keras_resnet_cifar.errors import InputError, Stopped
 from keras_resnet_cifar.evaluation.plots import plot_confusion
 
-_REFRESH = 5  # seconds between looks at history.csv
+_REFRESH = 5  # seconds between reads of history.csv
 _EXAMPLES = 10
 _CLASS = "class of Grad-CAM"
-# What Gradio could send, keep or serve beyond the page.
+# Features of Gradio that would send, keep or serve more than the page.
 _MORE = "share ssr_mode pwa mcp_server run_history enable_monitoring"
 _OFF: Any = dict.fromkeys(_MORE.split(), False)
 _ONE: Any = {"concurrency_id": "net", "concurrency_limit": 1}  # at a time
@@ -47,9 +47,10 @@ _CSS = """
 def serve(explorers: Sequence[Explorer], port: int) -> None:
     """Serves a page with the nets side by side on 127.0.0.1 until Ctrl-C.
 
-    Its address is printed. Nothing is sent elsewhere, or fetched from there.
+    Its address is printed. The page sends nothing to other hosts and fetches
+    nothing from them.
     """
-    signal.signal(signal.SIGTERM, _stop)  # or the folder would stay
+    signal.signal(signal.SIGTERM, _stop)  # else the folder would not be removed
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = f"{folder}/uploads"
         page = build(explorers, Path(folder))
@@ -64,7 +65,7 @@ def serve(explorers: Sequence[Explorer], port: int) -> None:
             **_OFF,
         )
         try:
-            print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+            print(f"http://127.0.0.1:{port} (Ctrl-C to stop)", flush=True)
             threading.Event().wait()
         finally:
             page.close(verbose=False)
@@ -91,9 +92,9 @@ def build(explorers: Sequence[Explorer], folder: Path) -> gr.Blocks:
 
 
 def _picture(explorer):
-    """Adds where a picture goes, and examples; returns the former."""
+    """Adds the input for a picture, and examples; returns the input."""
     picture = gr.Image(
-        label="a picture: drop, paste or choose one",
+        label="picture: drop, paste or choose one",
         type="filepath",
         format="png",
         sources=["upload", "clipboard"],
@@ -101,12 +102,12 @@ def _picture(explorer):
         elem_id="picture",
         elem_classes="shown",
     )
-    # Gradio's own opens the file, and fails without a sentence.
+    # Gradio's own opens the file, and fails without a message.
     picture.preprocess = lambda payload: payload and payload.path
     images = explorer.test.images[:_EXAMPLES]
     examples = gr.Gallery(
         list(images),
-        label="or one of the test split",
+        label="or choose one of the test split",
         allow_preview=False,
         **_GALLERY,
     )
@@ -119,12 +120,12 @@ def _picture(explorer):
 
 
 def _answers(explorer, picture):
-    """Adds what a net says of a picture."""
+    """Adds a net's results for a picture."""
     names = explorer.class_names
     near = f"nearest of {len(explorer.train):,} training images (cosine)"
     gr.Markdown(f"### {explorer.name}\n{explorer.summary()}")
     hint = gr.Markdown(elem_classes="hint")
-    label = gr.Label(label="the likeliest classes", num_top_classes=5)
+    label = gr.Label(label="most likely classes", num_top_classes=5)
     pixels = _GALLERY | {"height": 230, "min_width": 120}
     with gr.Row():
         seen = gr.Image(label="what the net sees", **pixels)

@@ -1,4 +1,4 @@
-"""Temperature scaling: probabilities that can be believed."""
+"""Temperature scaling: calibrates the probabilities of a classifier."""
 
 import numpy as np
 
@@ -10,23 +10,25 @@ _LOWEST, _HIGHEST = 0.01, 100.0
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Returns the temperature that calibrates logits best.
 
-    `softmax(logits / temperature)` has the least cross entropy on the given
-    images (Guo et al. 2017, arXiv:1706.04599). No prediction changes. Fit it on
-    validation images: on those that a net was trained on, it would be too low.
+    It minimizes the cross-entropy of `softmax(logits / temperature)` on the
+    given images (Guo et al. 2017, arXiv:1706.04599). Predictions do not change.
+    Fit it on validation images; on training images, it would be too low.
 
     Args:
         logits: Float `[N, C]`, finite.
         labels: Integer `[N]`, from 0 to C - 1.
 
     Returns:
-        From 0.01 to 100; 100 where the logits say nothing about the labels.
+        A float from 0.01 to 100; 100 if the logits carry no information about
+        the labels.
 
     Raises:
-        InputError: As `score`.
+        InputError: The shapes disagree, N is 0, a label is out of range, or a
+            logit is not finite.
     """
     logits, labels = checked(logits, labels)
     true = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    # Cross entropy is convex in 1 / temperature: its slope has one zero.
+    # Cross-entropy is convex in 1 / temperature: its slope has one zero.
     low, high = 1 / _HIGHEST, 1 / _LOWEST
     for _ in range(60):
         inverse = np.sqrt(low * high)

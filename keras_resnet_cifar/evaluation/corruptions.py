@@ -2,9 +2,9 @@
 
 Definitions and constants are those of CIFAR-10-C (Hendrycks and Dietterich
 2019, arXiv:1903.12261; hendrycks/robustness, make_cifar_c.py), whose unit of
-length is a pixel of a 32x32 image. Two things differ: `frost`, made there from
-photographs, is drawn here like them; and distances in `spatter` are
-exact, where OpenCV approximates them. The random numbers are our own.
+length is a pixel of a 32x32 image. There are two differences: `frost` is drawn
+instead of cut out of photographs, and the distances in `spatter` are exact,
+while OpenCV approximates them. The random numbers differ, too.
 """
 
 import io
@@ -23,8 +23,8 @@ SEVERITIES = range(1, 6)
 _TOGETHER = 500 * 32 * 32  # pixels corrupted at once, to bound the memory
 
 
-# --- What several corruptions share. Images x are float64 `[N, H, W, 3]`, 0 to
-# 255; layers are `[N, H, W]`.
+# --- Shared functions. Images x are float64 `[N, H, W, 3]`, 0 to 255; layers
+# are `[N, H, W]`.
 
 
 def _blurred(x, sigma, mode="nearest", truncate=4.0):
@@ -34,7 +34,7 @@ def _blurred(x, sigma, mode="nearest", truncate=4.0):
 
 
 def _motion_blurred(x, radius, sigma, degrees):
-    """Blurs to one side, as ImageMagick does."""
+    """Blurs in one direction, as ImageMagick does."""
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     angle = np.radians(degrees)[:, None, None]
@@ -49,7 +49,7 @@ def _motion_blurred(x, radius, sigma, degrees):
 
 
 def _zoomed(x, factor):
-    """Enlarges by linear interpolation, and cuts out the middle."""
+    """Enlarges by linear interpolation, and crops the centre."""
     rows, columns = (_zoom(side, factor) for side in x.shape[1:3])
     return np.einsum("ij,kl,njl...->nik...", rows, columns, x, optimize=True)
 
@@ -166,7 +166,7 @@ def _glass_blur(x, c, rng):
         for row in rows:
             for column in columns:
                 y, z = rng.integers(-reach, reach, (2, len(x)))
-                # The original means to swap the two, but copies one.
+                # The original intends to swap the two, but copies one.
                 x[:, row, column] = x[n, row + y, column + z]
     return _blurred(x, sigma)
 
@@ -228,7 +228,7 @@ def _spatter(x, c, rng):
         drops = np.where(drops < 0.8, 0, drops)[..., None]
         return x * (1 - drops) + drops * (63, 42, 20)
     layer = np.floor(np.where(layer < threshold, 0, layer) * 255) % 256
-    # Images lie far apart, so that each has distances of its own.
+    # Images are far apart, so that distances do not cross them.
     distance = ndimage.distance_transform_edt(
         ~_edges(layer, 50, 150), sampling=(1e6, 1, 1)
     )
@@ -384,15 +384,19 @@ def corrupt(
     Args:
         images: uint8 `[N, H, W, 3]`. The constants are for 32x32: larger
             images are corrupted less.
-        name: `"gaussian_noise"`, `"fog"`, ...: see `CORRUPTIONS`.
+        name: One of `gaussian_noise`, `shot_noise`, `impulse_noise`,
+            `defocus_blur`, `glass_blur`, `motion_blur`, `zoom_blur`, `snow`,
+            `frost`, `fog`, `brightness`, `contrast`, `elastic_transform`,
+            `pixelate`, `jpeg_compression`, `speckle_noise`, `gaussian_blur`,
+            `spatter` and `saturate`.
         severity: 1 to 5.
-        seed: Of the random numbers.
+        seed: Seed of the random numbers.
 
     Returns:
         uint8 `[N, H, W, 3]`.
 
     Raises:
-        InputError: An unknown name or severity, or images of another kind.
+        InputError: The name, the severity or the images are not as above.
 
     Example:
         >>> foggy = corrupt(data.test.images, "fog", severity=3)
@@ -414,26 +418,26 @@ def corrupt(
         rng = np.random.default_rng([seed, number, severity, start])
         x = images[part].astype("float64")
         changed = function(x, constants[severity - 1], rng)
-        result[part] = changed.clip(0, 255)  # cut to integers, as there
+        result[part] = changed.clip(0, 255)  # truncated, as in the original
     return result
 
 
 def read_corrupted(folder: str | Path) -> dict[str, Split]:
-    """Opens the files of CIFAR-10-C, CIFAR-100-C or others of that form.
+    """Opens the files of CIFAR-10-C, CIFAR-100-C or others of the same form.
 
     Args:
-        folder: Holds labels.npy, `[5 N]`, and for each corruption NAME.npy,
-            uint8 `[5 N, H, W, 3]`: N images at each severity.
+        folder: Folder with labels.npy, `[5 N]`, and, for each corruption,
+            NAME.npy, uint8 `[5 N, H, W, 3]`: N images at each severity.
 
     Returns:
-        For each corruption all images, not yet in memory, and their labels.
+        For each corruption, all images (memory-mapped) and their labels.
 
     Raises:
-        InputError: A file of the 15 is missing, or one is of another kind.
+        InputError: A file of the 15 is missing, or one has another form.
     """
     folder = Path(folder)
     with explained(
-        f"cannot read {folder}", "give a folder as CIFAR-10-C comes"
+        f"cannot read {folder}", "give a folder with the files of CIFAR-10-C"
     ):
         labels = np.load(folder / "labels.npy", allow_pickle=False)
         found = {}
@@ -459,8 +463,8 @@ def corrupted(
 
     Args:
         split: The split to corrupt.
-        files: What to take instead of images made: see `read_corrupted`.
-        count: How many images, at most, of each severity: see `some_of`.
+        files: Corrupted images to use instead, from `read_corrupted`.
+        count: Maximum number of images for each severity; see `some_of`.
     """
     if files:
         for name, whole in files.items():
@@ -477,7 +481,7 @@ def corrupted(
 
 
 def some_of(split: Split, count: int) -> Split:
-    """Returns as many images of a split, at most: the same each time."""
+    """Returns at most `count` images of a split, the same each time."""
     chosen = _chosen(len(split), count)
     return Split(split.images[chosen], split.labels[chosen])
 

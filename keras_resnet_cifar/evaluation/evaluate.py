@@ -1,4 +1,4 @@
-"""Evaluates a model on a split: logits, metrics and a report on disk."""
+"""Evaluates a model on a split: logits, metrics and files with the results."""
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -36,8 +36,8 @@ from keras_resnet_cifar.models.saving import (
     names_of,
 )
 
-# The compiled predictor of each model, as long as the model lives: it refers
-# to the model's layers, never to the model itself.
+# The compiled predictor of each live model. It refers to the model's layers,
+# never to the model itself.
 _PREDICTORS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -47,14 +47,14 @@ def logits_of(
     batch_size: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> np.ndarray:
-    """Returns the outputs of a model for images; the model stays as it is.
+    """Returns the outputs of a model for images; the model is not modified.
 
     Args:
-        model: A functional or Sequential model from raw images to logits. A
-            second call with it compiles nothing.
+        model: A functional or Sequential model from raw images to logits. It
+            is compiled once; later calls reuse the compiled function.
         images: uint8 or float `[N, H, W, 3]`, 0 to 255.
         batch_size: Images per step; by default a number that divides N.
-        callbacks: Keras callbacks, called as `Model.predict` does.
+        callbacks: Keras callbacks, called as by `Model.predict`.
 
     Returns:
         float32 `[N, outputs]`.
@@ -70,7 +70,7 @@ def logits_of(
                 f"{model.name} has no graph of layers: give a functional or "
                 "Sequential model"
             )
-        # The same layers in a model of our own, which we may compile.
+        # The same layers in another model, so that `model` is not compiled.
         own = keras.Model(model.inputs, model.outputs[0])
         on_jax = keras.backend.backend() == "jax"
         _PREDICTORS[model] = _jax_predictor(own) if on_jax else _predictor(own)
@@ -96,10 +96,10 @@ def _predictor(own):
 
 
 def _jax_predictor(own):
-    """Returns the same by JAX, as many batches in one call as a device takes.
+    """Returns the same for JAX, with as many batches per call as fit.
 
-    `Model.predict` dispatches each batch by itself, and empties the model's
-    variables until it ends, which a callback may prevent.
+    `Model.predict` dispatches each batch separately, and empties the model's
+    variables until it ends, which an exception in a callback would prevent.
     """
     import jax
 
@@ -166,22 +166,25 @@ def evaluate(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     tta: str = "none",
 ) -> Evaluation:
-    """Evaluates a model on a split; the model stays as it is.
+    """Evaluates a model on a split; the model is not modified.
 
     Args:
         model, batch_size, callbacks: See `logits_of`.
         split: A `Split` or `(images, labels)`, as `Dataset.from_arrays` takes
-            them, or a `Dataset` to evaluate on its test split.
+            them, or a `Dataset`, whose test split is used.
         class_names: One name per class; by default those of the `Dataset`,
             else of the model, else numbers.
-        tta: Test-time augmentation: `"flip"` takes the mean of the logits of
-            each image and of its mirror image. Such an accuracy is not to be
-            compared with a plain one.
+        tta: Test-time augmentation: `"none"`, or `"flip"` to average the logits
+            of each image and its mirror image. Do not compare accuracies with
+            and without it.
+
+    Returns:
+        An `Evaluation`.
 
     Raises:
         InputError: The model does not fit the classes or the images, its
-            logits are not finite, an unknown `tta`, there is no test split, or
-            it is refused as in training.
+            logits are not finite, `tta` is unknown, the images or labels are
+            invalid, or there is no test split.
     """
     if isinstance(split, Dataset):
         class_names = class_names or split.class_names
@@ -207,10 +210,10 @@ def report(
     """Writes metrics.json, confusion.png and mistakes.png.
 
     Args:
-        logits: Those of the split, as from `split_logits`.
+        logits: Logits of the split, from `split_logits`.
         split, class_names: See `evaluate`.
-        folder: Where the files go.
-        mistakes: How many of the most confident mistakes to draw.
+        folder: Folder to write the files to.
+        mistakes: Number of most confident mistakes to draw.
 
     Raises:
         InputError: As `score`, or the folder cannot be written.
@@ -233,15 +236,15 @@ def calibrate(
     """Fits a temperature; writes calibration.json and reliability.png.
 
     Args:
-        held_out: Logits and labels that the temperature is fitted on: not of
-            images that the model was trained on.
+        held_out: Logits and labels to fit the temperature on; the model must
+            not have been trained on their images.
         measured: Logits and labels whose calibration is measured.
-        folder: Where the files go.
+        folder: Folder to write the files to.
 
     Returns:
-        What is in calibration.json: `temperature` (see `fit_temperature`),
-        `fitted_on`, a number of images, and of those measured `loss_before`,
-        `ece_before`, `loss_after` and `ece_after`.
+        The content of calibration.json: `temperature` (see `fit_temperature`),
+        `fitted_on` (a number of images), and `loss_before`, `ece_before`,
+        `loss_after` and `ece_after` of the measured images.
 
     Raises:
         InputError: As `score`, or the folder cannot be written.
@@ -276,15 +279,16 @@ def evaluate_corruptions(
 
     Args:
         model, split, class_names, tta: See `evaluate`.
-        folder: Where the files go.
+        folder: Folder to write the files to.
         files, images: See `corrupted`.
         each: Called with a name and its accuracies as soon as they are known.
 
     Returns:
-        What is in corruptions.json: `images`; `source`, `"made"` or `"files"`;
-        `clean`, the accuracy without a corruption; `accuracy`, five for each
-        name; and `mean_corruption_error`, 0 to 1, over the 15 of Hendrycks and
-        Dietterich and the five severities, not divided by another net's.
+        The content of corruptions.json: `images`; `source`, `"made"` or
+        `"files"`; `clean`, the accuracy without a corruption; `accuracy`, five
+        values for each name; and `mean_corruption_error`, 0 to 1, over the 15
+        corruptions of Hendrycks and Dietterich and the five severities, not
+        divided by another net's.
 
     Raises:
         InputError: As `evaluate`, or the folder cannot be written.

@@ -10,7 +10,7 @@ from keras import layers, ops
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.evaluate import logits_of
 
-# The model of the last feature maps of each model: it is compiled once.
+# The model of each model's last feature maps, kept so that it compiles once.
 _MAPS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -19,23 +19,23 @@ def grad_cam(
     images: np.ndarray,
     class_ids: np.ndarray | Sequence[int] | int | None = None,
 ) -> np.ndarray:
-    """Returns where in its image a net sees a class, by Grad-CAM.
+    """Returns Grad-CAM heatmaps: where in an image a net sees a class.
 
     Grad-CAM weighs the last feature maps with the mean gradient of a logit
-    (Selvaraju et al. 2017, arXiv:1610.02391). Behind global average pooling and
-    one dense layer, that gradient is the layer's kernel over the number of
-    positions, whatever the image: nothing has to be differentiated.
+    (Selvaraju et al. 2017, arXiv:1610.02391). Before global average pooling and
+    one dense layer, that gradient is the layer's kernel divided by the number
+    of positions, for any image, so nothing has to be differentiated.
 
     Args:
-        model: Ends in `GlobalAveragePooling2D` and `Dense`, as the models of
-            `build_resnet` and `build_finetuned` do. It stays as it is.
+        model: A model that ends in `GlobalAveragePooling2D` and `Dense`, like
+            those of `build_resnet` and `build_finetuned`. It is not modified.
         images: uint8 or float `[N, H, W, 3]`, 0 to 255.
-        class_ids: One class for all images, or one for each; `None` takes the
+        class_ids: One class for all images, or one for each; `None` selects the
             most probable.
 
     Returns:
-        float32 `[N, H, W]`: 1 where the class is seen best in an image, 0 where
-        nothing speaks for it.
+        float32 `[N, H, W]`: 1 where the evidence for the class is strongest in
+        an image, 0 where there is none.
 
     Raises:
         InputError: The model ends in other layers, there are no images, or the

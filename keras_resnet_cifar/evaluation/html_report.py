@@ -1,4 +1,4 @@
-"""One HTML file with the results of `evaluate`; it refers to no other file."""
+"""One self-contained HTML file with the results of `evaluate`."""
 
 import base64
 import json
@@ -31,16 +31,16 @@ _WHEN = ("before", "after")
 
 @dataclass
 class Page:
-    """What a report says of one model.
+    """The part of a report about one model.
 
     Attributes:
         model: Its name or path.
-        split: What it was evaluated on, in words.
-        folder: Where the pictures of the evaluation are.
+        split: Description of the split.
+        folder: Folder with the pictures of the evaluation.
         metrics: An `Evaluation` as JSON.
-        calibration: What `calibrate` returned, or `None`.
-        corruptions: What `evaluate_corruptions` returned, or `None`.
-        config: That of its run; empty without one.
+        calibration: Result of `calibrate`, or `None`.
+        corruptions: Result of `evaluate_corruptions`, or `None`.
+        config: Config of its run; empty without one.
     """
 
     model: str
@@ -79,9 +79,10 @@ def write_report(
 <title>Evaluation</title><style>{_STYLE}</style></head>
 <body><h1>Evaluation</h1>
 {summary}
-<p>The interval is a bootstrap over the images: another test split of as many
-could differ by so much. Calibration is the expected calibration error, the mean
-gap between probability and accuracy in 15 bins.</p>
+<p>The interval is a 95 % bootstrap interval over the images: it shows how much
+the accuracy could differ on another test split of the same size. Calibration
+error means the expected calibration error, the mean gap between probability and
+accuracy in 15 bins.</p>
 {content}
 <h2>Environment of the evaluation</h2>
 {versions}

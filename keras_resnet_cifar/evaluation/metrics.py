@@ -14,15 +14,15 @@ TEST_TIME_AUGMENTATIONS = ("none", "flip")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """How well logits agree with labels, over one split.
+    """The metrics of a classifier on one split.
 
     Attributes:
         class_names: C names.
         n: Number of images.
         top1: Share of images whose class has the highest logit, 0 to 1.
-        top5: Share whose class is among the five highest; `None` of up to five
-            classes, where it says nothing.
-        loss: Mean cross entropy, in nats.
+        top5: Share of images whose class is among the five highest; `None` for
+            five classes or fewer.
+        loss: Mean cross-entropy, in nats.
         ece: Expected calibration error, 0 to 1, over 15 bins of equal width
             (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
         per_class: float64 `[C]`, top-1 of each class; NaN without images.
@@ -41,7 +41,7 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Returns plain Python values; a class without images has `None`.
 
-        Without a `top5` there is no entry of it.
+        If `top5` is `None`, it has no entry.
         """
         values = dataclasses.asdict(self)
         if self.top5 is None:
@@ -94,8 +94,8 @@ def score(
             f"logit. Received: {len(class_names)}, {different} different"
         )
     predicted = logits.argmax(axis=1)
-    # How many classes rank before the true one. Equal logits rank by index, so
-    # that a constant output is right by chance only.
+    # The number of classes that rank before the true one. Equal logits rank by
+    # index, so that a constant output is right only by chance.
     true = np.take_along_axis(logits, labels[:, None], axis=1)
     earlier = np.arange(classes) < labels[:, None]
     rank = ((logits > true) | ((logits == true) & earlier)).sum(axis=1)
@@ -150,9 +150,10 @@ def reliability(logits: np.ndarray, labels: np.ndarray) -> Reliability:
 def top1_interval(top1: float, n: int) -> tuple[float, float]:
     """Returns the 95 % bootstrap interval of an accuracy, 0 to 1.
 
-    A resample of n images has a binomial number of right ones; the interval is
-    between the 2.5 % and 97.5 % quantiles of 100,000 of them (seed 0). It says
-    how far another test split of n images could be, not another training.
+    The number of correct predictions in a resample of n images is binomial; the
+    interval lies between the 2.5 % and 97.5 % quantiles of 100,000 resamples
+    (seed 0). It shows how much the accuracy could differ on another test split
+    of n images, not after another training.
 
     Args:
         top1: Accuracy on n images, 0 to 1.
@@ -170,7 +171,7 @@ def most_confident_mistakes(
 
     Args:
         logits, labels: As for `score`.
-        count: How many at most, 0 or more.
+        count: Maximum number to return, 0 or more.
 
     Raises:
         InputError: As `score`, or `count` is negative.

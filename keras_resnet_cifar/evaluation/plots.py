@@ -1,7 +1,7 @@
 """Draws training curves, a confusion matrix and mistakes as PNG files.
 
-Figures are objects of their own, without pyplot, a display or global state.
-Only drawing imports matplotlib, which takes a while.
+Figures are created without pyplot, a display or global state. Matplotlib, which
+takes a while to import, is imported when a figure is drawn.
 """
 
 import math
@@ -31,13 +31,13 @@ def plot_curves(
 
     Args:
         history: One dict per epoch, as in `Run`, with any of its values.
-            Missing and non-finite ones are left out. Where several runs have
+            Missing and non-finite values are left out. If several runs have
             the same epoch, their mean is drawn, with a band of ± one standard
             deviation.
         path: PNG file to write; `InputError` if that fails.
-        title: What the run is.
-        rates: Float `[epochs, steps]`, the learning rate of each step, where it
-            is known.
+        title: Title of the figure.
+        rates: Float `[epochs, steps]`, the learning rate of each step, if
+            known.
     """
     figure = _figure(13, 4)
     loss, accuracy, rate = figure.subplots(1, 3)
@@ -67,8 +67,8 @@ def plot_confusion(
         path: PNG file to write; `InputError` if that fails.
 
     Returns:
-        Where the cells are in the picture: left, top, right and bottom, in
-        pixels from its upper left corner.
+        The position of the cells in the picture: left, top, right and bottom,
+        in pixels from its upper left corner.
     """
     from matplotlib.colors import PowerNorm
 
@@ -104,7 +104,7 @@ def plot_mistakes(
 
     Args:
         split: The images and their labels.
-        mistakes: Which of them to draw; there may be none.
+        mistakes: The mistakes to draw; there may be none.
         class_names: C names.
         path: PNG file to write; `InputError` if that fails.
     """
@@ -178,7 +178,7 @@ def plot_corruptions(
 def plot_grad_cam(
     images: np.ndarray, heat: np.ndarray, titles: Sequence[str], path: Path
 ) -> None:
-    """Draws images, and below each where a net sees its class.
+    """Draws images, each with its heatmap below.
 
     Args:
         images: uint8 `[N, H, W, 3]`.

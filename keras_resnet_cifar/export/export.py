@@ -1,4 +1,4 @@
-"""Exports models to serve: numbered versions, verified before they appear.
+"""Exports models for serving: numbered versions, verified before they appear.
 
     saved_models/resnet20/1/           a SavedModel
     saved_models/resnet20/2/           the next version
@@ -6,7 +6,7 @@
     saved_models/resnet20/litert/1/    model.tflite, labels.txt
 
 TensorFlow Serving loads the highest number in the folder that it watches and
-ignores other names, so each format has versions of its own.
+ignores other names, so each format has its own versions.
 """
 
 import json
@@ -76,21 +76,23 @@ class Export:
     """An exported, verified model.
 
     Attributes:
-        path: Its folder.
-        size: Bytes of all files in it.
-        images: What it was verified on, in words.
-        count: On how many images.
-        same_class: How many have the most probable class of the Keras model.
-        difference: The largest difference of a probability from it.
-        images_per_second: In batches of 128, on the CPU.
-        top1: Its accuracy on the images, 0 to 1; `None` without labels.
-        keras_top1: The Keras model's accuracy on them.
-        files: How many image files were sent to `serving_bytes`, 0 where the
-            images do not come from files.
-        files_same_class: How many of them have the Keras model's class.
+        path: Folder of the model.
+        size: Bytes of all files in the folder.
+        images: Description of the images that it was verified on.
+        count: Number of these images.
+        same_class: Number of images that get the same class as from the Keras
+            model.
+        difference: Largest difference of a probability from the Keras model's.
+        images_per_second: Speed in batches of 128, on the CPU.
+        top1: Accuracy on the images, 0 to 1; `None` without labels.
+        keras_top1: Accuracy of the Keras model on the images.
+        files: Number of image files sent to `serving_bytes`; 0 if the images
+            do not come from files.
+        files_same_class: Number of files that get the same class as from the
+            Keras model.
         latency_ms: Median milliseconds of a call, for each of `batch_sizes`,
             on the CPU.
-        keras_latency_ms: Those of `predict_on_batch` of the Keras model.
+        keras_latency_ms: The same for `predict_on_batch` of the Keras model.
     """
 
     path: Path
@@ -115,10 +117,16 @@ def export_saved_model(
 ) -> Export:
     """Exports a SavedModel: `export_model` with `format="saved_model"`.
 
-    Its signature `serving_default` takes raw images (uint8 `[N, H, W, 3]`),
-    `serving_bytes` JPEG or PNG files of any size (string `[N]`); both return
-    `probabilities` (float32 `[N, C]`), `class_id` (int64 `[N]`) and `label`
-    (string `[N]`).
+    Its signature `serving_default` takes raw images (uint8 `[N, H, W, 3]`), and
+    `serving_bytes` takes JPEG or PNG files of any size (string `[N]`). Both
+    return `probabilities` (float32 `[N, C]`), `class_id` (int64 `[N]`) and
+    `label` (string `[N]`).
+
+    Args:
+        model_or_run, path, **kwargs: See `export_model`.
+
+    Returns:
+        An `Export`.
 
     Examples:
 
@@ -142,36 +150,41 @@ def export_model(
 ) -> Export:
     """Exports a model, and verifies it before it appears at its path.
 
-    One process writes it to a hidden folder beside its place; another, without
-    Keras and without this package, runs it there; in float32 on the CPU.
+    One process writes the model to a hidden folder; another, without Keras and
+    without this package, runs it there, in float32 on the CPU.
 
     Args:
         model_or_run: A model of Keras's own layers from images `[N, H, W, 3]`,
             0 to 255, to logits, on any backend; a `Run`; or the path of a run
             directory (its `last.keras`) or of a `.keras` file.
-        path: The folder of the model, which gets the next free version; or,
-            if it ends in a number, that version.
+        path: Folder of the model, in which the next free version is created;
+            or, if it ends in a number, folder of that version.
         format: `"saved_model"`, `"onnx"` or `"litert"`.
-        int8: Quantise for LiteRT, calibrated on 500 images of the train
-            split. Agreement with the Keras model is reported, not required.
-        data: A `Dataset`, or arguments of `load_dataset` that replace those of
-            the run; by default the run's. It names the classes, and its test
-            split verifies the model. Without any: drawn images, and the names
-            in the run's config or the model's file, else numbers.
-        images: How many images of the test split to use; all by default.
-        tolerance: How far a probability may be off from the Keras model's.
-        calibrated: Divide the logits by a temperature, which is fitted on the
-            validation split (see `fit_temperature`), in the exported graph.
-            README.md, a model card beside it, says so.
-        batch_sizes: Sizes to measure the latency of.
-        allow_changed_data: Verify on the run's data even if they are not those
-            that it was trained on; the description of the images says so.
+        int8: Quantize for LiteRT, calibrated on 500 images of the train split.
+            Differences from the Keras model are reported, but not limited.
+        data: A `Dataset`, or arguments of `load_dataset` that override the
+            run's; by default the run's data. It provides the class names and
+            the test split to verify the model on. Without data, drawn images
+            are used, and the names come from the run's config or the model's
+            file, else they are numbers.
+        images: Number of test images to use; by default all.
+        tolerance: Largest allowed difference of a probability from the Keras
+            model's.
+        calibrated: Divide the logits by a temperature fitted on the validation
+            split (see `fit_temperature`), in the exported graph. A model card,
+            README.md in the same folder, states it.
+        batch_sizes: Batch sizes to measure the latency of.
+        allow_changed_data: Verify on the run's data even if they have changed
+            since training; the description of the images says so.
+
+    Returns:
+        An `Export`.
 
     Raises:
-        InputError: Unknown model, format or data, a package is missing, or
-            the path is taken or cannot be written.
+        InputError: The model, format or data are unknown, a package is
+            missing, or the path is taken or cannot be written.
         ExportFailed: The model cannot be converted, or the converted model
-            disagrees with the Keras model. No files are left.
+            disagrees with the Keras model. No file is left.
     """
     format = spelled(format, FORMATS)
     _check_request(format, int8, images)
@@ -220,7 +233,7 @@ def export_model(
         measures = json.loads((scratch / "measures.json").read_text())
         size = sum(p.stat().st_size for p in staged.rglob("*") if p.is_file())
         place = _move(staged, parent, version)
-    if batch_sizes:  # in a model of our own: the caller's stays as it is
+    if batch_sizes:  # with another model, so that the caller's is not compiled
         call = keras.Model(model.inputs, model.outputs).predict_on_batch
         keras_ms = verify.latencies(call, sample["images"], batch_sizes)
         measures["keras_latency_ms"] = keras_ms
@@ -232,7 +245,7 @@ def _check_request(format, int8, images):
     if int8 and format != "litert":
         raise InputError(f"int8=True needs format='litert', not {format!r}")
     if images is not None and images < 1:
-        raise InputError(f"images={images}: verify on at least 1")
+        raise InputError(f"images={images}: give 1 or more")
     needed = ("tensorflow", *FORMATS[format][1])
     missing = [x for x in needed if not find_spec(x.replace("-", "_"))]
     if missing:
@@ -278,10 +291,7 @@ def _source(model_or_run):
 
 
 def _loaded(request, data, model):
-    """Returns the `Dataset` to use, `None` where nothing names one.
-
-    And whether the request of a run has named it.
-    """
+    """Returns the `Dataset` to use, if any, and whether it is the run's."""
     same = data is None
     if isinstance(data, dict):
         same = data.get("name") in (None, request.get("name"))
@@ -303,9 +313,9 @@ def _copy_files(paths, sample, folder):
                 turned += not upright
     if turned:
         warnings.warn(
-            f"serving_bytes ignores the orientation in EXIF data, which turns "
-            f"{turned} of the test images: turn such files before they are "
-            "sent",
+            "serving_bytes ignores the orientation in EXIF data, which rotates "
+            f"{turned} of the test images: rotate such files before sending "
+            "them",
             stacklevel=3,
         )
     places = np.linspace(0, len(chosen) - 1, min(len(chosen), verify.ENCODED))
@@ -320,8 +330,8 @@ def _calibrated(model, data):
     held_out = data and data.validation
     if not held_out:
         raise InputError(
-            "calibrated=True fits a temperature on the validation split: give "
-            "data= with one, such as that of a run with validation=5000"
+            "calibrated=True needs a validation split to fit a temperature on: "
+            "give data= with one, or a run trained with validation=5000"
         )
     temperature = fit_temperature(
         logits_of(model, held_out.images), held_out.labels
@@ -335,9 +345,9 @@ def _calibrated(model, data):
             for x in (logits, logits / temperature)
         )
         measured = (
-            f"On the {after.n:,} images of the test split the expected "
+            f"On the {after.n:,} images of the test split, the expected "
             f"calibration error is {before.ece:.4f} without it and "
-            f"{after.ece:.4f} with it, the loss {before.loss:.4f} and "
+            f"{after.ece:.4f} with it; the loss is {before.loss:.4f} and "
             f"{after.loss:.4f}.\n"
         )
     model = keras.Model(model.inputs, scaled(model.outputs[0]), name=model.name)
@@ -355,8 +365,8 @@ def _sample(model, config, data, int8, count):
     if data is None:
         if int8:
             raise InputError(
-                "int8=True is calibrated on images of the train split: give "
-                "data= the dataset that the model was trained on"
+                "int8=True needs training images to calibrate on: give the "
+                "dataset that the model was trained on as data="
             )
         description = "drawn images"
         sample["images"] = _drawn_images(model, count or DRAWN_IMAGES)
@@ -402,7 +412,7 @@ def _save(model, path, format):
 def _run_python(failure, *arguments):
     """Runs Python; raises if it fails, with the last line of its stderr."""
     settings = {
-        # Accelerators round products to fewer digits, each in its own way.
+        # Accelerators round products to fewer digits, in different ways.
         "CUDA_VISIBLE_DEVICES": "-1",
         "KERAS_BACKEND": "tensorflow",
         "TF_CPP_MIN_LOG_LEVEL": "3",

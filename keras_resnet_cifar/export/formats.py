@@ -1,16 +1,16 @@
-"""Writes a model as a SavedModel, for ONNX or for LiteRT, by TensorFlow.
+"""Writes a model as a SavedModel, ONNX or LiteRT file, with TensorFlow.
 
     KERAS_BACKEND=tensorflow python -m keras_resnet_cifar.export.formats \\
         FORMAT FOLDER TARGET SCRATCH
 
-writes to FOLDER, which becomes TARGET, a model that computes in float32.
+writes a model that computes in float32 to FOLDER, which later becomes TARGET.
 SCRATCH holds `model.keras`, from images `[N, H, W, 3]`, 0 to 255, to logits
-`[N, C]`, and `sample.npz`: `images`, uint8; `class_names`, C strings; for test
-images `labels`, int `[N]`; and to quantise, `calibration`, uint8 images. It
-gets `reference.npy`, the Keras model's probabilities, float32 `[N, C]`.
+`[N, C]`, and `sample.npz`: `images`, uint8; `class_names`, C strings; `labels`,
+int `[N]`, for test images; and `calibration`, uint8 images, to quantize. The
+Keras model's probabilities, float32 `[N, C]`, are written to `reference.npy`.
 
-If that fails, the last line on stderr says why; the exit code is 2 for what a
-user can mend, else 1.
+On failure, the last line on stderr says why; the exit code is 2 if the user can
+fix it, else 1.
 """
 
 import sys
@@ -31,7 +31,7 @@ WARMUP_BATCHES = (1, 32)
 
 
 def write(format: str, folder: Path, target: Path, scratch: Path) -> None:
-    """Writes a model, as the module's docstring says.
+    """Writes a model as described in the module's docstring.
 
     Raises:
         InputError: The model cannot be loaded or written.
@@ -43,7 +43,7 @@ def write(format: str, folder: Path, target: Path, scratch: Path) -> None:
         model = load_model(scratch / "model.keras")
     except InputError as error:
         raise InputError(
-            f"give a model of Keras's own layers; in a new process: {error}"
+            f"give a model of Keras's own layers; a new process says: {error}"
         ) from error
     model = clone_with(model, _float32)
     size = images.shape[1:3]
@@ -110,9 +110,9 @@ def _write_saved_model(model, names, size, folder):
 def decode(encoded: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """Decodes an image file, in the graph, to uint8 `[H, W, 3]`.
 
-    It is JPEG, PNG, BMP, or GIF (its first frame). The result is that of
-    `data.images.read_image` to within two grey levels, four for JPEG, which
-    cuts out the middle and resizes it; but the orientation in EXIF data is
+    It may be JPEG, PNG, BMP or GIF (the first frame). The result agrees with
+    `data.images.read_image`, which crops the centre and resizes it, to within
+    two grey levels (four for JPEG), except that the orientation in EXIF data is
     ignored.
     """
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
@@ -130,7 +130,7 @@ def decode(encoded: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
 
 
 def _write_warmup_requests(model_name, size, folder):
-    """Adds black images that TensorFlow Serving runs before it takes others."""
+    """Adds black images for TensorFlow Serving to run before real requests."""
     from tensorflow_serving.apis import prediction_log_pb2
 
     black = tf.zeros((*size, 3), tf.uint8)
@@ -170,8 +170,8 @@ def _write_onnx(model, size, path):
     )
     from tf2onnx.convert import from_graph_def
 
-    # `Model.export(format="onnx")` of Keras 3.15 makes the constants of
-    # `Normalization` further inputs.
+    # `Model.export(format="onnx")` of Keras 3.15 turns the constants of
+    # `Normalization` into inputs.
     spec = tf.TensorSpec((None, *size, 3), tf.uint8, name="image")
     function = tf.function(_with_softmax(model, size), [spec])
     graph = convert_variables_to_constants_v2(function.get_concrete_function())

@@ -2,9 +2,9 @@
 
     python -P verify.py FORMAT FOLDER SCRATCH [TOLERANCE]
 
-runs the model in FOLDER on the images in SCRATCH, which `formats` describes,
-as if neither this package nor Keras were installed. SCRATCH/measures.json gets
-what `compare` returns. If the model does not run or does not agree, the last
+runs the model in FOLDER on the images in SCRATCH (see `formats`), as if neither
+this package nor Keras were installed, and writes the result of `compare` to
+SCRATCH/measures.json. If the model does not run or does not agree, the last
 line on stderr says why.
 """
 
@@ -25,11 +25,11 @@ ENCODED = 32
 # Mean difference of a probability for image files: TensorFlow and Pillow
 # decode and resize to within some grey levels.
 FILES_TOLERANCE = 0.02
-CALLS = 20  # timed, for each batch size
+CALLS = 20  # timed calls for each batch size
 
 
 def open_saved_model(folder: str) -> tuple:
-    """Returns functions of raw images and, or `None`, of image files."""
+    """Returns a function of raw images, and one of image files."""
     import tensorflow as tf
 
     model = tf.saved_model.load(folder)
@@ -73,7 +73,7 @@ def open_litert(folder: str) -> tuple:
     return lambda images: signature(image=images), None
 
 
-# What opens a format, and the packages that it needs besides TensorFlow.
+# The function that opens a format, and the packages needed besides TensorFlow.
 FORMATS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "saved_model": (open_saved_model, ()),
     "onnx": (open_onnx, ("tf2onnx", "onnx", "onnxruntime")),
@@ -87,7 +87,7 @@ def outputs_of(
     """Runs a model on images, uint8 `[N, H, W, 3]`, and times it.
 
     Returns:
-        `probabilities` and, of a SavedModel, `class_id` and `label`;
+        `probabilities` and, for a SavedModel, `class_id` and `label`;
         `batch_of_one`, the probabilities of the first image; `from_bytes` and
         `from_files`, those of the first images as PNG files and of the image
         files given; and `images_per_second`.
@@ -133,8 +133,8 @@ def compare(
 ) -> dict[str, Any]:
     """Compares outputs with the Keras model's probabilities.
 
-    Every image must have the same class, and no probability may be off by
-    more than the tolerance; without one, neither is required.
+    Every image must get the same class, and no probability may differ by more
+    than the tolerance. Without a tolerance, neither is required.
 
     Returns:
         The fields of `Export` from `count` on.
@@ -159,7 +159,7 @@ def compare(
         if same_class < count:
             sys.exit(
                 f"{count - same_class} of {count} images get another class "
-                "than from the Keras model"
+                "from it than from the Keras model"
             )
         for name, difference in differences.items():
             if not difference <= tolerance:  # it may be NaN

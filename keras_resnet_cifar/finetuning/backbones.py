@@ -9,9 +9,9 @@ from keras_resnet_cifar.models import architectures
 from keras_resnet_cifar.models.weights import find_weights
 
 # What stays frozen in fine-tuning: the whole backbone, the stem and the stages
-# up to one, or nothing.
+# up to the named one, or nothing.
 FREEZE = ("all", "stage4", "stage3", "stage2", "stage1", "none")
-IMAGE_SIZE = 224  # side in pixels of the images that all were trained on
+IMAGE_SIZE = 224  # side in pixels of the images that they were trained on
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Backbone:
 
     Attributes:
         name: Its name in `BACKBONES`.
-        preprocessing: What the published weights expect, a mode of
-            `normalization.preprocess_input`. PyTorch's always expect `"torch"`.
+        preprocessing: The mode of `normalization.preprocess_input` that the
+            published weights expect; PyTorch weights always expect `"torch"`.
         file: File name of the published weights.
-        sha256: Digest of a file of torchvision's; Keras checks its own.
+        sha256: Digest of a torchvision file; Keras checks its own files.
         application: Its function in `keras.applications`, or `None`.
         arch: The same net in `models.architectures`, or `None`.
         preset: The same net in KerasHub (converted from timm), or `None`.
@@ -75,7 +75,7 @@ BACKBONES = {
 
 
 def found_backbone(name: str | Path) -> str:
-    """Returns a backbone as `BACKBONES` spells it; of a run, its last.keras."""
+    """Returns a name as `BACKBONES` spells it; for a run, its last.keras."""
     name = str(spelled(name, BACKBONES))
     run = newest_run(Path(name))
     known = name in BACKBONES or not run.config.is_file()
@@ -83,10 +83,10 @@ def found_backbone(name: str | Path) -> str:
 
 
 def check_backbone(name: str | Path, weights: str | Path) -> None:
-    """Raises `InputError` for a backbone that is none, or has no such weights.
+    """Raises `InputError` for an unknown backbone, or weights it does not have.
 
-    The arguments are those of `build_finetuned`. A name of `BACKBONES` or of a
-    file is not looked into.
+    The arguments are those of `build_finetuned`. For a name of `BACKBONES` or a
+    file, the weights are not checked here.
     """
     name = found_backbone(name)
     if name in BACKBONES or str(name).endswith(".keras"):

@@ -1,4 +1,4 @@
-"""Trains a head on features that the frozen backbone computes once."""
+"""Trains a head on cached features of the frozen backbone."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from keras_resnet_cifar.training.model_card import model_card
 from keras_resnet_cifar.training.recipes import Recipe
 from keras_resnet_cifar.training.train import Run, run_config
 
-_BATCH_SIZE = 64  # of the backbone: some hundred MiB at 224x224
+_BATCH_SIZE = 64  # of the backbone: a few hundred MiB at 224x224
 
 
 def train_head(
@@ -38,13 +38,12 @@ def train_head(
     resume: bool = False,
     verbose: bool = True,
 ) -> Run:
-    """Trains the last layer alone, on features that are computed once.
+    """Trains only the last layer, on features that are computed once.
 
     The arguments are those of `train`, for a model of `build_finetuned` and
     images in memory. The recipe's augmentation, averaged weights, precision,
-    checkpoints and early stopping do not apply. The folder's files appear
-    together when the head is trained; `resume` returns that run, with its
-    weights in `model`.
+    checkpoints and early stopping do not apply. All files of the run are
+    written at the end; `resume` returns that run, with its weights in `model`.
 
     Raises:
         InputError: The data do not fit the model, or the folder is in use or
@@ -52,9 +51,13 @@ def train_head(
         Diverged: The loss became infinite or NaN.
     """
     if isinstance(data.train, StreamedSplit):
-        raise InputError("cache_features=True needs images in memory")
+        raise InputError(
+            "cache_features=True needs images in memory: give (images, labels)"
+        )
     if recipe.loss is not None:
-        raise InputError("loss= is not for cache_features=True: omit either")
+        raise InputError(
+            "loss= cannot be combined with cache_features=True: omit one"
+        )
     saving.check_classifier(
         model, data.num_classes, data.train.images.shape[1:]
     )
@@ -82,7 +85,9 @@ def train_head(
     history = _fit(model, data, recipe, seed, options)
     model.class_names = tuple(data.class_names)
     if not np.isfinite(history["loss"]).all():
-        raise Diverged("the loss of the head is not finite: try a lower rate")
+        raise Diverged(
+            "the loss of the head is not finite: try a lower learning rate"
+        )
     rows = [
         {"epoch": epoch} | dict(zip(history, values, strict=True))
         for epoch, values in enumerate(zip(*history.values(), strict=True), 1)
@@ -131,7 +136,7 @@ def _fit(model, data, recipe, seed, options):
 
 
 def _write(directory, run):
-    """Writes a finished run, whole or not at all."""
+    """Writes a finished run atomically."""
     with files.staged_folder(directory.path.parent) as folder:
         staged = run_directory.RunDirectory(folder)
         saving.save_model(run.model, staged.last)
@@ -141,7 +146,7 @@ def _write(directory, run):
         card = model_card(run.config, len(run.history), run.metrics)
         files.write_text(staged.card, card)
         files.write_json(staged.config, files.with_checksum(run.config))
-        with contextlib.suppress(OSError):  # an empty folder gives way
+        with contextlib.suppress(OSError):  # an empty folder is replaced
             directory.path.rmdir()
         files.move_folder(folder, directory.path)
 

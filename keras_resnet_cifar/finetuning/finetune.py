@@ -53,18 +53,19 @@ def build_finetuned(
     float32 logits `[N, num_classes]`. All its layers are stock Keras layers.
 
     Args:
-        backbone: A name of `BACKBONES`, another of `build_resnet` with its
-            `weights`, or a run directory or the `.keras` file of a classifier
+        backbone: A name of `BACKBONES`; another name of `build_resnet`, with
+            `weights`; or a run directory or `.keras` file of a classifier
             whose head starts with `GlobalAveragePooling2D`, as in
-            `build_resnet`. These bring their normalization and image size.
+            `build_resnet`. Nets, runs and files keep their normalization and
+            image size.
         num_classes: Number of logits.
         weights: `"imagenet"`, `"none"` (random), `"hub"` (KerasHub's ImageNet
-            weights, for resnet18, 50, 101 and 152) or a file: PyTorch's (.th,
-            .pt, .pth, .safetensors) or `keras.applications`' (.h5, without the
-            top). For another net of `build_resnet` its `weights`, such as
+            weights, for resnet18, 50, 101 and 152), or a file of PyTorch (.th,
+            .pt, .pth, .safetensors) or `keras.applications` (.h5, without the
+            top). For another net of `build_resnet`, its `weights`, such as
             `"cifar10"`.
-        image_size: Side of the images inside the net, 32 to 1024 pixels; by
-            default 224, or that of the net of `build_resnet` or of the file.
+        image_size: Side in pixels to resize images to, 32 to 1024; by default
+            224, or the input size of the `build_resnet` net or the file.
         input_shape: `(H, W, 3)` of the images, which are RGB.
         freeze, train_norm: See `freeze_backbone`.
 
@@ -102,23 +103,24 @@ def build_finetuned(
 def freeze_backbone(
     model: keras.Model, freeze: str = "all", train_norm: bool = False
 ) -> None:
-    """Sets which weights of a fine-tuned model train; the head always does.
+    """Freezes layers of a fine-tuned model; the head is always trained.
 
-    BatchNorm of the backbone is frozen too, whatever `freeze` says, and so in
+    By default, BatchNorm in the backbone is frozen, too, and therefore in
     inference mode. Calling the backbone with `training=False` is not enough:
-    Keras 3.15.1 passes the `training=True` of `fit` to its layers all the same.
+    Keras 3.15.1 still passes `training=True` to its layers in `fit`.
 
     Args:
         model: A model of `build_finetuned`, or loaded from its file.
-        freeze: `"all"` freezes the whole backbone, `"stage1"` to `"stage4"` the
-            stem and the stages up to that one, `"none"` nothing.
-        train_norm: Whether BatchNorm trains like the layers around it,
-            statistics included, as random weights need. The model must have
-            been built with `train_norm=True`.
+        freeze: `"all"` freezes the whole backbone; `"stage1"` to `"stage4"`
+            freeze the stem and the stages up to that one; `"none"` freezes no
+            layer but BatchNorm.
+        train_norm: Whether to train BatchNorm like the layers around it,
+            including its statistics, as random weights need. The model must
+            have been built with `train_norm=True`.
 
     Raises:
-        InputError: `freeze` is unknown or a stage that the backbone lacks, or
-            the model has no backbone.
+        InputError: `freeze` is unknown or names a stage that the backbone does
+            not have, or the model has no backbone.
     """
     try:
         backbone = model.get_layer("backbone")
@@ -146,8 +148,8 @@ def stage_of(name: str) -> int:
     """Returns the stage of a backbone's layer by its name.
 
     Stages count from 1: `stage1_block0_...` in nets of this package,
-    `conv2_block1_...` in keras.applications. The stem is 0; what follows the
-    last stage, the final BatchNorm of pre-activation nets, is 5.
+    `conv2_block1_...` in keras.applications. The stem is 0, and the final
+    BatchNorm of pre-activation nets, after the last stage, is 5.
     """
     match = re.match(r"(stage|conv)(\d+)_block", name)
     if match:
@@ -179,31 +181,31 @@ def finetune(
 ) -> Run:
     """Trains the new head, then every layer that `freeze` does not freeze.
 
-    Each phase is a run of its own by the same recipe: the head's in
-    `output_dir/head`, the second in `output_dir/tuned`.
+    Both phases are runs with the same recipe: the head's in `output_dir/head`,
+    the second in `output_dir/tuned`.
 
     Args:
         model: A model of `build_finetuned`.
         data: A `Dataset`, or any other data that `train` accepts.
-        recipe: A name of `RECIPES` or a `Recipe`. If it crops by
+        recipe: A name of `RECIPES` or a `Recipe`. If it uses
             `random_resized_crop`, the crops get the backbone's image size.
-        output_dir: Folder of both phases; `None` keeps nothing.
+        output_dir: Folder of both phases; `None` writes no files.
         validation_data, class_weight: See `train`.
-        freeze: What stays frozen in the second phase, see `freeze_backbone`.
+        freeze: What stays frozen in the second phase; see `freeze_backbone`.
         head_epochs: Epochs of the first phase; 0 skips it.
         head_learning_rate: Its learning rate; by default the recipe's.
         train_norm: See `freeze_backbone`.
         cache_features: Compute the features of a frozen backbone once, without
             augmentation, so that an epoch takes seconds. This applies to the
-            first phase, and with `freeze="all"` to the second.
+            first phase and, with `freeze="all"`, to the second.
         seed: Random seed of shuffling and augmentation.
         resume: Continue the run in `output_dir`.
         backup_every, deterministic, devices: See `train`. Cached features are
             computed, and their head is trained, on one device.
-        callbacks: More Keras callbacks, for both phases. With cached features
+        callbacks: More Keras callbacks, for both phases. With cached features,
             their model is the head alone.
-        verbose: Whether to print one line per epoch.
-        **changes: Fields of the recipe to replace; `learning_rate` is that of
+        verbose: Whether to print progress.
+        **changes: Fields of the recipe to override; `learning_rate` is that of
             the second phase.
 
     Returns:
@@ -239,7 +241,9 @@ def finetune(
         "devices": devices,
     }
     if cache_features and hosts.count() > 1:
-        raise InputError("cache_features=True needs a single process")
+        raise InputError(
+            "cache_features=True works in one process only: omit it"
+        )
     directory = PhasedDirectory(Path(output_dir)) if output_dir else None
     started: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -286,12 +290,12 @@ def _head_recipe(recipe, epochs, learning_rate):
 
 
 def _resume(directory, plan):
-    """Completes a plan by that of a run; returns the phases it has started."""
+    """Completes a plan from a run's; returns the phases that have started."""
     if directory is None:
         raise InputError("resume=True needs the output_dir= of a run")
     saved = directory.read_plan()
-    # As in `train`, a resumed run stays deterministic, and may become so. The
-    # epochs of a recipe, which `check_same` leaves out, may not change.
+    # As in `train`, a resumed run stays deterministic, and may become so.
+    # Unlike in `train`, the number of epochs may not change.
     old, new = (
         each | {"recipe": asdict(recipe), "epochs": recipe.epochs}
         for each, recipe in ((saved, saved["recipe"]), (plan, plan["recipe"]))

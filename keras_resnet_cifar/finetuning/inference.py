@@ -1,4 +1,4 @@
-"""Loads the model of a run, of any kind, and predicts with it."""
+"""Loads the model of a run or a fine-tuning run, and predicts with it."""
 
 import os
 from collections.abc import Sequence
@@ -22,17 +22,18 @@ from keras_resnet_cifar.training.train import Run
 
 
 def load_model(path_or_run: str | Path | Run) -> keras.Model:
-    """Loads a classifier of images.
+    """Loads an image classifier.
 
     Args:
-        path_or_run: A `.keras` file; a run directory, for its `last.keras`
-            (of a fine-tuning run, that of its newest phase); or a `Run`.
+        path_or_run: A `.keras` file; a run directory, whose `last.keras` is
+            loaded (for a fine-tuning run, that of its newest phase); or a
+            `Run`.
 
     Returns:
-        The model; its `class_names` is a tuple if the file names the classes.
+        The model, with a tuple `class_names` if the file names the classes.
 
     Raises:
-        InputError: The file is missing or damaged, or holds something else.
+        InputError: The file is missing, damaged, or not an image classifier.
 
     Examples:
         >>> model = load_model("runs/first")
@@ -55,23 +56,23 @@ def predict(
     Args:
         model_or_run: A model from raw images to logits, or what `load_model`
             takes.
-        images: An image file, a folder of them, or several of these, each
-            brought to the model's input size; or an array `[N, H, W, 3]`, 0 to
-            255.
+        images: An image file, a folder of image files, or a list of these, each
+            cropped and resized to the model's input size; or an array
+            `[N, H, W, 3]`, 0 to 255.
         class_names: One name per class; by default the model's own, else
             numbers.
-        top: How many classes to return per image, at least 1.
-        explain: PNG file for a picture of where the model sees the most
-            probable class of each image: see `grad_cam`.
+        top: Number of classes to return per image, 1 or more.
+        explain: PNG file to draw Grad-CAM heatmaps of each image's most
+            probable class to: see `grad_cam`.
 
     Returns:
         A list of dicts `{"image": path, "classes": [{"class": name,
-        "probability": 0 to 1}, ...]}`, the most probable class first. Of an
+        "probability": 0 to 1}, ...]}`, the most probable class first. For an
         array, `"image"` is an index.
 
     Raises:
         InputError: A file is not an image, the images or the names do not fit
-            the model, or it cannot be explained.
+            the model, or Grad-CAM does not support the model.
 
     Examples:
         >>> predict("runs/first", "photo.png")[0]["classes"][0]["class"]
@@ -85,7 +86,7 @@ def predict(
     names = saving.names_of(model) if class_names is None else class_names
     saving.check_names(model, names)
     if top < 1:
-        raise InputError(f"top={top}: ask for at least 1 class")
+        raise InputError(f"top={top}: give 1 or more")
     if isinstance(images, str | os.PathLike):
         images = [images]
     if hasattr(images, "shape"):

@@ -20,7 +20,7 @@ _PLAN = "finetune.json"
 class PhasedDirectory:
     """The folder `path` of a fine-tuning run.
 
-    It holds finetune.json, the plan, and a run directory for each phase.
+    It holds the plan, finetune.json, and a run directory for each phase.
     """
 
     path: Path
@@ -38,15 +38,15 @@ class PhasedDirectory:
         started = self.started_phases()
         if not started:
             raise InputError(
-                f"{self.path} holds no phase that has started: start a new run "
-                "in another folder"
+                f"no phase in {self.path} has started: start a new run in "
+                "another folder"
             )
         return self.phase(started[-1])
 
     def check_unused(self) -> None:
         """Raises `InputError` if the folder holds more than a plan."""
         # A kill before the first phase leaves no run, but may leave hidden
-        # files and folders beside the plan.
+        # files and folders next to the plan.
         if not self.path.is_dir() or any(
             path.name != _PLAN and not path.name.startswith(".")
             for path in self.path.iterdir()
@@ -85,16 +85,16 @@ class PhasedDirectory:
         except FileNotFoundError:
             raise InputError(
                 f"{self.path} holds no fine-tuning run (no {_PLAN}): give "
-                "the folder of an earlier run"
+                "the folder of one"
             ) from None
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(
                 f"cannot read {self.path / _PLAN} ({one_line(error)}): restore "
-                "it or start a new run"
+                "it, or start a new run"
             ) from error
 
 
 def newest_run(path: Path) -> RunDirectory:
-    """Returns the run directory at a path; of a fine-tuning run, the newest."""
+    """Returns the run directory at a path, or the newest phase's in it."""
     phased = PhasedDirectory(path)
     return phased.newest() if phased.started_phases() else RunDirectory(path)

@@ -1,4 +1,4 @@
-"""Loads backbones: keras.applications', PyTorch's, KerasHub's, our own nets."""
+"""Loads backbones: keras.applications, PyTorch, KerasHub and our own nets."""
 
 import os
 import re
@@ -45,8 +45,8 @@ def load_backbone(
     if name.endswith(".keras"):
         if weights not in ("imagenet", None):
             raise InputError(
-                f"weights={str(weights)!r}: {name} brings its own weights; "
-                "omit weights="
+                f"weights={str(weights)!r}: {name} has its own weights; omit "
+                "weights="
             )
         return _own_net(load_model(name), name, image_size)
     check_backbone(name, weights)
@@ -62,8 +62,8 @@ def load_backbone(
     if Path(weights).suffix in FORMATS:
         if row.arch is None:
             raise InputError(
-                f"{weights}: {name} has no PyTorch checkpoints of the same "
-                f"net; give {row.file}"
+                f"{weights}: there are no PyTorch checkpoints of {name}; give "
+                f"{row.file}"
             )
         model = load_torch_checkpoint(weights, row.arch)
         return _headless(model, side), "torch", side
@@ -85,18 +85,19 @@ def _checked_size(size, default):
 
 
 def _own_net(model, name, image_size):
-    """Returns a net like ours up to its head, with its normalization."""
+    """Returns a net without its head, including its normalization."""
     check_classifier(model, image_shape=(None, None, 3), name=name)
     pools = [x for x in model.layers if isinstance(x, GlobalAveragePooling2D)]
     if not pools:
         raise InputError(
-            f"{name} has no GlobalAveragePooling2D, where its head would start:"
-            " give a net of this package"
+            f"{name} has no GlobalAveragePooling2D, with which a head starts: "
+            "give a net of this package"
         )
     height, width = model.input_shape[1:3]
     if height != width and image_size is None:
         raise InputError(
-            f"{name} takes {height} x {width} images: give image_size="
+            f"{name} takes {height} x {width} images, but a backbone takes "
+            "squares: give image_size="
         )
     side = _checked_size(image_size, height)
     return _backbone(model.input, pools[-1].input, side), None, side
@@ -130,7 +131,7 @@ def _keras_hub_net(row, side):
     if row.preset is None:
         known = ", ".join(name for name in BACKBONES if BACKBONES[name].preset)
         raise InputError(
-            f"weights='hub': KerasHub has no {row.name}, only {known}"
+            f"weights='hub': KerasHub has no {row.name}; it has {known}"
         )
     try:
         import keras_hub
@@ -189,5 +190,5 @@ def _no_download(row, error):
     return InputError(
         f"no ImageNet weights for {row.name}: cannot download {row.file} "
         f"({one_line(error)}); put a copy into {keras_home() / 'models'}, give "
-        "its path as weights=, or give weights='none'"
+        "a path as weights=, or use weights='none'"
     )

@@ -1,4 +1,4 @@
-"""Names of architectures: the rule, the table, and suggestions.
+"""Names of architectures: the rule, the table and suggestions for typos.
 
 A name is `resnet{depth}`, followed by any of the suffixes
 
@@ -9,8 +9,8 @@ A name is `resnet{depth}`, followed by any of the suffixes
     -imagenet                   7x7 stride-2 stem and max pooling
 
 A bare depth of 18, 34, 50, 101 or 152 is the four-stage net of that depth;
-every other bare depth is 6n+2, a three-stage net of basic blocks. So
-`resnet50` is the four-stage net, although 50 = 6*8+2 as well; that one is
+every other bare depth is 6n+2, a three-stage net of basic blocks. `resnet50` is
+therefore the four-stage net, although 50 = 6*8+2, too; the three-stage net is
 `build_resnet(depth=50, block="basic")`.
 
 Without a suffix, the shortcut is the identity (option A of He et al. 2015) in
@@ -60,9 +60,9 @@ RULE = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a ResNet is, apart from its input and its classes.
+    """A ResNet without its input and its classes.
 
-    The fields are arguments of `build_resnet`, which describes them.
+    The fields are documented as arguments of `build_resnet`.
     """
 
     depth: int
@@ -131,8 +131,7 @@ def resolve(name: str | None = None, **fields: Any) -> Architecture:
         return _complete(given)
     if "depth" in given:
         raise InputError(
-            f"give arch={name!r} or depth={given['depth']}, not both: the name "
-            "contains the depth"
+            f"arch={name!r} contains the depth: omit depth={given['depth']}"
         )
     named = _fields_of(name)
     if "stage_blocks" in given:
@@ -156,7 +155,7 @@ def _fields_of(name: str) -> dict[str, Any]:
     for suffix in match[2].split("-")[1:] if match else ():
         if suffix not in SUFFIXES:
             raise unknown("suffix", f"{suffix} in {name}", SUFFIXES)
-        if fields.keys() & SUFFIXES[suffix].keys():  # a second shortcut, say
+        if fields.keys() & SUFFIXES[suffix].keys():  # such as two shortcuts
             match = None
         fields |= SUFFIXES[suffix]
     if match is None:
@@ -178,8 +177,8 @@ def _complete(given: dict[str, Any]) -> Architecture:
     widths = fields.setdefault("widths", _WIDTHS.get(len(stage_blocks), ()))
     if len(widths) != len(stage_blocks):
         raise InputError(
-            f"widths={widths} do not fit stage_blocks={stage_blocks}: their "
-            "lengths differ; give one width per stage"
+            f"widths={widths} and stage_blocks={stage_blocks} differ in "
+            "length: give one width per stage"
         )
     fields.setdefault("stem_width", widths[0])
     depth = BLOCKS[block] * sum(stage_blocks) + 2
@@ -197,8 +196,9 @@ def _complete(given: dict[str, Any]) -> Architecture:
     filters = [arch.stem_width, *widths]
     if arch.shortcut == "identity" and filters != sorted(filters):
         raise InputError(
-            f"widths={widths}: with identity shortcuts no stage is narrower "
-            "than the one before, or the stem; use shortcut='projection'"
+            f"widths={widths}: with identity shortcuts, no stage may be "
+            "narrower than the previous one or the stem; use "
+            "shortcut='projection'"
         )
     return arch
 
@@ -207,7 +207,7 @@ def _stages_of_depth(given: dict[str, Any]) -> dict[str, Any]:
     """Returns the `block` and `stage_blocks` of a net given by its depth."""
     if "depth" not in given:
         raise InputError(
-            "which net? Give a name such as 'resnet20', a depth, or "
+            "no net named: give a name such as 'resnet20', a depth, or "
             "stage_blocks and widths"
         )
     depth, block = given["depth"], given.get("block")
@@ -251,7 +251,7 @@ def list_architectures() -> list[dict[str, Any]]:
     """Returns the table of named nets as a list of dicts.
 
     Each has `name`, `depth`, `block`, `parameters` (trainable, for 10 classes
-    and RGB input) and `source`. Any other name by the rule works as well.
+    and RGB input) and `source`. `build_resnet` accepts other names, too.
     """
     return [
         {

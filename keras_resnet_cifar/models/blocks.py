@@ -1,9 +1,9 @@
 """Stems, blocks and shortcuts, as functions on tensors `[N, H, W, C]`.
 
-They read like figure 5 of He et al. 2015 and figure 1 of He et al. 2016, and
-use stock Keras layers only, so that a saved model loads without this package.
+They follow figure 5 of He et al. 2015 and figure 1 of He et al. 2016, and use
+stock Keras layers only, so that a saved model loads without this package.
 `filters` and `strides` are those of a block's 3x3 convolutions, `kind` is its
-shortcut where the shape changes, and `name` starts the names of its layers.
+shortcut where the shape changes, and `name` is the prefix of its layers' names.
 """
 
 from keras import KerasTensor as Tensor
@@ -15,8 +15,8 @@ def conv(
 ) -> Tensor:
     """A convolution without bias, padded symmetrically as in the papers' code.
 
-    With stride 2 the padding is explicit: Keras's "same" pads an even size by
-    (0, 1), PyTorch and the original code by (1, 1).
+    With stride 2, the padding is explicit: Keras's "same" pads an even size by
+    (0, 1), while PyTorch and the original code pad by (1, 1).
     """
     if strides > 1 and kernel > 1:
         x = layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x)
@@ -82,11 +82,12 @@ def shortcut(
     name: str,
     activated: Tensor | None = None,
 ) -> Tensor:
-    """The path beside a block: `x` itself unless the shape changes.
+    """The shortcut of a block: `x` itself unless the shape changes.
 
-    Then it is option A (`"identity"`) or a convolution, 1x1 (`"projection"`,
-    option B) or 3x3 (`"conv3x3"`), with BatchNorm. In a pre-activation block
-    the convolution takes the `activated` input, and no BatchNorm follows.
+    If it changes, the shortcut is option A (`"identity"`) or a convolution with
+    BatchNorm, 1x1 (`"projection"`, option B) or 3x3 (`"conv3x3"`). In a
+    pre-activation block, the convolution takes the `activated` input, and no
+    BatchNorm follows.
     """
     name = f"{name}_shortcut"
     if strides == 1 and x.shape[-1] == filters:
@@ -114,7 +115,7 @@ def bottleneck_block(
 ) -> Tensor:
     """1x1, BN, ReLU, 3x3, BN, ReLU, 1x1 (four times as wide), BN, add, ReLU.
 
-    The stride is in the 3x3, as in the PyTorch ResNets that people load.
+    The stride is in the 3x3 convolution, as in PyTorch ResNets.
     """
     y = norm_relu(conv(x, filters, 1, 1, f"{name}_conv1"), name, 1)
     y = norm_relu(conv(y, filters, 3, strides, f"{name}_conv2"), name, 2)

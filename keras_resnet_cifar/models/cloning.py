@@ -1,4 +1,4 @@
-"""Copies of a model whose layers differ in class or config."""
+"""Clones models with layers of another class or config."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +19,9 @@ def clone_with(
 
     Args:
         model: A functional model; its sub-models are copied as well.
-        change: `(layer, config) -> (class, config)`: what to build in place of
-            each layer. By default the same layer.
-        inputs: A `keras.Input` to build the copy on; by default one like the
-            model's own.
+        change: `(layer, config) -> (class, config)` of the layer to build in
+            place of each one; by default the same layer.
+        inputs: A `keras.Input` for the copy; by default one like the model's.
 
     Returns:
         The copy. Its variables have the order and shapes of `model`'s.
@@ -41,7 +40,7 @@ def clone_with(
             raise InputError(
                 f"the layer {layer.name} ({type(layer).__name__}) cannot be "
                 f"built from its config ({one_line(error)[:80]}): use no "
-                "lambda, and decorate own classes and functions with "
+                "lambda, and decorate your classes and functions with "
                 "keras.saving.register_keras_serializable()"
             ) from error
 

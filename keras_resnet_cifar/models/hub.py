@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, by its own client, which is an extra."""
+"""Access to the Hugging Face Hub with its client, which is an extra."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ def import_hub() -> Any:
     """Returns the module `huggingface_hub`.
 
     Raises:
-        InputError: It is not installed; the message names the extra.
+        InputError: It is not installed.
     """
     remedy = "pip install 'keras_resnet_cifar[huggingface]'"
     with explained("the Hugging Face Hub needs huggingface_hub", remedy):
@@ -23,17 +23,18 @@ def import_hub() -> Any:
 
 
 def fetch_model(repository: str) -> Path:
-    """Returns the `.keras` file of a repository, in the client's own cache.
+    """Returns the `.keras` file of a repository, in the client's cache.
 
     Args:
-        repository: `"user/name"`, as `push_to_hub` made it.
+        repository: `"user/name"`, as created by `push_to_hub`.
 
     Raises:
-        InputError: `huggingface_hub` is not installed, or has no such file.
+        InputError: `huggingface_hub` is not installed, or the file cannot be
+            downloaded.
     """
     client = import_hub()
     with explained(
-        f"cannot fetch {MODEL} of {repository} from the Hugging Face Hub",
+        f"cannot download {MODEL} of {repository} from the Hugging Face Hub",
         "check the name, the network, HF_ENDPOINT and HF_TOKEN",
     ):
         endpoint = os.environ.get("HF_ENDPOINT")

@@ -12,8 +12,8 @@ from keras_resnet_cifar.models import blocks
 from keras_resnet_cifar.models.architectures import Architecture
 from keras_resnet_cifar.models.normalization import input_normalization
 
-# Keras walks a functional graph recursively, one frame per layer, to build and
-# to load it. Nets of more blocks than this consist of sub-models, so that they
+# Keras traverses a functional graph recursively, one frame per layer, to build
+# and load it. Nets of more blocks than this consist of sub-models, so that they
 # stay within Python's default recursion limit wherever they are loaded.
 FLAT_BLOCKS = 54  # ResNet-110 and the bottleneck 164 have 54
 GROUP_BLOCKS = 27
@@ -48,7 +48,7 @@ def assemble(
 
 
 def _stages(x: KerasTensor, net: Architecture) -> KerasTensor:
-    """Applies all blocks, those of a deep net in groups, as sub-models."""
+    """Applies all blocks; those of a deep net are grouped into sub-models."""
     plan = [
         (f"stage{stage}_block{i}", width, 2 if stage > 1 and i == 0 else 1)
         for stage, (width, count) in enumerate(
@@ -74,7 +74,7 @@ def _stages(x: KerasTensor, net: Architecture) -> KerasTensor:
 
 
 def leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Yields a model's layers in order, those of sub-models in their place."""
+    """Yields a model's layers in order, including those of sub-models."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from leaf_layers(layer)
@@ -97,7 +97,7 @@ def head(
 
 
 def check_head(num_classes: int, activation: str | None = None) -> None:
-    """Raises `InputError` unless `head` can be built of its arguments."""
+    """Raises `InputError` unless `head` accepts these arguments."""
     whole = isinstance(num_classes, numbers.Integral)
     if not whole or isinstance(num_classes, bool) or num_classes < 1:
         raise InputError(

@@ -21,15 +21,18 @@ def input_normalization(
     """Returns a stock layer that normalizes images with values 0 to 255.
 
     It computes in float32 under any policy: bfloat16 would round the pixels.
-    Called directly, not in a model, `"per_image"` takes float images only.
+    Outside a model, the layer for `"per_image"` takes float images only.
 
     Args:
-        kind: A data set's name, `"imagenet"`, `(mean, std)` of each channel,
-            from 0 to 1, `"per_image"` (each image to mean 0 and variance 1),
-            `None` (scaled to 0 to 1), or a layer to copy. The names are for
-            RGB.
+        kind: The name of a dataset, `"imagenet"`, `(mean, std)` of each channel
+            for images from 0 to 1, `"per_image"` (each image to mean 0 and
+            variance 1), `None` (scaled to 0 to 1), or a layer to copy. Dataset
+            names and `"imagenet"` are for RGB.
         name: Name of the layer.
         channels: 3 (RGB) or 1 (grayscale).
+
+    Returns:
+        A stock Keras layer.
 
     Raises:
         InputError: `kind` is none of these.
@@ -57,7 +60,7 @@ def input_normalization(
         if channels != 3:
             raise InputError(
                 f"normalization={kind!r} is for RGB: give (mean, std) of the "
-                "one channel, from 0 to 1, 'per_image' or None"
+                "single channel, from 0 to 1, 'per_image' or None"
             )
         kind = known[kind]
     try:
@@ -86,8 +89,9 @@ def preprocess_input(x: KerasTensor, mode: str) -> KerasTensor:
     """Preprocesses images as an ImageNet net expects them, in stock layers.
 
     The result equals `keras.applications.imagenet_utils.preprocess_input` bit
-    for bit, but a saved model can hold it. Hence divisions stay divisions, and
-    slices, which no accelerator rounds, swap the channels.
+    for bit, but a saved model can contain it. Divisions are therefore not
+    replaced by multiplications, and slices, which no accelerator rounds, swap
+    the channels.
 
     Args:
         x: Keras tensor of images `[N, H, W, 3]` (R, G, B), 0 to 255.
@@ -128,7 +132,7 @@ def _division(mean: Any, std: Any, name: str) -> layers.Layer:
 
 
 def describe_normalization(model: keras.Model) -> str:
-    """Describes how a net of this package or PyTorch normalizes its images."""
+    """Describes the normalization of a net of this package as text."""
     layer = _find(model, "normalization")
     if layer is None:
         return "not normalized by a layer of the model"

@@ -1,4 +1,4 @@
-"""Floating-point operations of a model: those of its convolutions and head."""
+"""Counts the floating-point operations of a model's convolutions and head."""
 
 import math
 
@@ -10,10 +10,10 @@ from keras_resnet_cifar.models.nets import leaf_layers
 def step_operations(model: keras.Model, batch_size: int) -> float:
     """Returns the floating-point operations of one train step.
 
-    A multiply-add counts as two, a bias as nothing. The backward pass has twice
-    the operations of the forward pass, for the gradients of the weights and of
-    the inputs; the first convolution needs no gradient of its inputs. Infinite
-    where the model takes images of any size.
+    A multiply-add counts as two; biases are ignored. The backward pass has
+    twice the operations of the forward pass, for the gradients of the weights
+    and of the inputs; the first convolution needs no gradient of its inputs.
+    The result is infinite if the model takes images of any size.
     """
     forward = []
     for layer in leaf_layers(model):

@@ -1,4 +1,4 @@
-"""Finds trained weights, and copies them into a net of `assemble`."""
+"""Loads trained weights, and copies them into a net of `assemble`."""
 
 import contextlib
 import zipfile
@@ -25,17 +25,17 @@ def load_donor(
     num_classes: int | None = None,
     normalization: Any = None,
 ) -> keras.Model:
-    """Returns a model that has the weights, to be copied from.
+    """Returns a model with the weights, to copy them from.
 
     Args:
         weights: As in `build_resnet`.
-        arch: The name of the net that they must be of.
-        num_classes: The number of classes that they must have, if known.
-        normalization: That of a PyTorch checkpoint which does not tell.
+        arch: Name of the net that the weights must belong to.
+        num_classes: Number of classes that they must have, if known.
+        normalization: Normalization of a PyTorch checkpoint, if given.
 
     Raises:
-        InputError: There are no such weights, they are of another net, or they
-            cannot be had.
+        InputError: There are no such weights, they belong to another net, or
+            they are not available.
     """
     row = table.find_weights(weights, arch)
     text = str(weights)
@@ -51,15 +51,16 @@ def load_donor(
         donor = load_model(path)
     names = {layer.name for layer in donor.layers}
     if donor.name != arch or "normalization" not in names:
-        raise InputError(f"weights={text!r} are of {donor.name}, not {arch}")
+        raise InputError(
+            f"weights={text!r} are for {donor.name}, not for {arch}"
+        )
     if row is not None and row.dataset in DATASETS:
         donor.class_names = DATASETS[row.dataset].class_names
     classes = donor.output_shape[-1]
     if num_classes not in (None, classes):
         raise InputError(
             f"weights={text!r} have {classes} classes, not {num_classes}: omit "
-            f"num_classes={num_classes}, or put a new head on them by "
-            "fine-tuning"
+            f"num_classes={num_classes}, or fine-tune them with a new head"
         )
     return donor
 
@@ -76,7 +77,7 @@ def copy_weights(donor: keras.Model, model: keras.Model) -> None:
     if theirs != ours:
         path = next(p for p in [*ours, *theirs] if theirs.get(p) != ours.get(p))
         raise InputError(
-            f"the weights are of another {donor.name}: {path} has shape "
+            f"the weights do not fit this {donor.name}: {path} has shape "
             f"{theirs.get(path)}, not {ours.get(path)}"
         )
     model.set_weights(donor.get_weights())
@@ -84,12 +85,12 @@ def copy_weights(donor: keras.Model, model: keras.Model) -> None:
 
 
 def fetch(row: table.Weights) -> Path:
-    """Returns the file of a row, downloaded if need be, and verified.
+    """Returns the file of a row, downloaded if necessary, and verified.
 
-    Downloads are kept in the folder models of Keras's home.
+    Downloads are kept in the folder `models` of Keras's home.
 
     Raises:
-        InputError: It cannot be had, or is not the published one.
+        InputError: It is not available, or is not the published one.
     """
     if "://" not in row.where:
         shipped = table.SHIPPED / row.where
@@ -97,7 +98,7 @@ def fetch(row: table.Weights) -> Path:
             check_digest(shipped, row.digest)
         except InputError as error:
             raise InputError(
-                f"{shipped} is damaged ({error}): install the package again"
+                f"{shipped} is damaged ({error}): reinstall the package"
             ) from None
         return shipped
     name = Path(row.where).name

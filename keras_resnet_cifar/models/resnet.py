@@ -1,4 +1,4 @@
-"""`build_resnet`: a ResNet by name or by its parts, with or without weights."""
+"""`build_resnet`: a ResNet by name or by its parts, optionally with weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,16 +29,20 @@ def build_resnet(
     normalization: Any = "auto",
     activation: str | None = None,
 ) -> keras.Model:
-    """Builds a ResNet of the literature as a functional `keras.Model`.
+    """Builds a ResNet from the literature as a functional `keras.Model`.
 
-    The model takes raw images `[N, H, W, 3]` (or 1), uint8 or float, 0 to 255,
-    normalizes them, and returns float32 logits `[N, num_classes]`, also under
-    a mixed precision policy. It consists of stock Keras layers only.
+    The model takes raw images `[N, H, W, 3]` (or `[N, H, W, 1]`), uint8 or
+    float, 0 to 255, normalizes them, and returns logits `[N, num_classes]`,
+    which are float32 even under a mixed precision policy. It consists of stock
+    Keras layers only.
 
     Args:
-        arch: A name such as `"resnet20"`; see `list_architectures()`.
-        depth: Instead of a name: weight layers on the main path; 6n+2 (basic),
-            9n+2 (bottleneck), or 18, 34, 50, 101, 152 for four-stage nets.
+        arch: A name such as `"resnet20"`: one of `list_architectures()`, or
+            `resnet{depth}` followed by any of `-bottleneck`, `-preact`, a
+            shortcut (`-identity`, `-projection` or `-conv3x3`) and `-imagenet`.
+        depth: Instead of a name, the number of weight layers on the main path:
+            6n+2 (basic), 9n+2 (bottleneck), or 18, 34, 50, 101, 152 for
+            four-stage nets.
         block: `"basic"` (3x3, 3x3) or `"bottleneck"` (1x1, 3x3, 1x1, the last
             four times as wide).
         preactivation: Whether BatchNorm and ReLU precede each convolution.
@@ -53,17 +57,18 @@ def build_resnet(
             pre-activation net, as in kuangliu/pytorch-cifar.
         weights: Trained weights, as in `keras.applications`: a name that
             `list_weights()` has for this net, a file (`.keras`, or a PyTorch
-            checkpoint), `"hf://user/name"` at the Hugging Face Hub, or `None`
-            for random ones.
+            checkpoint), `"hf://user/name"` on the Hugging Face Hub, or `None`
+            for random initialization.
         num_classes: Size of the output; by default that of the weights, or 10.
         input_shape: `(H, W, 3)`, or `(H, W, 1)` for grayscale; by default
-            32x32, or 224x224 with the ImageNet stem, and RGB. `None` for H and
-            W takes any size.
-        normalization: A data set's name (its channel statistics),
-            `"imagenet"`, `(mean, std)` in 0 to 1, `"per_image"`, or `None`
-            (only scaled to 0 to 1). `"auto"` is that of the weights; without
-            any, CIFAR-10's for RGB, and `None` for grayscale.
-        activation: Of the head: `None` for logits, or e.g. `"softmax"`.
+            `(32, 32, 3)`, or `(224, 224, 3)` with the ImageNet stem. H and W
+            may be `None`, for images of any size.
+        normalization: The name of a dataset (its channel statistics),
+            `"imagenet"`, `(mean, std)` for images from 0 to 1, `"per_image"`,
+            or `None` (only scaled to 0 to 1). `"auto"` is that of the weights;
+            without weights, it is CIFAR-10's for RGB, and `None` for grayscale.
+        activation: Activation of the head: `None` for logits, or e.g.
+            `"softmax"`.
 
     Returns:
         A `keras.Model` named after the architecture, built, not compiled.
@@ -72,7 +77,7 @@ def build_resnet(
     Raises:
         InputError: No net has this name or depth (the message suggests
             others), the arguments contradict each other, or the weights are
-            unknown, of another net, damaged or not to be had.
+            unknown, damaged, not available or for another net.
 
     Examples:
         >>> model = build_resnet("resnet20")

@@ -1,4 +1,4 @@
-"""Loads and saves classifiers as `.keras` files, and checks what they are."""
+"""Loads, saves and checks classifiers in `.keras` files."""
 
 import json
 import re
@@ -18,16 +18,16 @@ _CLASS_NAMES = "class_names.json"  # beside the files of Keras in the zip file
 
 
 def load_model(path: str | Path) -> keras.Model:
-    """Loads a classifier of images from a `.keras` file.
+    """Loads an image classifier from a `.keras` file.
 
-    Where the file names the classes, `model.class_names` is a tuple of them.
+    If the file names the classes, `model.class_names` is a tuple of them.
 
     Raises:
-        InputError: The file is missing or damaged, or holds something else.
+        InputError: The file is missing, damaged, or not an image classifier.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no model at {path}: name a .keras file or a run")
+        raise InputError(f"no model at {path}: give a .keras file or a run")
     refuse_checkpoint(path)
     try:
         check_zip(path)
@@ -38,11 +38,11 @@ def load_model(path: str | Path) -> keras.Model:
                 model.class_names = tuple(map(str, names))
     except InputError as error:
         raise InputError(
-            f"{path} is damaged or not a .keras file ({error}): name another"
+            f"{path} is damaged or not a .keras file ({error}): give another"
         ) from error
     except Exception as error:  # Keras raises many kinds for a damaged file
         raise InputError(
-            f"cannot load {path}: {one_line(error)}; name a .keras file of a "
+            f"cannot load {path}: {one_line(error)}; give a .keras file of a "
             "classifier"
         ) from error
     named = getattr(model, "class_names", None)
@@ -51,13 +51,15 @@ def load_model(path: str | Path) -> keras.Model:
 
 
 def save_model(model: keras.Model, path: str | Path, **options: Any) -> None:
-    """Saves a model as `.keras` with its `class_names`, whole or not at all.
+    """Saves a model with its `class_names` as a `.keras` file, atomically.
 
-    Keras alone loads the file too; its own `model.save` leaves the names out.
+    `keras.saving.load_model` loads the file, too. Keras's `model.save` would
+    leave out the names.
 
     Args:
         model: Any model; it may have `class_names`, one per output.
-        path, **options: Arguments of `keras.Model.save`.
+        path: Path of the `.keras` file.
+        **options: Arguments of `keras.Model.save`.
 
     Raises:
         InputError: The system refuses to write.
@@ -77,27 +79,27 @@ def names_of(model: keras.Model) -> tuple[str, ...]:
 
 
 def check_names(model: keras.Model, class_names: Sequence[str]) -> None:
-    """Checks that no class has another number than in the model.
+    """Checks that each class has the same number as in the model.
 
     Raises:
-        InputError: One has, as after a class folder was renamed.
+        InputError: One has another, as after a class folder was renamed.
     """
     names = list(class_names)
     for number, name in enumerate(getattr(model, "class_names", None) or ()):
         if name in names and names.index(name) != number:
             raise InputError(
-                f"{name} is class {names.index(name)} here, and class {number} "
-                f"of {model.name}: name the classes as in its training"
+                f"{name} is class {names.index(name)} here, but class {number} "
+                f"of {model.name}: name the classes as in training"
             )
 
 
 def check_loads(model: keras.Model, path: Path) -> None:
-    """Checks that a saved model loads, if it has parts that Keras lacks.
+    """Checks that a saved model with custom parts loads.
 
     Raises:
         InputError: It does not; the message names the layer.
     """
-    # Loading a deep net takes seconds: none where all parts are Keras's.
+    # Loading a deep net takes seconds, so nets of stock parts are not checked.
     own = r'"registered_name": "(?!Functional")|"__lambda__"'
     if not re.search(own, model.to_json()):
         return
@@ -112,7 +114,7 @@ def check_loads(model: keras.Model, path: Path) -> None:
         ]
         raise InputError(
             f"{model.name} would not load after training: "
-            f"{[*faults, one_line(error)][0]}; decorate its own layers and "
+            f"{[*faults, one_line(error)][0]}; decorate your layers and "
             "functions with keras.saving.register_keras_serializable()"
         ) from error
 
@@ -148,25 +150,25 @@ def check_classifier(
     sides = zip(own, shape, strict=True)
     if any(None not in pair and pair[0] != pair[1] for pair in sides):
         raise InputError(
-            f"{name} takes images {own}, these are {shape}: build it with "
+            f"{name} takes images {own}, but these are {shape}: build it with "
             f"input_shape={shape}"
         )
     if classes not in (None, outputs):
         raise InputError(
-            f"{name} has {outputs} outputs, the data set has {classes} "
-            "classes: name the data set it was trained on, or build it with "
+            f"{name} has {outputs} outputs, but the dataset has {classes} "
+            "classes: give the dataset it was trained on, or build it with "
             f"num_classes={classes}"
         )
     activation = _last_activation(model)
     if activation:
         raise InputError(
             f"{name} ends in {activation}, but logits are needed: build it "
-            "with activation=None, and without such a layer at its end"
+            "with activation=None and without such a layer at the end"
         )
 
 
 def _computes(operation):
-    """Returns whether an operation may change the values that it passes on."""
+    """Returns whether an operation may change the values of its input."""
     if isinstance(operation, keras.layers.Activation):
         return operation.activation is not keras.activations.linear
     same = ("Reshape", "Flatten", "Identity", "Dropout")

@@ -1,6 +1,6 @@
 """Loads PyTorch checkpoints of ResNets as Keras models, and saves them.
 
-A checkpoint must match the model of `build_resnet` to the last tensor.
+A checkpoint must match the model of `build_resnet` in every tensor.
 """
 
 from pathlib import Path
@@ -38,27 +38,27 @@ def load_torch_checkpoint(
 ) -> keras.Model:
     """Loads a PyTorch checkpoint of a ResNet as a Keras model.
 
-    The names and shapes of its tensors determine the naming scheme (one of
-    `schemes.SCHEMES`) and the architecture. Like all models of this package,
-    the model takes raw images; it applies `normalization`, the step that the
-    PyTorch code applies before the net.
+    The naming scheme, one of `schemes.SCHEMES` such as `"akamaster"`, and the
+    architecture are inferred from the names and shapes of the tensors. Like all
+    models of this package, the model takes raw images; it applies the
+    `normalization` that the PyTorch code applies before the net.
 
     Args:
-        path: A .th, .pt or .pth file (needs PyTorch) or .safetensors.
-        arch: The name of the architecture that the checkpoint must have.
-        normalization: As in `build_resnet`. `None` means what the scheme's
+        path: A .th, .pt or .pth file (needs PyTorch) or a .safetensors file.
+        arch: Name of the architecture that the checkpoint must have, or `None`.
+        normalization: As in `build_resnet`. `None` is the one that the scheme's
             project trained with: `"imagenet"` for akamaster's nets and those
             with the ImageNet stem, else the project's mean and standard
-            deviation for the CIFAR with this number of classes.
+            deviation for the CIFAR dataset with this number of classes.
 
     Returns:
         A `keras.Model` of stock layers from images `[N, H, W, 3]`, 0 to 255,
         to logits `[N, classes]`.
 
     Raises:
-        InputError: The file cannot be read or contains more than tensors; no
-            scheme has its names; a tensor is missing, unexpected or misshapen;
-            the architecture is not `arch`.
+        InputError: The file cannot be read or contains more than tensors; its
+            names fit no scheme; a tensor is missing, unexpected or of the wrong
+            shape; or the architecture is not `arch`.
 
     Examples:
         >>> model = load_torch_checkpoint("resnet20.th", arch="resnet20")
@@ -68,8 +68,8 @@ def load_torch_checkpoint(
     scheme = recognize({name.rpartition(".")[0] for name in tensors})
     if scheme is None:
         raise InputError(
-            f"{path} holds no ResNet by its names ({_listed(sorted(tensors))}"
-            f"): the known schemes are {', '.join(SCHEMES)}"
+            f"the tensor names in {path} ({_listed(sorted(tensors))}) fit no "
+            f"known scheme: {', '.join(SCHEMES)}"
         )
     try:
         net, num_classes = _describe(tensors, scheme)
@@ -91,7 +91,7 @@ def load_torch_checkpoint(
         _check(tensors, variables)
     except CheckpointMismatch as mismatch:
         raise InputError(
-            f"{path} holds no whole ResNet of the scheme {scheme.name}: "
+            f"{path} is not a complete ResNet of the scheme {scheme.name}: "
             f"{mismatch}"
         ) from None
     for name, (variable, axes) in variables.items():
@@ -102,20 +102,21 @@ def load_torch_checkpoint(
 def save_torch_checkpoint(
     model: keras.Model, path: str | Path, scheme: str
 ) -> None:
-    """Saves a model's weights under the names of a PyTorch project.
+    """Saves a model's weights with the tensor names of a PyTorch project.
 
-    The file is a bare state_dict: the project's net of the same shape loads it
-    with `net.load_state_dict(torch.load(path), strict=True)`. It contains no
-    normalization; PyTorch code must normalize its images as the model does.
+    The file is a plain state_dict: the project's net of the same architecture
+    loads it with `net.load_state_dict(torch.load(path), strict=True)`. It does
+    not contain the normalization; PyTorch code must normalize images as the
+    model does.
 
     Args:
-        model: A model of `build_resnet`, or loaded from a file of one.
-        path: A .th, .pt or .pth file (needs PyTorch) or .safetensors.
-        scheme: A name in `schemes.SCHEMES`.
+        model: A model of `build_resnet`, or loaded from its file.
+        path: A .th, .pt or .pth file (needs PyTorch) or a .safetensors file.
+        scheme: A name in `schemes.SCHEMES`, such as `"akamaster"`.
 
     Raises:
         InputError: The scheme is unknown or has no such nets (the message
-            names those with as many stages), or the file cannot be written.
+            names schemes that might fit), or the file cannot be written.
     """
     try:
         tensors = _state_dict(model, get_scheme(scheme))
@@ -168,8 +169,8 @@ def _describe(tensors, scheme):
         )
     except InputError as error:
         raise CheckpointMismatch(str(error)) from error
-    # Before it is built: it could fill the memory. Each block has a 3x3
-    # convolution from its width to its width.
+    # Checked before the net is built, as it could fill the memory. Each block
+    # has a 3x3 convolution from its width to its width.
     stages = zip(net.stage_blocks, net.widths, strict=True)
     needed = sum(9 * count * width**2 for count, width in stages)
     if needed > sum(tensor.size for tensor in tensors.values()):
@@ -183,7 +184,7 @@ def _shortcut(shapes, scheme):
     for layer, shape in shapes.items():
         if layer.endswith("shortcut_conv"):
             return "conv3x3" if shape[2] == 3 else "projection"
-    # Where the identity is not an option, `_check` reports what is missing.
+    # If the identity is not an option, `_check` reports what is missing.
     return "identity" if scheme.identity else "projection"
 
 

@@ -1,7 +1,7 @@
-"""The table of trained weights: ours, in the package, and others', to fetch.
+"""The table of trained weights: in the package, or to download.
 
-Ours are rows of shipped/weights.json, which `scripts/ship_weights.py` writes
-from finished runs.
+Those in the package are rows of shipped/weights.json, which
+`scripts/ship_weights.py` writes from finished runs.
 """
 
 import json
@@ -14,25 +14,26 @@ from keras_resnet_cifar.pytorch.files import FORMATS
 
 SHIPPED = Path(__file__).with_name("shipped")
 LARGEST, LARGEST_TOGETHER = 1_200_000, 5_000_000  # bytes of its files
-HUB = "hf://"  # starts the names of repositories at the Hugging Face Hub
+HUB = "hf://"  # starts the names of repositories on the Hugging Face Hub
 _GITHUB = "https://github.com"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A row: the weights of one net. `None` stands for what is not stated.
+    """A row: the weights of one net. `None` means that a value is not stated.
 
     Attributes:
-        name: What `build_resnet(weights=...)` calls them.
+        name: Their name in `build_resnet(weights=...)`.
         arch: The net, a name of `architectures`.
-        dataset: What they were trained on.
-        recipe: A name of `RECIPES`, or the source's words.
-        epochs: How many.
-        top1: Of this file on the test split, 0 to 1; as published if not ours.
-        top1_mean: Mean over runs of the recipe that differ in their seed.
-        seeds: How many such runs.
-        normalization: Of the images: a data set's name, or a scheme of
-            `pytorch.schemes` that knows it.
+        dataset: The dataset that they were trained on.
+        recipe: A name of `RECIPES`, or a description.
+        epochs: Number of epochs.
+        top1: Accuracy of this file on the test split, 0 to 1; for weights of
+            other projects, the published one.
+        top1_mean: Mean accuracy of runs of the recipe with different seeds.
+        seeds: Number of such runs.
+        normalization: Normalization of the images: the name of a dataset, or
+            of a scheme of `pytorch.schemes`.
         size: Bytes of the file.
         digest: `"sha256:"` or `"sha1:"` and the digits, or the first of them.
         licence: SPDX identifier.
@@ -78,8 +79,8 @@ def _chenyaofo(dataset, depth, digits, top1):
 
 
 def _imgclsmob(dataset, depth, error, sha1, release):
-    # The name has the error in units of 0.01 % and the first digits of the
-    # SHA-1 of the file inside of the zip, both whole in their table:
+    # The name contains the error in units of 0.01 % and the first digits of the
+    # SHA-1 of the file inside the zip. The full SHA-1 is in the project's
     # pytorch/pytorchcv/models/model_store.py at that release.
     file = f"resnet{depth}_{dataset}-{error:04d}-{sha1[:8]}.pth.zip"
     return Weights(
@@ -130,11 +131,11 @@ def list_weights() -> list[dict[str, Any]]:
 
 
 def find_weights(weights: str | Path, arch: str) -> Weights | None:
-    """Returns the row of a name, or `None` for a file or a name at the Hub.
+    """Returns the row of a name, or `None` for a file or a name on the Hub.
 
     Args:
         weights: As in `build_resnet`.
-        arch: The name of the net that they are for.
+        arch: Name of the net that they are for.
 
     Raises:
         InputError: There are no such weights, or none for this net.
@@ -145,7 +146,7 @@ def find_weights(weights: str | Path, arch: str) -> Weights | None:
         return WEIGHTS[text, arch]
     if nets:
         raise InputError(
-            f"weights={text!r}: there are none for {arch}, only for "
+            f"weights={text!r} do not exist for {arch}, only for "
             f"{', '.join(nets)}"
         )
     if text.startswith(HUB) or Path(text).suffix in (".keras", *FORMATS):

@@ -1,6 +1,6 @@
-"""Reads and writes PyTorch and safetensors files of tensors; runs no code.
+"""Reads and writes PyTorch and safetensors files, without running their code.
 
-The libraries are imported when they are used, and only that of the format.
+Only the library of a file's format is imported, when it is needed.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import atomic_write, check_zip
 
 FORMATS = (".th", ".pt", ".pth", ".safetensors")
-# Under these keys training scripts keep the tensors among other things.
+# Training scripts save the tensors under one of these keys.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 # DataParallel and torch.compile put these before each name.
 PREFIXES = ("module.", "_orig_mod.")
@@ -26,30 +26,30 @@ PREFIXES = ("module.", "_orig_mod.")
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """Returns the tensors of a checkpoint as `{name: NumPy array}`.
 
-    Wrappers (`state_dict`, `model`, `net`) are opened and prefixes
-    (`module.`, `_orig_mod.`) removed. Floating tensors become float32, others
-    keep their dtype.
+    Wrappers (`state_dict`, `model`, `net`) are unwrapped, and prefixes
+    (`module.`, `_orig_mod.`) removed. Floating-point tensors become float32;
+    others keep their dtype.
 
     Args:
         path: A .th, .pt, .pth or .safetensors file.
 
     Raises:
-        InputError: The file is missing, damaged, of another kind, contains
+        InputError: The file is missing, damaged, of another format, contains
             more than tensors, or has a name twice; or its library is missing.
     """
     path = Path(path)
     check_suffix(path)
     if path.is_dir():
-        raise InputError(f"{path} is a folder: name a checkpoint file in it")
+        raise InputError(f"{path} is a folder: give a checkpoint file in it")
     if not path.is_file():
-        raise InputError(f"no checkpoint at {path}: name an existing file")
+        raise InputError(f"no checkpoint at {path}: give an existing file")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty: copy or download it again")
     read = _read_safetensors if _is_safetensors(path) else _read_torch
     state = _unwrapped(read(path))
     if not isinstance(state, dict) or not state:
         raise InputError(
-            f"{path} holds no tensors by name: save a state_dict in PyTorch"
+            f"{path} holds no named tensors: save a state_dict in PyTorch"
         )
     tensors: dict[str, np.ndarray] = {}
     for key, value in state.items():
@@ -58,8 +58,8 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             name = name.partition(".")[2]
         if name in tensors:
             raise InputError(
-                f"{path} holds {name} twice, with and without a prefix: save "
-                "only one of them in PyTorch"
+                f"{path} contains {name} twice, with and without a prefix: "
+                "save only one of them in PyTorch"
             )
         if not isinstance(value, np.ndarray):
             raise InputError(
@@ -102,11 +102,11 @@ def write_tensors(tensors: dict[str, np.ndarray], path: str | Path) -> None:
 
 
 def check_suffix(path: str | Path) -> None:
-    """Raises `InputError` unless a path ends like a checkpoint."""
+    """Raises `InputError` unless a path has the suffix of a checkpoint."""
     if Path(path).suffix not in FORMATS:
         raise InputError(
-            f"{path} is not a checkpoint by its name: use one that ends in "
-            f"{', '.join(FORMATS)}"
+            f"{path} does not have the suffix of a PyTorch checkpoint: give a "
+            f"file that ends in {', '.join(FORMATS)}"
         )
 
 
@@ -114,8 +114,8 @@ def refuse_checkpoint(path: str | Path) -> None:
     """Raises `InputError` for a PyTorch file where a .keras file is needed."""
     if Path(path).suffix in FORMATS:
         raise InputError(
-            f"{path} is a PyTorch file by its name: the command convert makes "
-            "a .keras file of it, and load_torch_checkpoint loads it in Python"
+            f"{path} is a PyTorch file: convert it to a .keras file with the "
+            "command convert, or load it with load_torch_checkpoint in Python"
         )
 
 
@@ -175,13 +175,13 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     wanted = re.search(r"(?:GLOBAL|global) ['\"]?([\w.]+)", str(error))
     if wanted:
         return InputError(
-            f"{path} contains more than tensors ({wanted[1]}), none of which "
-            "was run: if you trust it, save its state_dict alone in PyTorch"
+            f"{path} contains more than tensors ({wanted[1]}), and was not "
+            "run: if you trust it, save only its state_dict in PyTorch"
         )
     reason = one_line(error).split(". ")[0][:120]
     return InputError(
-        f"cannot read {path} as a PyTorch checkpoint ({reason}): it is "
-        "damaged or not a checkpoint of tensors"
+        f"{path} is damaged or not a PyTorch checkpoint ({reason}): copy it "
+        "again, or save a state_dict in PyTorch"
     )
 
 
@@ -191,8 +191,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         tensors = library.load_file(path)
     except Exception as error:  # its own kind, and those of the system
         raise InputError(
-            f"cannot read {path} as safetensors ({one_line(error)[:120]}): it "
-            "is damaged, or another format"
+            f"{path} is damaged or not a safetensors file "
+            f"({one_line(error)[:120]}): copy it again"
         ) from error
     # The kind of ml_dtypes' bfloat16 and float8 is "V".
     return {

@@ -1,7 +1,7 @@
-"""How PyTorch projects name a ResNet's modules: one table.
+"""A table of how PyTorch projects name the modules of a ResNet.
 
 A scheme maps our layers (`stage2_block0_conv1`) to modules (`layer2.0.conv1`)
-and back. It knows no shapes and needs no framework.
+and back. It contains no shapes and needs no framework.
 """
 
 import re
@@ -35,17 +35,17 @@ class Scheme:
     Attributes:
         source: The project, and which of its nets.
         stages: The module of each stage; a net has as many stages.
-        block: What precedes the number of a block in its stage.
+        block: Prefix of the number of a block in its stage.
         first_block: The number of a stage's first block.
         stem: The stem's convolution and BatchNorm.
         convs: The convolutions of a block, in order.
         norms: The BatchNorms of a block, in order.
         shortcut: The convolution and BatchNorm of a shortcut.
         head: The dense layer.
-        normalization: That of the project's own training, by the number of
+        normalization: Normalization of the project's training, by the number of
             classes; the key `None` stands for any other number.
         identity: Whether a shortcut may have no tensors (option A).
-        preactivation: Whether the nets are pre-activation nets; they have no
+        preactivation: Whether the nets are pre-activation nets, without
             BatchNorm in the stem, in shortcuts and before the pooling.
         stems: The kinds of stem that the nets have.
     """
@@ -109,11 +109,11 @@ class Scheme:
     def default_normalization(self, stem: str, num_classes: int) -> Any:
         """Returns the normalization that the scheme's nets were trained with.
 
-        That of ImageNet for akamaster's nets and those with the ImageNet stem,
-        else the project's own for the CIFAR with so many classes.
+        It is ImageNet's for akamaster's nets and those with the ImageNet stem,
+        else the project's own for the CIFAR dataset with `num_classes` classes.
 
         Raises:
-            InputError: The project has no data set of so many classes.
+            InputError: The project has no dataset of `num_classes` classes.
         """
         if stem == "imagenet":
             return "imagenet"
@@ -122,7 +122,7 @@ class Scheme:
                 return self.normalization[key]
         raise InputError(
             f"the scheme {self.name} has no normalization for {num_classes} "
-            "classes: pass the one that the net was trained with, e.g. "
+            "classes: give the one that the net was trained with, e.g. "
             "normalization='cifar10'"
         )
 
@@ -167,7 +167,7 @@ SCHEMES = {
         norms=tuple(f"body.conv{i}.bn" for i in (1, 2, 3)),
         shortcut=("identity_conv.conv", "identity_conv.bn"),
         head="output",
-        # Its data set of CIFAR-100 inherits the numbers of CIFAR-10.
+        # Its CIFAR-100 dataset inherits the statistics of CIFAR-10.
         normalization=_CIFAR | {100: _CIFAR[10]},
     ),
     "kuangliu": Scheme("kuangliu/pytorch-cifar, ResNet: four stages"),
@@ -199,10 +199,10 @@ def get_scheme(name: str) -> Scheme:
 
 
 def recognize(modules: Collection[str]) -> Scheme | None:
-    """Returns the scheme that fits the names of modules with tensors best.
+    """Returns the scheme that best fits the names of modules with tensors.
 
-    `None` if in every scheme more than half of the modules are unknown or
-    missing.
+    It is `None` if, for every scheme, half of the modules or more are unknown
+    or missing.
     """
     best, fewest = None, len(modules) / 2
     for scheme in SCHEMES.values():

@@ -1,4 +1,4 @@
-"""Callbacks of `train`, beside those that Keras has."""
+"""Callbacks of `train`, in addition to Keras's."""
 
 import contextlib
 import os
@@ -27,13 +27,13 @@ Logs = dict[str, Any] | None
 
 @dataclass(eq=False)
 class StopOnDivergence(keras.callbacks.Callback):
-    """Ends a run whose loss is not finite with `Diverged`.
+    """Raises `Diverged` if the loss is not finite.
 
     `keras.callbacks.TerminateOnNaN` waits for each step under JAX, and does
     not report the step.
 
     Args:
-        advice: What to try, and what has been kept.
+        advice: What to try, and what has been saved.
     """
 
     advice: str
@@ -62,19 +62,19 @@ class RunEpoch(keras.callbacks.Callback):
     """Begins each epoch of a run, and appends its row to the history.
 
     The order of the images and the learning rates are functions of the epoch,
-    early stopping is one of the history: a resumed run needs no state of them.
-    (`keras.callbacks.EarlyStopping` forgets its count.)
+    and early stopping is a function of the history, so a resumed run needs no
+    other state. (`keras.callbacks.EarlyStopping` would forget its count.)
 
     The row holds the logs, and the rate of the epoch's last step. Images per
     second are those of the training steps alone, without validation and
-    saving; where an epoch is resumed, they and the seconds count from there.
+    saving. In a resumed epoch, they and the seconds count from the resumption.
 
     Args:
         feed: The batches of the run.
         schedule: Its learning-rate schedule.
         rows: Its history, a list with one dict per epoch.
         patience: See `is_over`.
-        directory: Where history.csv goes, or `None`.
+        directory: The run directory with history.csv, or `None`.
     """
 
     feed: Feed
@@ -130,9 +130,9 @@ def is_over(rows: Sequence[dict[str, Any]], patience: int) -> bool:
 
 
 class ValidateAverages(keras.callbacks.Callback):
-    """Validates the averaged weights, BatchNorm statistics included.
+    """Validates the averaged weights, including BatchNorm statistics.
 
-    `keras.callbacks.SwapEMAWeights` leaves the statistics as they are.
+    `keras.callbacks.SwapEMAWeights` does not average the statistics.
     """
 
     def on_test_begin(self, logs: Logs = None) -> None:
@@ -143,9 +143,10 @@ class ValidateAverages(keras.callbacks.Callback):
 
 
 class StopOnSignal(keras.callbacks.Callback):
-    """Raises `Stopped` between two steps, once SIGINT or SIGTERM has come.
+    """Raises `Stopped` between two steps after SIGINT or SIGTERM.
 
-    Several processes all stop there. A second signal has its default effect.
+    Several processes all stop at the same step. A second signal has its default
+    effect.
 
     Examples:
 
@@ -173,8 +174,8 @@ class StopOnSignal(keras.callbacks.Callback):
             self.number = number
             for each in heard:
                 signal.signal(each, signal.SIG_DFL)
-            # Not print: the signal may have come in the middle of one.
-            os.write(2, b"\nstopping after this step; again to exit at once\n")
+            # Not print: the signal may have interrupted another print.
+            os.write(2, b"\nstopping after this step; repeat to exit at once\n")
 
         for number in heard:
             signal.signal(number, request)
@@ -185,7 +186,7 @@ class StopOnSignal(keras.callbacks.Callback):
                 signal.signal(number, before[number])
 
     def check(self, index: int | None = None, logs: Logs = None) -> None:
-        """Raises `Stopped` if a signal has come to any process."""
+        """Raises `Stopped` if any process has received a signal."""
         if number := hosts.largest(self.number or 0):
             raise Stopped(number)
 

@@ -1,8 +1,9 @@
-"""What a run keeps on disk so that it can be resumed to the same bits.
+"""Backups and checkpoints, from which a run resumes to the same bits.
 
-backup.npz holds all that changes in training, and is written last: a run that
-is killed before repeats the steps since the backup, and writes the same files.
-The backup before stays as backup-previous.npz, in case the newest is damaged.
+backup.npz holds everything that changes in training, and is written last: a run
+that is killed before that repeats the steps since the previous backup, and
+writes the same files again. The previous backup is kept as backup-previous.npz,
+in case the newest is damaged.
 """
 
 import json
@@ -41,7 +42,7 @@ class Snapshot:
     metrics: list[np.ndarray] = field(default_factory=list)
 
     def write(self, directory: RunDirectory) -> None:
-        """Writes the backup whole; the one before becomes the previous."""
+        """Writes the backup atomically; the newest becomes the previous one."""
         named = {
             f"{group}-{index}": array
             for group in ("variables", "metrics")
@@ -55,8 +56,8 @@ class Snapshot:
 
     @classmethod
     def read(cls, path: Path) -> "Snapshot":
-        """Reads a backup; raises what zipfile, NumPy and JSON raise."""
-        # NumPy leaves a file open that it cannot read; this `open` does not.
+        """Reads a backup; raises the errors of zipfile, NumPy and JSON."""
+        # If NumPy cannot read a file, it leaves it open; this `open` does not.
         with open(path, "rb") as opened:
             check_zip(path)
             file = np.load(opened, allow_pickle=False)
@@ -76,7 +77,7 @@ def read_snapshot(
     """Returns the newest backup that can be read.
 
     Args:
-        directory: Of the run.
+        directory: The run directory.
         model: The compiled model that the backup must fit.
         run: The identity that it must have.
 
@@ -99,14 +100,14 @@ def read_snapshot(
             continue
         if snapshot.run != run:
             raise InputError(
-                f"the backup {path} belongs to another run: restore the right "
-                "one, or start a new run"
+                f"the backup {path} belongs to another run: restore the "
+                "original, or start a new run"
             )
         if _shapes(snapshot.variables, snapshot.metrics) != _shapes(
             resumed_variables(model), model.metrics_variables
         ):
             raise InputError(
-                f"the backup {path} is of another net or optimizer: resume "
+                f"the backup {path} is for another net or optimizer: resume "
                 "with the config of the run"
             )
         return snapshot, faults[0] if faults else None
@@ -120,12 +121,12 @@ def _shapes(*groups):
 def check_length(
     recipe: Recipe, epochs: int, steps_per_epoch: int, steps_done: int
 ) -> None:
-    """Checks that a run of `epochs` can become as long as its recipe says.
+    """Checks that a run of `epochs` can be extended to its recipe's number.
 
-    It can if the rates of the steps already done stay the same.
+    The rates of the steps already done must not change.
 
     Raises:
-        InputError: It cannot.
+        InputError: They would change, or the run is already longer.
     """
     if recipe.epochs == epochs:
         return
@@ -142,23 +143,23 @@ def check_length(
     )
     if not np.array_equal(before, after):
         raise InputError(
-            f"epochs={recipe.epochs}, which was {epochs}: the rates of the "
-            f"{recipe.schedule[0]} schedule depend on it, and {steps_done} "
-            "steps have used the old ones; resume without the change, or start "
-            "a new run from last.keras (init_from= of the command train)"
+            f"epochs={recipe.epochs}, which was {epochs}: it changes the rates "
+            f"of the {recipe.schedule[0]} schedule, and {steps_done} steps "
+            "have used the old ones; resume without the change, or start a new "
+            "run from last.keras (init_from= of the command train)"
         )
 
 
 @dataclass(eq=False)
 class Backup(keras.callbacks.Callback):
-    """Keeps backup.npz.
+    """Writes and restores backup.npz.
 
-    `keras.callbacks.BackupAndRestore` keeps weights, optimizer and epoch, but
-    not the history, the metrics and the place within an epoch, and deletes its
-    backup in the end.
+    `keras.callbacks.BackupAndRestore` saves weights, optimizer and epoch, but
+    not the history, the metrics and the position in the epoch, and deletes its
+    backup at the end.
 
     Args:
-        directory: Of the run.
+        directory: The run directory.
         trained: The compiled `TrainingModel`.
         run: The identity of the run.
         rows: Its history, to which another callback appends.
@@ -177,16 +178,16 @@ class Backup(keras.callbacks.Callback):
         super().__init__()
         self.set_model(trained)
         self._epochs = 0  # for which all files have been written
-        # Of the epoch in progress, where Keras resets those of the model.
+        # Metrics of the epoch in progress, while Keras resets the model's.
         self._metrics: list | None = None
         self._saved: int | None = None  # steps done at the newest backup
         self._saved_at = time.monotonic()
 
     def restore(self) -> str | None:
-        """Puts the model and the history into the state of the newest backup.
+        """Restores the model and the history from the newest backup.
 
         Returns:
-            A line on a newer backup that cannot be read, or `None`.
+            A line about a newer backup that cannot be read, or `None`.
 
         Raises:
             InputError: See `read_snapshot`.
@@ -208,7 +209,7 @@ class Backup(keras.callbacks.Callback):
         return self.steps_done() - self._epochs * self.model.steps_per_epoch
 
     def save(self) -> None:
-        """Writes the backup, unless the loss is no longer finite."""
+        """Writes the backup, unless the loss is not finite."""
         if not hosts.is_first():
             return
         if int(self.model.steps_finite) != self.steps_done():
@@ -223,7 +224,7 @@ class Backup(keras.callbacks.Callback):
         self._saved_at = time.monotonic()
 
     def save_if_new(self) -> None:
-        """Writes the backup if steps were done since the newest one."""
+        """Writes a backup if there were steps since the newest one."""
         self.model.swap_out_averages()
         whole = self.steps_in_epoch() == 0
         if self.steps_done() != self._saved and (whole or self.within_epochs):
@@ -263,9 +264,9 @@ class Backup(keras.callbacks.Callback):
 
 
 class _EpochCheckpoint(keras.callbacks.ModelCheckpoint):
-    """`keras.callbacks.ModelCheckpoint` after every so many epochs.
+    """`keras.callbacks.ModelCheckpoint` after every `every` epochs.
 
-    The `save_freq` of Keras counts batches, and starts from 0 in a resumed run.
+    Keras's `save_freq` counts batches, and starts from 0 in a resumed run.
     """
 
     async_safe = True  # it does nothing after a batch
@@ -285,14 +286,14 @@ def checkpoints(
     """Returns the callbacks that write last.keras, best.keras, checkpoints/.
 
     Args:
-        directory: Of the run.
-        rows: The history so far, which says what best.keras has to beat.
-        every: Epochs between the models in checkpoints/; 0 keeps none.
+        directory: The run directory.
+        rows: The history so far, with the accuracy that best.keras must beat.
+        every: Epochs between the models in checkpoints/; 0 writes none.
         validated: Whether best.keras is chosen by validation accuracy;
             otherwise it is the newest.
     """
     accuracies = [row["val_accuracy"] for row in rows] if validated else []
-    # Keras formats the paths: braces of the folder's name are doubled.
+    # Keras formats the paths, so braces in the folder's name are doubled.
     folder = str(directory.path).replace("{", "{{").replace("}", "}}")
     pattern = RunDirectory(Path(folder))
     last = _EpochCheckpoint(pattern.last)
@@ -311,8 +312,8 @@ def checkpoints(
 def resumed_variables(model: TrainingModel) -> list[keras.Variable]:
     """Returns the variables that a resumed run needs, in a fixed order.
 
-    They are weights, averages, counters and the optimizer's; not the metrics,
-    and nothing that is a function of the epoch or the step.
+    They are weights, averages, counters and the optimizer's variables, without
+    metrics and anything that is a function of the epoch or the step.
     """
     derived = [*model.metrics_variables, *model.random_states(), model.rates]
     derived.append(model.optimizer.learning_rate)

@@ -1,4 +1,4 @@
-"""From a model, data and a recipe to the compiled model that `fit` trains."""
+"""Compiles a model for training with a recipe and data."""
 
 import keras
 
@@ -37,12 +37,14 @@ def compile_for_training(
 
     Args:
         model: From raw images to logits; receives the trained weights.
-        data: The data set, whose channel mean cutout fills with.
-        recipe, precision, seed: How to train, a dtype policy of Keras, and the
-            seed of the augmentation.
+        data: The dataset; cutout fills with its channel mean.
+        recipe: How to train.
+        precision: A Keras dtype policy.
+        seed: Seed of the augmentation.
         feed: The batches.
-        class_weight, devices: See `TrainingModel`.
-        steps: Steps of one compiled call, or `None` to choose them.
+        class_weight: Weight of each class in the loss, or `None`.
+        devices: Number of devices in the current distribution.
+        steps: Steps per compiled call, or `None` to choose a number.
     """
     known, classes = DATASETS.get(data.name), data.num_classes
     mean = known.mean if known else (0.5,)
@@ -80,8 +82,8 @@ def compile_for_training(
         ),
     )
     trained.optimizer.build(trained.trainable_variables)
-    # A resumed epoch sets the variables of loss and metrics. `fit` would make
-    # them by calling the net on a batch, which step numbers are not.
+    # A resumed epoch sets the variables of loss and metrics. `fit` would create
+    # them by calling the net on a batch, but gets step numbers.
     blank = keras.ops.zeros((1, classes))
     trained.compute_loss(None, blank, blank)
     trained.compute_metrics(None, blank, blank)

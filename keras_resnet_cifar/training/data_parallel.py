@@ -1,7 +1,7 @@
-"""Data parallelism over the devices of all processes: Keras's, under JAX.
+"""Keras's data parallelism over the devices of all processes, under JAX.
 
-Each device holds all variables and the resident images, and computes on its
-share of a batch; XLA adds up the gradients, and the sums of BatchNorm.
+Each device holds all variables and the resident images, and computes its share
+of a batch; XLA adds up the gradients and the sums of BatchNorm.
 """
 
 import warnings
@@ -27,10 +27,10 @@ def distribution_of(devices: Devices, saved: int | None) -> DataParallel | None:
     """Returns how a run is distributed; `None` on one device.
 
     Args:
-        devices: What `train` was given. `None` is the distribution that the
-            user has set with `keras.distribution.set_distribution`, else what
-            `saved` says.
-        saved: Devices of the run that is resumed, or `None`.
+        devices: The argument of `train`. `None` is the distribution that the
+            user has set with `keras.distribution.set_distribution`, else
+            `saved`.
+        saved: Number of devices of the run that is resumed, or `None`.
 
     Raises:
         InputError: The backend or this machine cannot do it.
@@ -49,13 +49,13 @@ def distribution_of(devices: Devices, saved: int | None) -> DataParallel | None:
         return _data_parallel(saved if devices is None else devices)
     if devices is not None:
         raise InputError(
-            f"devices={devices}, and keras.distribution.set_distribution was "
-            "called: leave out one of the two"
+            f"devices={devices} cannot be combined with keras.distribution."
+            "set_distribution: omit one"
         )
     if not isinstance(own, DataParallel) or own.device_mesh.devices.ndim != 1:
         raise InputError(
             f"{type(own).__name__} is not supported: set a "
-            "keras.distribution.DataParallel() of one axis, or give devices="
+            "keras.distribution.DataParallel() with one axis, or give devices="
         )
     if hosts.count() > 1:
         return _of_all_processes(own.device_mesh.devices.size, own.device_mesh)
@@ -88,8 +88,8 @@ def _of_all_processes(devices, mesh=None):
     total = len(keras.distribution.list_devices())
     if devices not in (None, "all", total):
         raise InputError(
-            f"devices={devices}: {hosts.count()} processes use all of their "
-            f"{total} devices: give devices='all'"
+            f"devices={devices}: {hosts.count()} processes always use all of "
+            f"their {total} devices: give devices='all'"
         )
     # The feed gives each process its share of a batch.
     return DataParallel(mesh, auto_shard_dataset=False)
@@ -101,7 +101,7 @@ def count(distribution: DataParallel | None) -> int:
 
 
 def local(devices: int) -> int:
-    """Returns how many of several devices this process has; 0 of one."""
+    """Returns how many of the devices this process has; 0 for one device."""
     return devices // hosts.count() if devices > 1 else 0
 
 
@@ -115,14 +115,14 @@ def check_shares(devices: int, data: Dataset, batch_size: int) -> None:
         return
     if isinstance(data.train, StreamedSplit):
         raise InputError(
-            "a stream cannot be trained on several devices: give (images, "
-            "labels), or devices=1"
+            "several devices cannot train on a stream: give (images, labels), "
+            "or devices=1"
         )
     if batch_size % devices:
         lower = batch_size // devices * devices
         sizes = [f"batch_size={s}" for s in (lower, lower + devices) if s]
         raise InputError(
-            f"batch_size={batch_size} does not divide by {devices} devices: "
+            f"batch_size={batch_size} is not divisible by {devices} devices: "
             f"give a multiple of {devices}, such as {' or '.join(sizes)}"
         )
     split = data.validation
@@ -131,8 +131,8 @@ def check_shares(devices: int, data: Dataset, batch_size: int) -> None:
     largest = min(len(split), RESIDENT_BYTES // split.images[0].nbytes)
     fitting = (n for n in range(largest, 0, -1) if not n % even_batch_size(n))
     raise InputError(
-        f"{len(split)} validation images do not make equal batches that stay "
-        f"on each of {devices} devices: give validation={next(fitting)}"
+        f"{len(split)} validation images do not divide into equal batches that "
+        f"fit on each of {devices} devices: give validation={next(fitting)}"
     )
 
 
@@ -140,18 +140,19 @@ def warn_if_changed(name: str, count: int, saved: int) -> None:
     """Warns that a resumed run has another number of devices, or processes."""
     if count != saved:
         warnings.warn(
-            f"{name}={count}, which was {saved}: the run goes on, and its "
+            f"{name}={count}, which was {saved}: the run continues, but its "
             "sums differ in the last digits",
             stacklevel=4,
         )
 
 
 def shared(batch: Any) -> Any:
-    """Lays a batch over the devices of the current distribution, if any.
+    """Distributes a batch over the devices of the current distribution, if any.
 
     Args:
-        batch: A tensor `[N, ...]`; one whose N does not divide by the number of
-            devices stays as it is, and each computes all of it.
+        batch: A tensor `[N, ...]`. If N is not divisible by the number of
+            devices, the tensor is unchanged, and each device computes all of
+            it.
     """
     distribution = keras.distribution.distribution()
     if distribution is None or batch.shape[0] % count(distribution):

@@ -1,4 +1,4 @@
-"""The epochs of a run that are left: `model.fit`, once or twice."""
+"""Runs the remaining epochs of a run, with one or two calls of `model.fit`."""
 
 import sys
 import time
@@ -24,13 +24,13 @@ def fit(
     callbacks: Sequence[keras.callbacks.Callback],
     verbose: bool,
 ) -> None:
-    """Runs the epochs that are left, the one in progress from its step on.
+    """Runs the remaining epochs, starting within the epoch in progress.
 
     Args:
         model: The compiled `TrainingModel`.
         data: The data, for its validation split.
         feed: The batches of its train split.
-        done: Epochs already done, and steps of the epoch in progress.
+        done: Completed epochs, and completed steps of the epoch in progress.
         epochs: Epochs of the whole run.
         callbacks: Keras callbacks.
         verbose: Whether to show progress as Keras does.
@@ -67,14 +67,14 @@ def fit(
 
 
 class _Progress(keras.callbacks.ProgbarLogger):
-    """Shows progress from the first second on, also where no terminal is.
+    """Shows progress from the first second on, even without a terminal.
 
-    It counts the epochs of the run, where `fit` knows of those up to its last.
-    The first call of an epoch, which may compile, does not count for the time
-    left: Keras leaves out the first step only, and a call has many.
+    It counts the epochs of the whole run, while `fit` counts those of the call.
+    The time left ignores the first call of an epoch, which may compile; Keras
+    ignores only the first step, and a call has many.
 
     Args:
-        epochs: Of the whole run.
+        epochs: Epochs of the whole run.
     """
 
     async_safe = True  # Keras treats its own as such
@@ -93,7 +93,7 @@ class _Progress(keras.callbacks.ProgbarLogger):
         self._first: tuple[int, float] | None = None
         if self.verbose == 1 and self._step_seconds:
             self.progbar.update(0)
-        elif self.verbose == 1:  # the bar takes its place
+        elif self.verbose == 1:  # the bar replaces it
             print(f"0/{self.target} preparing", end="", flush=True)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -123,7 +123,7 @@ class _Progress(keras.callbacks.ProgbarLogger):
 
 
 def _end_epoch(model, epoch, callbacks, held_out):
-    """Does what `fit` does after an epoch's last step: it was stopped there."""
+    """Does what `fit` does after an epoch's last step, where it was stopped."""
     chain = keras.callbacks.CallbackList(
         list(callbacks), model=model, epochs=epoch + 1, steps=0
     )

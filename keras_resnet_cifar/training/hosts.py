@@ -11,8 +11,8 @@ import numpy as np
 
 from keras_resnet_cifar.errors import InputError
 
-WAIT = 120  # seconds for all processes to come
-# Seconds until a process is taken for dead: the others end within a minute.
+WAIT = 120  # seconds for all processes to connect
+# Seconds until a process counts as dead; the others end within a minute.
 _HEARTBEAT, _SHUTDOWN = 30, 45
 VARIABLES = (  # that `keras.distribution.initialize` reads
     "KERAS_DISTRIBUTION_JOB_ADDRESSES",
@@ -29,14 +29,15 @@ def join(
     """Connects this process to the others of its run, if there are any.
 
     It is `keras.distribution.initialize` with time limits. After `WAIT`
-    seconds, it ends the process with a line and exit code 2; JAX would abort.
+    seconds, it ends the process with a one-line error and exit code 2; JAX
+    would abort.
 
     Args:
         coordinator: `"host:port"`, an address of process 0 and a free port, or
-            `"auto"` where JAX finds all three values, as under Slurm. `None`,
-            here and below, is the variable of `VARIABLES`.
-        num_processes: How many there are.
-        process_id: Which of them this one is, from 0.
+            `"auto"` if JAX can find all three values, as under Slurm. `None`,
+            here and below, means the variable in `VARIABLES`.
+        num_processes: Number of processes.
+        process_id: Number of this process, from 0.
 
     Raises:
         InputError: A value is missing or wrong.
@@ -61,8 +62,9 @@ def join(
     if not (0 < port < 2**16 and number < count):
         raise InputError(
             f"coordinator={address}, num_processes={numbers[0]}, process_id="
-            f"{numbers[1]}: give HOST:PORT of process 0, how many there are, "
-            "and which this one is, from 0; or auto alone under Slurm"
+            f"{numbers[1]}: give HOST:PORT of process 0, the number of "
+            "processes, and the number of this one, from 0; or only auto under "
+            "Slurm"
         )
     if number == 0:
         try:  # JAX would crash
@@ -79,13 +81,14 @@ def _connect(address, count, number):
 
     def give_up():
         line = (
-            f"error: not all processes met within {WAIT} s at the coordinator "
-            f"{address or 'auto'}: check the address, and start all of them\n"
+            f"error: not all processes connected to the coordinator "
+            f"{address or 'auto'} within {WAIT} s: check the address, and "
+            "start all of them\n"
         )
         os.write(2, line.encode())
         os._exit(2)
 
-    # It would take over SIGTERM.
+    # This service would handle SIGTERM itself.
     jax.config.update("jax_enable_preemption_service", False)
     timer = threading.Timer(WAIT, give_up)
     timer.start()
@@ -134,7 +137,7 @@ def share_of(batch_size: int) -> slice:
 
 
 def largest(number: int) -> int:
-    """Returns the largest number that a process gives; waits for all."""
+    """Returns the largest of the processes' numbers; waits for all of them."""
     if count() == 1:
         return number
     from jax.experimental.multihost_utils import process_allgather
@@ -144,7 +147,7 @@ def largest(number: int) -> int:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Waits for all after a block; `InputError` if it fails on another."""
+    """Waits for all after a block; `InputError` if it failed in another."""
     try:
         yield
     except Exception:

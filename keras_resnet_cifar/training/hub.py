@@ -1,4 +1,4 @@
-"""Publishes a run at the Hugging Face Hub."""
+"""Publishes a run on the Hugging Face Hub."""
 
 import json
 import os
@@ -25,25 +25,26 @@ def push_to_hub(
     private: bool | None = None,
     license: str = "apache-2.0",
 ) -> str:
-    """Publishes a finished run at the Hugging Face Hub.
+    """Publishes a finished run on the Hugging Face Hub.
 
     The repository gets last.keras, config.json, metrics.json, history.csv,
-    curves.png and a model card with a `model-index`. It is made if need be; the
-    token is the client's own (`hf auth login` or `HF_TOKEN`).
-    `build_resnet(arch, weights="hf://user/name")` loads the weights from there.
+    curves.png and a model card with a `model-index`. It is created if
+    necessary; the client's token is used (`hf auth login` or `HF_TOKEN`).
+    `build_resnet(arch, weights="hf://user/name")` loads the weights.
 
     Args:
         run: A run directory, or a `Run` that has one.
         repository: `"user/name"`.
-        private: Whether a new repository is private; by default as at the Hub.
+        private: Whether a new repository is private; by default, the Hub's
+            default.
         license: The Hub's identifier of the weights' licence.
 
     Returns:
-        The address of the repository.
+        The URL of the repository.
 
     Raises:
-        InputError: The run is not finished, `huggingface_hub` is not installed
-            (the extra huggingface), or the Hub refuses.
+        InputError: The run is not finished, `huggingface_hub` (extra
+            `huggingface`) is not installed, or the Hub refuses.
 
     Examples:
         >>> push_to_hub("runs/r20", "user/resnet20-cifar10")
@@ -51,7 +52,7 @@ def push_to_hub(
     client = import_hub()
     path = run.directory if isinstance(run, Run) else Path(run)
     if path is None:
-        raise InputError("the run has no folder: train it with output_dir=")
+        raise InputError("the run has no directory: train it with output_dir=")
     directory = RunDirectory(path)
     config = directory.read_config()
     config["request"].pop("data_dir", None)  # a folder of this machine
@@ -117,7 +118,7 @@ def _card(
     import keras_resnet_cifar as krc
     model = krc.build_resnet("{config["arch"]}", weights="{HUB}{repository}")
 
-or, without the package, as the file holds stock Keras layers only:
+or, without the package, since the file contains stock Keras layers only:
 
     import huggingface_hub, keras
     path = huggingface_hub.hf_hub_download("{repository}", "{MODEL}")

@@ -1,4 +1,4 @@
-"""What `train` accepts as data, brought into one form."""
+"""Converts the data that `train` accepts to a common form."""
 
 import math
 from collections.abc import Mapping
@@ -27,10 +27,10 @@ ClassWeight = str | Mapping[int, float] | None
 def as_dataset(
     model: keras.Model, data: Data, validation_data: tuple | None = None
 ) -> Dataset:
-    """Returns what `train` was given as a `Dataset`.
+    """Returns the data of `train` as a `Dataset`.
 
     Args:
-        model: The model to train, which says how many classes there are.
+        model: The model to train, which determines the number of classes.
         data: A `Dataset`; `(images, labels)` arrays; or a `tf.data.Dataset` or
             `keras.utils.PyDataset` of such batches, of known length.
         validation_data: `(images, labels)` arrays; a `Dataset` has its own.
@@ -41,8 +41,8 @@ def as_dataset(
     if isinstance(data, Dataset):
         if validation_data is not None:
             raise InputError(
-                "validation_data= goes with arrays or a stream: a Dataset has "
-                "its own, load_dataset(..., validation=5000)"
+                "validation_data= is for arrays or a stream: a Dataset has its "
+                "own, as from load_dataset(..., validation=5000)"
             )
         return data
     check_classifier(model)
@@ -77,17 +77,18 @@ def _stream(data, classes):
         steps = len(data)
     except TypeError as error:
         raise InputError(
-            "data: its length is not known; give it one with take(n) or "
+            "data has an unknown length: set it with take(n) or "
             "tf.data.experimental.assert_cardinality(n)"
         ) from error
     if steps < 1:
-        raise InputError("data holds no batch: give at least one")
+        raise InputError("data has no batches: give at least one")
     is_keras = isinstance(data, keras.utils.PyDataset)
     try:
         batch = data[0] if is_keras else next(iter(data))
     except Exception as error:  # the user's own code may raise any
         raise InputError(
-            f"data: its first batch cannot be read ({one_line(error)})"
+            f"the first batch of data cannot be read ({one_line(error)}): "
+            "give (images, labels) batches"
         ) from error
     if not isinstance(batch, tuple) or len(batch) not in (2, 3):
         raise InputError("data: give batches (images, labels)")
@@ -131,10 +132,9 @@ def class_weights(
     """Returns the weight of each class in the loss, or `None`.
 
     Args:
-        class_weight: `{class: weight}` as in `keras.Model.fit` (1 for the
-            classes it leaves out); `"balanced"` for weights in inverse
-            proportion to the counts in the train split, 1 on average; or
-            `None`.
+        class_weight: `{class: weight}` as in `keras.Model.fit` (1 for missing
+            classes); `"balanced"` for weights inversely proportional to the
+            counts in the train split, 1 on average; or `None`.
         data: The `Dataset`.
 
     Raises:

@@ -1,7 +1,7 @@
 """Many training steps in one compiled call, under JAX.
 
-TensorFlow loops over `steps_per_execution` inside the graph. Keras (up to 3.15)
-loops in Python under JAX, and dispatches each step by itself.
+TensorFlow loops over `steps_per_execution` inside the graph. Under JAX, Keras
+(up to 3.15) loops in Python and dispatches each step separately.
 """
 
 import itertools
@@ -20,11 +20,11 @@ _MOST_BYTES = 1 << 28  # of the stacked batches of one call
 def fuse(step: Callable, count: int, shardings: Any = None) -> Callable:
     """Returns a Keras train or test function that runs up to `count` steps.
 
-    The steps are one call, or several where the batches are large or differ in
-    shape, as the last batch of a split may. A shorter last group is compiled
-    by itself: on a GPU, a loop of unknown length would ask the host after each
-    step. Where the iterator yields `StepNumbers`, these are of all steps of the
-    call, and each step gets one as its batch.
+    The steps run in one call, or in several if the batches are large or differ
+    in shape, as the last batch of a split may. A shorter last group is compiled
+    separately: on a GPU, a loop of unknown length would ask the host after each
+    step. If the iterator yields `StepNumbers`, an item holds the numbers of all
+    steps of the call, and each step gets one as its batch.
 
     Args:
         step: `(state, batch) -> (logs, state)`, as `Model.train_step`.
@@ -32,8 +32,8 @@ def fuse(step: Callable, count: int, shardings: Any = None) -> Callable:
         shardings: See `compiled`.
 
     Returns:
-        `(state, iterator) -> (logs, state)`. The state is donated; the logs
-        are those of the last step, which hold the means so far.
+        `(state, iterator) -> (logs, state)`. The state is donated. The logs are
+        those of the last step, which hold the means so far.
     """
     run = compiled(step, shardings)
 
@@ -58,7 +58,7 @@ def compiled(step: Callable, shardings: Any = None) -> Any:
 
     Args:
         step: See `fuse`.
-        shardings: Where each array of the state stays, or `None` for one
+        shardings: Sharding of each array of the state, or `None` for one
             device.
     """
 

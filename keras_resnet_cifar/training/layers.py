@@ -1,7 +1,8 @@
-"""Layers that compute what stock layers do, faster, for training only.
+"""Faster equivalents of stock layers, for training only.
 
-They never reach a disk: `training_model.training_clone` puts them into the copy
-of a model that trains, and its weights go back to the model of stock layers.
+They are never saved: `training_model.training_clone` uses them in the copy of a
+model that is trained, whose weights are copied back to the model of stock
+layers.
 """
 
 import functools
@@ -14,7 +15,7 @@ _BACKEND = keras.backend.backend()
 
 
 def faster_class(layer: keras.layers.Layer) -> type:
-    """Returns the class of `layer`, or a faster one with the same result."""
+    """Returns the class of `layer`, or a faster equivalent."""
     if _is_plain_normalization(layer):
         return FusedBatchNormalization
     if type(layer) is keras.layers.MaxPooling2D and layer.pool_size == (1, 1):
@@ -42,8 +43,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     Keras's layer casts the activations to float32, takes the moments, then
     normalizes: three passes over memory. This one calls the fused kernel of the
     backend. Statistics and parameters stay float32 and activations keep their
-    dtype. The running variance is the unbiased one, as in PyTorch and so in the
-    literature's code; Keras keeps the biased one.
+    dtype. The running variance is unbiased, as in PyTorch, which most of the
+    literature's code uses; Keras's is biased.
     """
 
     def call(
@@ -63,9 +64,10 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
 
-# For each backend: `_inference(layer, x)` returns the outputs with the running
-# statistics, `_normalize(layer, x)` those with the batch's, and the batch's
-# mean and unbiased variance, or `None` where the kernel updates the statistics.
+# For each backend, `_inference(layer, x)` returns the outputs with the running
+# statistics. `_normalize(layer, x)` returns those with the batch's statistics,
+# and the batch's mean and unbiased variance, which are `None` if the kernel
+# updates the running statistics itself.
 
 if _BACKEND == "tensorflow":
     import tensorflow as tf
@@ -171,12 +173,12 @@ else:
 
 
 if _BACKEND == "jax":
-    # XLA's CPU compiler gives a convolution to Eigen's threads only if its
-    # dimensions come in one order: [N, H, W, C] with a kernel [H, W, in, out].
-    # It brings others into that order outside of loops only
-    # (jax-ml/jax#12868). The gradients that JAX derives have other orders, and
-    # a step inside of a loop ran 20 to 40 times slower (JAX 0.10.2). Here the
-    # gradients are convolutions in that order too. cuDNN needs none of this.
+    # XLA's CPU compiler runs a convolution on Eigen's threads only if its
+    # dimensions have one order: [N, H, W, C] with a kernel [H, W, in, out]. It
+    # transposes others to that order only outside loops (jax-ml/jax#12868). The
+    # gradients that JAX derives have other orders, and a step in a loop ran 20
+    # to 40 times slower (JAX 0.10.2). Here, the gradients are convolutions in
+    # that order, too. cuDNN does not need this.
     def _is_plain_convolution(layer):
         return (
             type(layer) is keras.layers.Conv2D

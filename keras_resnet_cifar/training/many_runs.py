@@ -1,7 +1,7 @@
-"""Runs many trainings as processes, some at a time, and stops them.
+"""Runs many trainings as processes, several at a time, and stops them.
 
-A training is a process of its own, with a run directory that resumes. No Keras
-is imported here.
+Each training is a separate process with a run directory that can be resumed.
+Keras is not imported here.
 """
 
 import contextlib
@@ -46,14 +46,14 @@ def flags(options: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is.
+    """The progress of a training.
 
     Attributes:
         state: "done", "running" (in another process), "stopped", "to do" or
             "unusable".
-        epochs: Epochs in all; 0 where that is not known yet.
+        epochs: Total number of epochs; 0 if not known yet.
         epoch: Epochs done.
-        seconds: Of training, validation included.
+        seconds: Seconds of training, including validation.
         test: Metrics of the test split at the last epoch, or `None`.
         fault: Why a run directory is unusable.
     """
@@ -71,7 +71,7 @@ class Progress:
 
     @property
     def accuracy(self) -> float | None:
-        """On the test split at the last epoch, 0 to 1, or `None`."""
+        """Accuracy on the test split at the last epoch, 0 to 1, or `None`."""
         return None if self.test is None else float(self.test["top1"])
 
 
@@ -80,13 +80,13 @@ def read_progress(
     epochs: int = 0,
     check: Callable[[dict[str, Any]], Any] = lambda config: None,
 ) -> Progress:
-    """Reads how far a training is from its run directory.
+    """Reads the progress of a training from its run directory.
 
     Args:
-        run: The run directory; there may be none yet.
-        epochs: Epochs in all (default: those of the run).
-        check: Called with the run's config; raises `InputError` if the run is
-            another one than expected.
+        run: The run directory, which may not exist yet.
+        epochs: Total number of epochs (default: the run's).
+        check: Called with the run's config; raises `InputError` if it is not
+            the expected run.
     """
     if not run.config.exists():
         return Progress("to do", epochs)
@@ -110,8 +110,8 @@ def read_progress(
 def _seconds(run, config):
     """Returns the seconds of each epoch.
 
-    Of an epoch that was resumed in the middle, a run records the seconds since
-    then, and the speed: it counts as all of its images at that speed.
+    For an epoch that was resumed in the middle, a run records the seconds since
+    then, and the speed: the epoch counts as all of its images at that speed.
     """
     if not run.timing.exists():
         return []
@@ -135,10 +135,10 @@ def _is_locked(run):
 
 
 class Task(NamedTuple):
-    """Something to do by commands, one after the other.
+    """A sequence of commands.
 
-    Where a command is refused, the other tasks of its `group` are skipped;
-    `after` is called when a command has ended.
+    If a command is refused, the other tasks of its `group` are skipped; `after`
+    is called after each command.
     """
 
     name: str
@@ -166,12 +166,13 @@ class Processes:
     """Runs processes from several threads, and stops them.
 
     Args:
-        jobs: How many at a time. Where several are, each gets a GPU.
-        seconds: For all of them; then those that run get a SIGTERM.
+        jobs: Number of processes at a time. If there are several, each gets a
+            GPU.
+        seconds: Time limit for all of them, after which they get a SIGTERM.
 
     Attributes:
-        signal: The signal that came, or `None`.
-        spent: Whether the time was not enough.
+        signal: The signal received, or `None`.
+        spent: Whether the time limit was reached.
     """
 
     def __init__(self, jobs: int, seconds: float | None):
@@ -187,7 +188,7 @@ class Processes:
         self.spent = False
 
     def stop(self, number: int, frame: Any = None) -> None:
-        """Sends SIGTERM to those that run, and starts no others."""
+        """Sends SIGTERM to the running processes, and starts no others."""
         with self._lock:
             self.signal = number
             for process in self._running:
@@ -195,7 +196,7 @@ class Processes:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Stops at SIGINT and SIGTERM; only the main thread can."""
+        """Stops on SIGINT and SIGTERM; only for the main thread."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {n: signal.signal(n, self.stop) for n in numbers}
         try:
@@ -205,7 +206,7 @@ class Processes:
                 signal.signal(number, handler)
 
     def run(self, command: Sequence[str]) -> int | None:
-        """Runs a command; returns its exit code, `None` if it is too late."""
+        """Runs a command; returns its exit code, or `None` if time is up."""
         place = self._places.get()
         try:
             left = None if self._end is None else self._end - time.monotonic()
@@ -213,7 +214,7 @@ class Processes:
                 self.spent |= left is not None and left <= 0
                 if self.spent or self.signal is not None:
                     return None
-                # In a session of its own it gets Ctrl-C once, from here.
+                # In a new session, it gets Ctrl-C only once, from here.
                 process = subprocess.Popen(
                     command, start_new_session=True, env=os.environ | place
                 )
@@ -238,20 +239,20 @@ def run_all(
     seconds: float | None = None,
     report: Callable[[str], Any] = print,
 ) -> dict[str, int]:
-    """Carries out tasks, some at a time; one that fails does not stop others.
+    """Runs tasks, several at a time; one that fails does not stop the others.
 
     Args:
-        tasks: In their order.
-        go_on: The command that goes on after a stop.
-        jobs: Tasks at a time.
-        seconds: The budget.
+        tasks: The tasks, in order.
+        go_on: The command that continues after a stop.
+        jobs: Number of tasks at a time.
+        seconds: The time budget.
         report: Called with a line about each failure.
 
     Returns:
         The exit codes of the tasks that failed, by name.
 
     Raises:
-        Stopped: A signal came; what ran has been stopped.
+        Stopped: On a signal, after the running processes have stopped.
     """
     processes = Processes(jobs, seconds)
     refused: set[str] = set()
@@ -280,14 +281,14 @@ def run_all(
                 report(f"{task.group}: skipped")
                 refused.add(task.group)
             else:
-                report(f"{task.name}: it ended with exit code {code}")
+                report(f"{task.name} failed with exit code {code}")
 
     with processes.listening(), ThreadPoolExecutor(jobs) as pool:
         list(pool.map(work, tasks))
     if processes.signal is not None:
         stopped = Stopped(processes.signal)
-        stopped.add_note(f"to go on: {go_on}")
+        stopped.add_note(f"to continue: {go_on}")
         raise stopped
     if processes.spent:
-        report(f"the budget is spent; to go on: {go_on}")
+        report(f"the budget is used up; to continue: {go_on}")
     return failed

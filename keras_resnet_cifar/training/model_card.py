@@ -1,4 +1,4 @@
-"""The README.md of a run: what the model is, and how well it does."""
+"""The model card of a run, README.md."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ _USE = """\
     model = keras.saving.load_model("last.keras")
     logits = model.predict(images)
 
-The files hold stock Keras layers only and load on every backend.
+The files contain stock Keras layers only and load on every backend.
 """
 
 
@@ -79,11 +79,11 @@ validation, {data["test"]:,} test images, \
 {"".join(classes)}
 ## Limits
 
-- It knows the {len(data["class_names"])} classes of {data["name"]} only: an \
-image of anything else gets one of them too, at times with a high probability.
-- Its accuracy and its calibration were measured on the test split of \
-{data["name"]}. Expect less of photos from elsewhere, enlarged or reduced to \
-this size, blurred or noisy. Images made to deceive it were not tried.
+- It knows only the {len(data["class_names"])} classes of {data["name"]}: any \
+other image gets one of them, too, sometimes with a high probability.
+- Its accuracy and calibration were measured on the test split of \
+{data["name"]}. Expect less on photos from elsewhere, and on enlarged, \
+reduced, blurred or noisy images. Adversarial images were not tested.
 
 ## Use
 
@@ -104,10 +104,10 @@ def _by_class(name: str, test: dict[str, Any]) -> str:
     return f"""
 ## Results of each class, {name}.keras
 
-| class | images | top-1 | most often taken for |
+| class | images | top-1 | most often mistaken for |
 | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
-The expected calibration error is {test["ece"]:.4f}: the average gap between \
-the probability of the predicted class and the share that is right, in 15 bins.
+The expected calibration error is {test["ece"]:.4f}: the mean gap between the \
+probability of the predicted class and the accuracy, in 15 bins.
 """

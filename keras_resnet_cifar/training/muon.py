@@ -1,4 +1,4 @@
-"""Muon: SGD whose updates of kernels are made orthogonal."""
+"""Muon: SGD with orthogonalized updates of kernels."""
 
 import math
 import re
@@ -19,11 +19,11 @@ _EPSILON = 1e-7
 
 @keras.saving.register_keras_serializable(package="keras_resnet_cifar")
 class Muon(CoupledSGD):
-    """Momentum orthogonalized by Newton-Schulz, for kernels; SGD for the rest.
+    """Momentum orthogonalized by Newton-Schulz for kernels; SGD for the rest.
 
-    A kernel `w` of any convolution or dense layer is seen as the matrix
-    `[inputs, outputs]`, `[kh * kw * in, out]` for a 2-D convolution. For its
-    gradient `g` and momentum buffer `b`:
+    A kernel `w` of any convolution or dense layer is treated as a matrix
+    `[inputs, outputs]`, which is `[kh * kw * in, out]` for a 2-D convolution.
+    With its gradient `g` and momentum buffer `b`:
 
         b = momentum * b + g
         u = g + momentum * b  if nesterov else  b
@@ -33,32 +33,34 @@ class Muon(CoupledSGD):
         w = sqrt(outputs) * w / norm(w)  for convolutions
         w = w - rate * x
 
-    with the Frobenius norm, and `x` transposed so that `a` is small. A
-    convolution must therefore be followed by a normalization, which undoes the
-    scale of its kernel. Kernels of dense layers keep their scale, and decay as
-    `w - rate * weight_decay * w`.
+    where `norm` is the Frobenius norm, and `x` is transposed so that `a` is
+    small. Kernels of convolutions are rescaled, so a convolution must be
+    followed by a normalization, which makes its scale irrelevant. Kernels of
+    dense layers keep their scale, and decay as `w - rate * weight_decay * w`.
 
-    Everything else (biases, BatchNorm, and kernels under `exclude`) is
-    trained by `CoupledSGD` at `sgd_ratio` times the rate.
+    Everything else (biases, BatchNorm, and kernels that match `exclude`) is
+    trained with `CoupledSGD` at `sgd_ratio` times the rate.
 
     The formulas are those of KellerJordan/Muon and, for convolutions, of
-    `airbench94_muon.py` in KellerJordan/cifar10-airbench.
-    `keras.optimizers.Muon` leaves every kernel that is not 2-D to AdamW, so no
-    convolution gets Muon there, and does not rescale kernels.
+    `airbench94_muon.py` in KellerJordan/cifar10-airbench. In contrast,
+    `keras.optimizers.Muon` trains all kernels that are not 2-D with AdamW,
+    including those of convolutions, and does not rescale kernels.
 
     Args:
-        learning_rate: A float or a schedule. Without scale in the kernels it
-            is the relative change of a kernel in one step.
-        momentum: Of kernels, in [0, 1).
+        learning_rate: A float or a schedule. For convolutions, it is the
+            relative change of a kernel in one step.
+        momentum: Momentum of the kernels, in [0, 1).
         nesterov: Whether to use Nesterov momentum, in both parts.
-        newton_schulz_steps: Iterations; cifar10-airbench takes 3, Muon 5.
-        sgd_ratio: Rate of the SGD part over `learning_rate`.
+        newton_schulz_steps: Number of iterations; cifar10-airbench uses 3, Muon
+            5.
+        sgd_ratio: Rate of the SGD part, as a multiple of `learning_rate`.
         sgd_momentum: Momentum of the SGD part, in (0, 1).
-        weight_decay: Coupled decay of the SGD part, the same number as in
-            PyTorch; and of dense kernels, see above.
-        decay_on: Of the SGD part; see `CoupledSGD`.
-        exclude: Regular expressions, searched in paths of variables; what
-            matches is left to SGD. By default the head of `build_resnet`.
+        weight_decay: Coupled weight decay of the SGD part, the same number as
+            in PyTorch, and decay of dense kernels as above.
+        decay_on: Parameters of the SGD part that decay; see `CoupledSGD`.
+        exclude: Regular expressions to search in paths of variables; kernels
+            that match are trained with SGD. By default, the head of
+            `build_resnet`.
     """
 
     def __init__(
@@ -108,8 +110,8 @@ class Muon(CoupledSGD):
         }
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        # Kernels of one shape in one product: many small ones leave an
-        # accelerator idle.
+        # Kernels of the same shape share one product: many small products would
+        # leave an accelerator idle.
         grads = list(grads)
         groups: dict = {}
         for place, variable in enumerate(trainable_variables):

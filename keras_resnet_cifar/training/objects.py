@@ -1,6 +1,6 @@
-"""A user's Keras optimizer and loss, kept in a recipe as their configs.
+"""The user's own Keras optimizer and loss, stored in a recipe as configs.
 
-So config.json repeats them, and a resumed run is compared with them.
+config.json therefore records them, and a resumed run is compared with them.
 """
 
 import copy
@@ -55,15 +55,15 @@ def serialized(name: str, value: Any) -> dict[str, Any]:
         "learning_rate" not in config or config.get("use_ema")
     ):
         raise InputError(
-            f"optimizer={kind} wraps another or averages weights: give the "
-            "plain one, with precision= and ema= of the recipe"
+            f"optimizer={kind} wraps another or averages weights: give a plain "
+            "one, and use precision= and ema= of the recipe"
         )
     if getattr(value, "_exclude_from_weight_decay_pattern", None) or getattr(
         value, "_exclude_from_weight_decay", None
     ):
         raise InputError(
-            f"optimizer={kind} would forget exclude_from_weight_decay, which "
-            "is not in its config: give one without"
+            f"optimizer={kind} uses exclude_from_weight_decay, which its "
+            "config does not record: give one without it"
         )
     if not isinstance(config, dict):  # a function has its defaults
         parameters = inspect.signature(value).parameters.values()
@@ -71,7 +71,7 @@ def serialized(name: str, value: Any) -> dict[str, Any]:
     plain = kind.replace("_", "").lower()
     if not config.get("from_logits", plain not in _OF_PROBABILITIES):
         raise InputError(
-            f"loss={kind} would take logits for probabilities: give an "
+            f"loss={kind} would treat logits as probabilities: give an "
             "instance with from_logits=True, such as CategoricalCrossentropy"
         )
     return saved
@@ -80,7 +80,7 @@ def serialized(name: str, value: Any) -> dict[str, Any]:
 def optimizer_of(
     saved: dict[str, Any], rate: Any
 ) -> keras.optimizers.Optimizer:
-    """Returns a new optimizer of a config, with another rate or schedule."""
+    """Returns an optimizer from a config, with another rate or schedule."""
     config = saved["config"] | {"learning_rate": rate}
     return _built("optimizer", saved | {"config": config})
 
@@ -109,8 +109,8 @@ def loss_of(recipe: Any, classes: int) -> Any:
     """Returns the loss of a `Recipe`, a function of one-hot targets and logits.
 
     Raises:
-        InputError: It takes other targets, or smooths labels that the recipe
-            smooths already.
+        InputError: It takes other targets, or both it and the recipe smooth
+            labels.
     """
     if recipe.loss is None:
         return keras.losses.CategoricalCrossentropy(from_logits=True)
@@ -121,13 +121,13 @@ def loss_of(recipe: Any, classes: int) -> Any:
     except Exception as error:  # the user's own code may raise any
         raise InputError(
             f"loss={kind} fails on one-hot targets and logits [N, {classes}] "
-            f"({one_line(error)}): give one for these, no sparse one"
+            f"({one_line(error)}): give one that takes these, not a sparse one"
         ) from error
     config = recipe.loss["config"]
     smooths = isinstance(config, dict) and config.get("label_smoothing")
     if smooths and recipe.label_smoothing:
         raise InputError(
-            f"loss={kind} smooths labels, and so does the recipe: train with "
+            f"loss={kind} and the recipe both smooth labels: train with "
             "label_smoothing=0"
         )
     return loss
@@ -139,9 +139,9 @@ def _built(name, saved):
         return keras.saving.deserialize_keras_object(copy.deepcopy(saved))
     except Exception as error:  # Keras and the user's own classes raise many
         raise InputError(
-            f"{name}={_kind(saved)} cannot be built again, as for a resumed "
-            f"run ({one_line(error)[:80]}): decorate it with "
-            "keras.saving.register_keras_serializable()"
+            f"{name}={_kind(saved)} cannot be built from its config "
+            f"({one_line(error)[:80]}), so the run could not be resumed: "
+            "decorate it with keras.saving.register_keras_serializable()"
         ) from error
 
 

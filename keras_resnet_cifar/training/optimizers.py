@@ -24,7 +24,7 @@ class _CoupledDecay:
 
     def build(self, variables):
         super().build(variables)
-        # By index: TensorFlow passes variables of its own to `update_step`.
+        # By index: TensorFlow passes its own variables to `update_step`.
         self._decayed = [
             bool(self.coupled_decay)
             and (self.decay_on == "all" or variable.name == "kernel")
@@ -49,16 +49,17 @@ class _CoupledDecay:
 class CoupledSGD(_CoupledDecay, keras.optimizers.SGD):
     """SGD with momentum whose weight decay is added to the gradient.
 
-    For weights `w`, gradient `g` and momentum buffer `b`, as in
+    With weights `w`, gradient `g` and momentum buffer `b`, as in
     `torch.optim.SGD`:
 
         g = g + weight_decay * w
         b = momentum * b + g
         w = w - rate * (g + momentum * b  if nesterov else  b)
 
-    `keras.optimizers.SGD(weight_decay=...)` subtracts `rate * decay * w`
-    outside the momentum instead, about ten times weaker at momentum 0.9, and
-    folds the rate into the buffer, which differs as soon as the rate changes.
+    In contrast, `keras.optimizers.SGD(weight_decay=...)` subtracts
+    `rate * decay * w` outside the momentum, which is about ten times weaker at
+    momentum 0.9. It also includes the rate in the buffer, which makes a
+    difference when the rate changes.
 
     Args:
         learning_rate: A float or a schedule.
@@ -113,6 +114,7 @@ class CoupledAdam(_CoupledDecay, keras.optimizers.Adam):
         beta_1: Decay of the mean of the gradients, in [0, 1).
         weight_decay: Coupled weight decay, the same number as in PyTorch.
         decay_on: See `CoupledSGD`.
+        epsilon: Added to the denominator; the default is PyTorch's.
     """
 
     def __init__(
@@ -121,7 +123,7 @@ class CoupledAdam(_CoupledDecay, keras.optimizers.Adam):
         beta_1: float = 0.9,
         weight_decay: float = 0.0,
         decay_on: str = "all",
-        epsilon: float = 1e-8,  # PyTorch's; Keras has 1e-7
+        epsilon: float = 1e-8,  # as in PyTorch; Keras uses 1e-7
         name: str = "coupled_adam",
         **kwargs: Any,
     ):

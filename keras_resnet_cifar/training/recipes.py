@@ -1,4 +1,4 @@
-"""Recipes for training, each with its source and the result to expect."""
+"""Recipes for training, each with its source and expected result."""
 
 import numbers
 from dataclasses import dataclass, field, fields, replace
@@ -29,69 +29,72 @@ def _field(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a net is trained; everything but the net, the data and the seed.
+    """A training configuration without the net, the data and the seed.
 
-    Rates, decay and momentum are PyTorch's numbers: the decay is coupled.
-    Expected results are accuracies on the test split at the last epoch.
+    Rate, weight decay and momentum have the same meaning as in PyTorch: weight
+    decay is coupled. Expected results are accuracies on the test split after
+    the last epoch.
 
-    Instead of a name, `optimizer` may be a `keras.optimizers.Optimizer`: its
-    own rate or schedule replaces that of the recipe. `loss` may be a Keras loss
-    or a function of one-hot targets `[N, classes]`, mixed and smoothed as the
-    recipe says, and logits; by default it is cross-entropy. `get_recipe` turns
-    both into their configs.
+    Instead of a name, `optimizer` may be a `keras.optimizers.Optimizer`, whose
+    own rate or schedule replaces the recipe's. `loss` may be a Keras loss or a
+    function of one-hot targets `[N, classes]`, mixed and smoothed as the recipe
+    says, and logits; by default, it is cross-entropy. `get_recipe` replaces
+    both by their configs.
     """
 
     name: str
     source: str = "not stated"
     expected: str = "not stated"
     arch: str = "resnet20"  # the net of the source
-    dataset: str = "cifar10"  # likewise
+    dataset: str = "cifar10"  # the dataset of the source
     epochs: int = _field(200, "passes over the train split")
     batch_size: int = _field(128, "images per step")
-    learning_rate: float = _field(0.1, "full rate, which the schedule scales")
+    learning_rate: float = _field(0.1, "full rate, scaled by the schedule")
     optimizer: Any = _field("sgd", "optimizer")  # noqa: RUF009
     momentum: float = _field(0.9, "momentum, or beta_1 of Adam; 0 to 1")
-    sgd_ratio: float = _field(5.0, "for muon: SGD's rate / learning_rate")
+    sgd_ratio: float = _field(5.0, "for muon: rate of SGD / learning_rate")
     nesterov: bool = _field(False, "use Nesterov momentum")
-    weight_decay: float = _field(1e-4, "coupled, as in PyTorch's SGD")
+    weight_decay: float = _field(1e-4, "weight decay, coupled as in PyTorch")
     decay_on: str = _field("all", "parameters that weight decay applies to")
     schedule: tuple = _field(  # a key of SCHEDULES, its arguments
-        ("cosine", {}), f"of the rate: {', '.join(SCHEDULES)}"
+        ("cosine", {}), f"schedule of the rate: {', '.join(SCHEDULES)}"
     )
-    warmup_steps: int = _field(0, "first steps, run at a lower rate")
+    warmup_steps: int = _field(0, "number of first steps at a lower rate")
     warmup_factor: float = _field(0.1, "rate in warmup_steps / full rate")
     padding: int = _field(4, "pixels added to each side before a random crop")
     padding_mode: str = _field("zero", "what to pad with")
     random_resized_crop: int = _field(
-        0, "side in pixels; replaces padding; 0: off"
+        0, "side in pixels; replaces the padded crop; 0: off"
     )
     flip: bool = _field(True, "mirror each image with probability 1/2")
     alternating_flip: bool = _field(
-        False, "mirror each image in every second epoch, not at random"
+        False, "mirror each image in every other epoch, not at random"
     )
     cutout: int = _field(0, "side of the blanked square in pixels; 0: off")
     mixup: float = _field(0.0, "alpha of MixUp's Beta distribution; 0: off")
     cutmix: float = _field(0.0, "upper end of CutMix's alpha, up to 1; 0: off")
     rand_augment: int = _field(0, "RandAugment operations per image; 0: off")
     label_smoothing: float = _field(0.0, "label smoothing, 0 to 1")
-    ema: float = _field(0.0, "momentum of the average of weights; 0: off")
+    ema: float = _field(0.0, "momentum of the averaged weights; 0: off")
     precision: str = _field("float32", "dtype policy of the computation")
-    validation: float = _field(0, "images held out, as a count or a share")
-    checkpoint_every: int = _field(0, "epochs between kept models; 0: none")
-    patience: int = _field(0, "epochs to wait for better validation; 0: off")
+    validation: float = _field(0, "images to hold out, a count or a fraction")
+    checkpoint_every: int = _field(0, "epochs between checkpoints; 0: none")
+    patience: int = _field(
+        0, "epochs without better validation accuracy to stop after; 0: off"
+    )
     normalization: str | tuple | None = _field(
         None, "imagenet, per_image or a dataset's (if unset: the data's own)"
     )
     loss: Any = None
 
     def schedule_for(self, steps_per_epoch: int) -> "LearningRateSchedule":
-        """Returns the learning-rate schedule of a run by this recipe.
+        """Returns the learning-rate schedule of a run with this recipe.
 
         Args:
             steps_per_epoch: Steps of one epoch, 1 or more.
 
         Returns:
-            One of `krc.schedules`, or that of the user's own optimizer.
+            One of `krc.schedules`, or the schedule of your own optimizer.
 
         Raises:
             InputError: The schedule's arguments do not fit.
@@ -123,14 +126,14 @@ class Recipe:
     def optimizer_for(
         self, learning_rate: "float | LearningRateSchedule"
     ) -> "Optimizer":
-        """Returns the optimizer of a run by this recipe.
+        """Returns a new optimizer for a run with this recipe.
 
         Args:
             learning_rate: A float, or a schedule such as `schedule_for`'s.
 
         Returns:
-            `krc.CoupledSGD`, `krc.CoupledAdam` or `krc.Muon`, or a new one
-            like the user's own.
+            `krc.CoupledSGD`, `krc.CoupledAdam` or `krc.Muon`, or a copy of your
+            own optimizer.
         """
         from keras_resnet_cifar.training import muon, objects, optimizers
 
@@ -201,8 +204,9 @@ _STRONG = replace(
     name="strong",
     source="the cosine recipe with cutout (arXiv:1708.04552), mixup "
     "(arXiv:1710.09412), label smoothing and averaged weights",
-    expected="CIFAR-10: 20-size 94.45, 56-size 95.0, resnet18 96.0 %; "
-    "CIFAR-100: resnet18 78.0 % (best published of the kind)",
+    expected="CIFAR-10: nets of the size of ResNet-20 94.45, of ResNet-56 "
+    "95.0, resnet18 96.0 %; CIFAR-100: resnet18 78.0 % (best published "
+    "results of this kind)",
     epochs=300,
     cutout=16,
     mixup=0.2,
@@ -330,7 +334,7 @@ RECIPES = {
 DEFAULT = "fast"  # of `train`
 FINETUNING = "coursework-finetune"  # the default of `finetune`
 
-# Fields with an option on the command line, and what they may be.
+# Fields with an option on the command line, and their choices.
 OPTIONS = [option for option in fields(Recipe) if "help" in option.metadata]
 CHOICES = {
     "optimizer": ("sgd", "adam", "muon"),
@@ -347,7 +351,7 @@ _AT_MOST = {
     "warmup_factor": 1,
 }
 _BELOW_ONE = ("momentum", "label_smoothing", "ema")
-# Fields that a user's own optimizer brings with it.
+# Fields that the user's own optimizer replaces.
 _OF_OPTIMIZER = {
     *("learning_rate", "momentum", "sgd_ratio", "nesterov", "weight_decay"),
     *("decay_on", "schedule", "warmup_steps", "warmup_factor"),
@@ -355,14 +359,17 @@ _OF_OPTIMIZER = {
 
 
 def get_recipe(recipe: str | Recipe, **changes: Any) -> Recipe:
-    """Returns a `Recipe` by name (or as given), with some fields replaced.
+    """Returns a `Recipe` by name (or as given), with some fields overridden.
 
     Args:
         recipe: A name of `RECIPES` or a `Recipe`.
-        **changes: Fields to replace; `None` leaves a field as it is.
+        **changes: Fields to override; `None` leaves a field unchanged.
+
+    Returns:
+        A `Recipe`.
 
     Raises:
-        InputError: An unknown name or field, or a value out of range.
+        InputError: A name or field is unknown, or a value is out of range.
     """
     if not isinstance(recipe, Recipe):
         recipe = RECIPES[_known("recipe", recipe, RECIPES)]
@@ -379,8 +386,8 @@ def get_recipe(recipe: str | Recipe, **changes: Any) -> Recipe:
     if unused and isinstance(checked["optimizer"], dict):
         kind = checked["optimizer"]["class_name"]
         raise InputError(
-            f"{unused[0]}={changes[unused[0]]!r} does not reach the optimizer "
-            f"{kind}: give it to {kind} itself"
+            f"{unused[0]}={changes[unused[0]]!r} has no effect on the "
+            f"optimizer {kind}: pass it to {kind} itself"
         )
     return replace(recipe, **checked)
 
@@ -440,8 +447,8 @@ def _checked_schedule(schedule):
         arguments = dict(arguments)
     except (TypeError, ValueError):
         raise InputError(
-            f"schedule={schedule!r}: give a name of {', '.join(SCHEDULES)} and "
-            "a dict of its arguments"
+            f"schedule={schedule!r}: give one of {', '.join(SCHEDULES)} and a "
+            "dict of its arguments"
         ) from None
     return _known("schedule", name, SCHEDULES), arguments
 

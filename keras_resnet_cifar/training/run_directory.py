@@ -1,4 +1,4 @@
-"""A run directory: its files, its config, and whether two configs agree."""
+"""A run directory: its files, its config, and comparing configs."""
 
 import contextlib
 import csv
@@ -50,18 +50,18 @@ _RESUME_KEYS = (
     "backend",
     "class_weight",
 )
-# The number of epochs, and words that change nothing.
+# The number of epochs, and descriptions without effect.
 _MAY_CHANGE = ("recipe.epochs", "recipe.source", "recipe.expected")
-_TIMING = ("images_per_second", "seconds")  # columns that never repeat
+_TIMING = ("images_per_second", "seconds")  # not reproducible
 
 
 @dataclass(frozen=True)
 class Interval:
-    """How often a run is backed up: by epochs or by time; the other is 0.
+    """How often a run is backed up, in epochs or seconds; the other is 0.
 
     Attributes:
-        epochs: Epochs from one backup to the next.
-        seconds: Seconds, which may end in the middle of an epoch too.
+        epochs: Epochs between backups.
+        seconds: Seconds between backups, which may be within an epoch.
     """
 
     epochs: int = 0
@@ -133,7 +133,7 @@ class RunDirectory:
             except BlockingIOError as error:
                 raise InputError(
                     f"another process is using {self.path}: wait for it, or "
-                    f"choose another folder than output_dir={self.path}"
+                    f"choose a folder other than output_dir={self.path}"
                 ) from error
             yield
         finally:
@@ -143,10 +143,10 @@ class RunDirectory:
         """Raises `InputError` if the folder holds anything."""
         if self.config.exists():
             raise InputError(
-                f"{self.path} holds another run: choose a new folder instead "
+                f"{self.path} already holds a run: choose a new folder instead "
                 f"of output_dir={self.path}, or resume that run"
             )
-        # A kill before config.json leaves no run, but may leave these files.
+        # A kill before config.json is written may leave these files.
         leftovers = (self.last, self.backup)
         if self.path.exists() and not (
             self.path.is_dir()
@@ -186,11 +186,11 @@ class RunDirectory:
         except FileNotFoundError:
             raise InputError(
                 f"{self.path} holds no run (no {self.config.name}): give the "
-                "folder of an earlier run"
+                "folder of one"
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(
-                f"cannot read {self.config}: {error}; restore it or start a "
+                f"cannot read {self.config}: {error}; restore it, or start a "
                 "new run"
             ) from error
 
@@ -204,7 +204,7 @@ def find_run(path: Path) -> RunDirectory | None:
         ):
             if "recipe" not in json.loads(run.config.read_text("utf-8")):
                 continue  # of another program
-        if run.config.is_file():  # where it is damaged, `read_config` says so
+        if run.config.is_file():  # if it is damaged, `read_config` reports it
             return run
     return None
 
@@ -225,12 +225,12 @@ def resume_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
-    """Checks that a run is resumed as what it is.
+    """Checks that a run is resumed with the same config.
 
     Args:
-        config: Of the run, as `RunDirectory.read_config` returns it.
-        changes: What it is resumed as: any entries of a config, nested alike.
-            `None` says nothing, and the number of epochs may differ.
+        config: The config of the run, from `RunDirectory.read_config`.
+        changes: Entries of the config to resume with, nested in the same way.
+            `None` is ignored, and the number of epochs may differ.
 
     Raises:
         InputError: An entry differs.
@@ -238,8 +238,9 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     began = config.get("backend")
     if changes.get("backend") not in (None, began):
         raise InputError(
-            f"cannot resume on {changes['backend']}: the run began on {began}; "
-            f"set KERAS_BACKEND={began}, or start a new run in another folder"
+            f"cannot resume on {changes['backend']}: the run started on "
+            f"{began}; set KERAS_BACKEND={began}, or start a new run in "
+            "another folder"
         )
     arguments = {
         "recipe.name": "recipe",
@@ -270,27 +271,27 @@ def check_data(
     fingerprints: Mapping[str, str],
     allow_changed_data: bool | None = None,
 ) -> bool:
-    """Returns whether the data of a run are still those it was trained on.
+    """Returns whether the data of a run are unchanged since training.
 
     Args:
-        config: Of the run.
-        fingerprints: Of the `Dataset` that its request loads now.
-        allow_changed_data: Return `False` where they are not; `None` where
-            that cannot be allowed.
+        config: The config of the run.
+        fingerprints: Fingerprints of the `Dataset` that its request loads now.
+        allow_changed_data: Whether to return `False` for changed data instead
+            of raising; `None` if changed data can never be allowed.
 
     Raises:
-        InputError: They are not, and that is not allowed.
+        InputError: The data have changed, and that is not allowed.
     """
     old = config["dataset"].get("fingerprints", {})
     changed = {split for split in old if old[split] != fingerprints.get(split)}
     if changed and not allow_changed_data:
-        remedy = "allow_changed_data=True goes on, and says so"
+        remedy = "give allow_changed_data=True to use the changed images"
         if allow_changed_data is None:
             remedy = "start a new run in another folder"
         raise InputError(
             f"the images of {config['dataset']['name']} "
-            f"({', '.join(sorted(changed))}) are not those that the run was "
-            f"trained on: restore them, or {remedy}"
+            f"({', '.join(sorted(changed))}) have changed since the run was "
+            f"trained: restore them, or {remedy}"
         )
     return not changed
 
@@ -300,14 +301,14 @@ def identity(config: Mapping[str, Any]) -> str:
     shared = flattened(resume_keys(config))
     for key in _MAY_CHANGE:
         shared.pop(key, None)
-    if shared.get("recipe.loss", "") is None:  # as before there was the field
+    if shared.get("recipe.loss", "") is None:  # for runs without the field
         del shared["recipe.loss"]
     text = json.dumps(shared, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns `{"a.b": value}`, with values as JSON gives them back."""
+    """Returns `{"a.b": value}`, with values after a round trip through JSON."""
     flat: dict[str, Any] = {}
     for key, value in json.loads(json.dumps(tree)).items():
         if isinstance(value, dict):
@@ -326,7 +327,7 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
 def write_history(
     directory: RunDirectory, rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes history.csv, which repeats to the byte, and timing.csv.
+    """Writes history.csv, which is reproducible to the byte, and timing.csv.
 
     The columns have the order of the newest row.
     """

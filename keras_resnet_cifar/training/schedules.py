@@ -1,8 +1,8 @@
-"""Learning-rate schedules of the literature, as Keras schedules.
+"""Learning-rate schedules from the literature, as Keras schedules.
 
-Each one is a function of the step alone, so a resumed run cannot lose its
-place. `warmup_steps` starts a run at a lower rate and then returns to the full
-one, as He et al. 2015 do for ResNet-110 (0.01 for 400 steps, then 0.1).
+Each is a function of the step alone, so a resumed run needs no other state.
+With `warmup_steps`, a run starts at a lower rate, as in He et al. 2015 for
+ResNet-110 (0.01 for 400 steps, then 0.1).
 
 Example:
 
@@ -36,7 +36,7 @@ class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         learning_rate: The rate at factor 1.
-        warmup_steps: The first so many steps run at
+        warmup_steps: Number of first steps at
             `learning_rate * warmup_factor`.
         warmup_factor: See `warmup_steps`.
     """
@@ -84,7 +84,7 @@ class Constant(_Schedule):
 
     Args:
         learning_rate: The rate.
-        warmup_steps, warmup_factor: The first so many steps run at
+        warmup_steps, warmup_factor: First steps, which run at
             `warmup_factor` times the rate.
     """
 
@@ -105,7 +105,7 @@ class MultiStep(_Schedule):
         steps: Steps of the whole run.
         milestones: Fractions of `steps`, each 0 to 1.
         gamma: The factor.
-        warmup_steps, warmup_factor: The first so many steps run at
+        warmup_steps, warmup_factor: First steps, which run at
             `warmup_factor` times the rate.
     """
 
@@ -135,7 +135,7 @@ class Cosine(_Schedule):
     Args:
         learning_rate: The rate at the first step.
         steps: Steps of the whole run.
-        warmup_steps, warmup_factor: The first so many steps run at
+        warmup_steps, warmup_factor: First steps, which run at
             `warmup_factor` times the rate.
     """
 
@@ -157,7 +157,7 @@ class Exponential(_Schedule):
         learning_rate: The rate of the first epoch.
         steps_per_epoch: Steps of one epoch.
         gamma: The factor.
-        warmup_steps, warmup_factor: The first so many steps run at
+        warmup_steps, warmup_factor: First steps, which run at
             `warmup_factor` times the rate.
     """
 
@@ -181,7 +181,7 @@ class OneCycle(_Schedule):
         warmup: Share of the steps before the peak, 0 to 1.
         start: Factor at the first step.
         end: Factor after the last step.
-        warmup_steps, warmup_factor: The first so many steps run at
+        warmup_steps, warmup_factor: First steps, which run at
             `warmup_factor` times the rate.
     """
 

@@ -1,4 +1,4 @@
-"""Sweeps: a study of Optuna's, which several processes share.
+"""Sweeps: Optuna studies that several processes share.
 
 Optuna, Keras and matplotlib are imported where they are used.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from keras_resnet_cifar.data.load import Dataset
 
-# A trial whose process has not been heard of for as long is tried again.
+# A trial is run again if its process sends no heartbeat for the grace period.
 _HEARTBEAT, _GRACE = 5, 60  # seconds
 _LOCKED = 30  # seconds to wait for another process to unlock SQLite
 _VALUES: dict[Any, Callable[[str], Any]] = {  # of a field's type
@@ -57,7 +57,9 @@ class Parameter:
         kinds = {field.name: field.type for field in OPTIONS}
         check_name("parameter", name, kinds)
         if name == "validation":
-            raise InputError("validation= judges the trials: it cannot vary")
+            raise InputError(
+                "validation= decides between the trials: it cannot vary"
+            )
         kind = kinds[name]
         try:
             words = listed.split("," if scale == "choice" else ":")
@@ -87,7 +89,7 @@ class Parameter:
 
 @contextlib.contextmanager
 def using(storage: str) -> Iterator[None]:
-    """Re-raises errors of a database as an `InputError` of one line."""
+    """Re-raises database errors as a one-line `InputError`."""
     try:
         from optuna.exceptions import ExperimentalWarning, StorageInternalError
         from sqlalchemy.exc import SQLAlchemyError
@@ -104,20 +106,20 @@ def using(storage: str) -> Iterator[None]:
         cause = getattr(cause, "orig", None) or cause
         raise InputError(
             f"storage={storage}: {one_line(cause)}; wait for the process that "
-            "uses it, or name another, such as sqlite:///sweep.db"
+            "uses it, or give another, such as sqlite:///sweep.db"
         ) from error
 
 
 def open_study(storage: str, name: str, epochs: int) -> "optuna.Study":
-    """Opens a study, or begins it.
+    """Opens a study, or creates it.
 
     Args:
-        storage: URL of a database, as SQLAlchemy takes it.
-        name: Of the study.
-        epochs: Of a trial; in their first quarter, none is pruned.
+        storage: URL of a database for SQLAlchemy.
+        name: Name of the study.
+        epochs: Epochs of a trial; in the first quarter, none is pruned.
 
     Raises:
-        InputError: It is a database of something else.
+        InputError: The database holds something else.
     """
     import optuna
     import sqlalchemy
@@ -132,8 +134,8 @@ def open_study(storage: str, name: str, epochs: int) -> "optuna.Study":
     memory = url.database in (None, "", ":memory:")
     if memory or (tables and not {"studies", "trials"} <= tables):
         raise InputError(
-            f"storage={storage}: no database of studies; name a new file, such "
-            "as sqlite:///sweep.db"
+            f"storage={storage}: not a database of studies; give a new file, "
+            "such as sqlite:///sweep.db"
         )
     return optuna.create_study(
         storage=optuna.storages.RDBStorage(
@@ -145,7 +147,7 @@ def open_study(storage: str, name: str, epochs: int) -> "optuna.Study":
                 optuna.storages.RetryHeartbeatStaleTrialCallback()
             ),
         ),
-        # No seeded sampler: each process would begin with the same trials.
+        # No seeded sampler: each process would start with the same trials.
         pruner=optuna.pruners.MedianPruner(n_warmup_steps=epochs // 4),
         study_name=name,
         direction="maximize",
@@ -163,23 +165,23 @@ def run_trials(
     seed: int = 0,
     report: Callable[[str], Any] = print,
 ) -> None:
-    """Trains trials until enough of a study are finished.
+    """Runs trials until a study has a number of finished ones.
 
-    A trial's value is the validation accuracy of its last epoch. One that
-    diverges or does not fit into memory counts as pruned.
+    A trial's value is the validation accuracy of its last epoch. A trial that
+    diverges or runs out of memory counts as pruned.
 
     Args:
-        study: As `open_study` returns it.
-        parameters: What the trials vary.
-        recipe: What they have in common.
+        study: A study from `open_study`.
+        parameters: The parameters to vary.
+        recipe: The recipe whose fields are overridden.
         data: Train and validation split; the test split is not used.
         new_model: Called with the recipe of a trial.
-        trials: Finished trials, those of other processes included.
-        seed: Of the weights, shuffling and augmentation of each trial.
+        trials: Number of finished trials, including those of other processes.
+        seed: Seed of the weights, shuffling and augmentation of each trial.
         report: Called with one line about each trial.
 
     Raises:
-        Stopped: A signal came; the trial in progress will be tried again.
+        Stopped: On a signal; the trial in progress will be run again.
     """
     import keras
     from optuna import TrialPruned
@@ -230,7 +232,7 @@ def run_trials(
                 again = study.trials[begun[-1]]
                 RetryHeartbeatStaleTrialCallback()(study, again)
                 raise
-            report(ended.pop())  # once the study has it
+            report(ended.pop())  # after the study has recorded it
 
 
 def finished(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
@@ -242,7 +244,7 @@ def finished(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
 
 
 def draw(study: "optuna.Study", folder: Path) -> list[Path]:
-    """Draws history.png and, where trials differ, importance.png.
+    """Draws history.png and, if the trials differ, importance.png.
 
     Returns:
         The files written; `InputError` if that fails.

@@ -1,4 +1,4 @@
-"""Follows a run with experiment trackers, by their own log functions."""
+"""Logs a run to experiment trackers with their own functions."""
 
 import contextlib
 import json
@@ -16,8 +16,9 @@ from keras_resnet_cifar.errors import InputError, check_name, one_line
 from keras_resnet_cifar.files import write_json
 from keras_resnet_cifar.training.run_directory import RunDirectory, flattened
 
-# Each tracker has the methods of the first one. It begins a run, or continues
-# the one that `run` names, an attribute of the tracker that began it.
+# Each tracker has the methods of the first one. It starts a run, or continues
+# the one named `run`, which is the attribute `run` of the tracker that started
+# it.
 
 
 class _TensorBoard:
@@ -39,7 +40,7 @@ class _TensorBoard:
         self._writer.flush()
 
     def finish(self, pictures: Sequence[Path], card: Path) -> None:
-        """Logs what there is at the end of a run."""
+        """Logs the results at the end of a run."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         for path in pictures:
@@ -147,11 +148,11 @@ TRACKERS: dict[str, Any] = {
 
 
 def check_trackers(names: Sequence[str], folder: Any) -> None:
-    """Checks that runs can be followed.
+    """Checks that trackers can be used.
 
     Raises:
         InputError: A tracker is unknown or not installed, or there is no
-            folder.
+            output folder.
     """
     for name in names:
         check_name("tracker", name, TRACKERS)
@@ -161,15 +162,15 @@ def check_trackers(names: Sequence[str], folder: Any) -> None:
                 f"'keras_resnet_cifar[{name}]'"
             )
     if names and not folder:
-        raise InputError("track= needs output_dir=, which remembers the runs")
+        raise InputError("track= needs output_dir=, to store the runs' names")
 
 
 @dataclass
 class Tracking:
-    """Sends a run to trackers. One that fails is left out, with a warning.
+    """Sends a run to trackers, and continues with a warning if one fails.
 
     They get the config as params and the metrics of each epoch. Their runs
-    begin and end with this context.
+    start and end with this context.
 
     Args:
         names: Names of `TRACKERS`.
@@ -204,7 +205,7 @@ class Tracking:
         self._each(lambda tracker: tracker.close(error is not None))
 
     def log(self, epoch: int, logs: dict[str, Any]) -> None:
-        """Sends the metrics of an epoch, from 0, as `on_epoch_end` has them."""
+        """Sends the metrics of an epoch; arguments as of `on_epoch_end`."""
         values = {
             key: float(value)
             for key, value in logs.items()
@@ -217,7 +218,7 @@ class Tracking:
 
         Args:
             metrics: As in `Run`.
-            epoch: That of the last model.
+            epoch: Epoch of the last model.
         """
         assert self.directory is not None
         curves, card = self.directory.curves, self.directory.card
@@ -239,7 +240,7 @@ class Tracking:
         except Exception as error:  # of the network, a disk, a new version
             self._trackers.pop(name, None)
             warnings.warn(
-                f"{name} failed ({one_line(error)}): the run goes on without "
+                f"{name} failed ({one_line(error)}): the run continues without "
                 "it",
                 stacklevel=1,
             )

@@ -1,4 +1,4 @@
-"""`train`: a model, data and a recipe, to a run directory."""
+"""`train`: trains a model with a recipe in a run directory."""
 
 import contextlib
 import math
@@ -61,11 +61,11 @@ class Run:
         history: One dict per epoch: epoch, loss, accuracy, val_loss,
             val_accuracy, learning_rate, images_per_second, seconds.
         metrics: `{"last": ..., "best": ...}`, each with the epoch and the
-            `Evaluation` of the test split as JSON. `best` was chosen on the
-            validation split, and is absent without one; both are absent
+            `Evaluation` of the test split as JSON. `best` is chosen on the
+            validation split, and is missing without one; both are missing
             without a test split.
-        config: What repeats the run.
-        directory: Where it is, or `None`.
+        config: Everything needed to repeat the run.
+        directory: The run directory, or `None`.
     """
 
     model: keras.Model
@@ -94,72 +94,74 @@ def train(
     verbose: bool = True,
     **changes: Any,
 ) -> Run:
-    """Trains a model by a recipe: `compile` and `fit` with callbacks.
+    """Trains a model with a recipe, using `compile` and `fit`.
 
-    The model's weights are trained in place. A copy with fused BatchNorm and
-    the recipe's precision does the work; what is saved has stock layers only.
+    Training uses a copy with fused BatchNorm and the recipe's precision, and
+    updates the model's weights in place. Saved models have stock layers only.
 
-    With an `output_dir`, SIGINT and SIGTERM let the step in flight finish, save
-    the run and raise `Stopped`; a second one ends the process at once.
+    With an `output_dir`, SIGINT and SIGTERM let the current step finish, save
+    the run and raise `Stopped`; a second signal ends the process at once.
 
     Args:
         model: A model from raw images to logits, such as `build_resnet`'s.
         data: A `Dataset`; or `(images, labels)`, as `Dataset.from_arrays`
-            takes them; or a `tf.data.Dataset` or
+            takes them; or a stream, which is a `tf.data.Dataset` or
             `keras.utils.PyDataset` of such batches. The test split of a
             `Dataset` is evaluated once, at the end. A stream is not kept on
-            the device, and is resumed from its last whole epoch.
+            the device, and resumes from its last complete epoch.
         recipe: A name of `RECIPES` or a `Recipe`. The default is for nets
             whose convolutions are followed by a normalization: see `krc.Muon`.
         output_dir: Folder for config.json, history.csv, metrics.json,
             best.keras, last.keras, curves.png and README.md; `None` writes
             no files.
-        validation_data: `(images, labels)`, where `data` is no `Dataset`.
+        validation_data: `(images, labels)`, if `data` is not a `Dataset`.
         class_weight: Weights of the classes in the training loss: a dict, or
-            `"balanced"` for weights in inverse proportion to their counts.
-        seed: Of shuffling and augmentation. (Seed the weights before building
-            the model, with `keras.utils.set_random_seed`.)
-        resume: Continue the run in `output_dir` from its newest backup, in the
-            middle of an epoch too. More `epochs` than before are allowed where
-            the schedule gives the steps already done the same rates.
-        backup_every: Epochs between backups, or a time such as `"10min"`. The
-            steps that a kill loses are repeated, to the same bits.
-        deterministic: Ask the backend for operations that give the same bits
-            each time; slower, and needed on a GPU only.
-        devices: How many devices share each batch under JAX, or `"all"`;
-            `batch_size` stays that of all together, and must divide by their
-            number. `None` is the distribution that
-            `keras.distribution.set_distribution` has set, else the number that
-            a resumed run had, else one. Several processes of
+            `"balanced"` for weights inversely proportional to their counts.
+        seed: Seed of shuffling and augmentation. (To seed the initial weights,
+            call `keras.utils.set_random_seed` before building the model.)
+        resume: Continue the run in `output_dir` from its newest backup, even
+            in the middle of an epoch. More `epochs` than before are allowed if
+            the rates of the steps already done do not change.
+        backup_every: Epochs between backups, or a time such as `"10min"`. After
+            a kill, the steps since the backup are repeated, to the same bits.
+        deterministic: Request operations that give the same bits each time;
+            slower, and only needed on a GPU.
+        devices: Number of devices that share each batch under JAX, or `"all"`;
+            `batch_size` is the size of the whole batch, and must be divisible
+            by their number. `None` uses the distribution set with
+            `keras.distribution.set_distribution`, else the number of devices
+            of the resumed run, else one. Several processes of
             `keras.distribution.initialize` use all of their devices; the first
-            writes output_dir, which all must be able to read.
-        callbacks: More Keras callbacks, such as `ModelCheckpoint`. Their
-            model is a `TrainingModel`, which saves the model of stock layers.
-            A run that is resumed within an epoch begins them twice. They see
-            `on_train_batch_end` once for each group of steps that run as one
-            compiled call, with the number of its last step. The recipe sets
-            the rate: `LearningRateScheduler` is refused.
-        steps_per_execution: Steps of one compiled call; 1 calls `callbacks`
-            after each step, slower. `None` chooses some that take a second.
-            The results are the same up to rounding.
-        track: Trackers that follow the run, a name or several of
-            `"tensorboard"` (in the output_dir), `"mlflow"`, `"wandb"` and
-            `"trackio"`. One that fails is left out, with a warning. A resumed
-            run goes on in the same run of theirs.
-        verbose: Print Keras's line per epoch, or its bar on a terminal.
-        **changes: Fields of the recipe to replace, e.g. `epochs=12`. They
-            include `optimizer` and `loss`, each a Keras object if you like:
-            see `Recipe`. To resume, give the same ones.
+            writes `output_dir`, which all must be able to read.
+        callbacks: More Keras callbacks, such as `ModelCheckpoint`. Their model
+            is a `TrainingModel`, which saves the model of stock layers. In a
+            run resumed within an epoch, `on_train_begin` and `on_train_end`
+            are called twice. `on_train_batch_end` is called once for each group
+            of steps that run as one compiled call, with the number of the last
+            step. The recipe sets the learning rate, so `LearningRateScheduler`
+            and `ReduceLROnPlateau` are refused.
+        steps_per_execution: Steps per compiled call; with 1, which is slower,
+            `callbacks` are called after each step. `None` chooses a number
+            that takes about a second. The results agree up to rounding.
+        track: Experiment trackers to log to, one or several of
+            `"tensorboard"` (in `output_dir`), `"mlflow"`, `"wandb"` and
+            `"trackio"`. If one fails, training continues without it, with a
+            warning. A resumed run continues the trackers' runs.
+        verbose: Whether to print one line per epoch, or on a terminal a
+            progress bar.
+        **changes: Fields of the recipe to override, e.g. `epochs=12`,
+            including `optimizer` and `loss`, which may be Keras objects: see
+            `Recipe`. To resume a run, give the same ones.
 
     Returns:
         A `Run`.
 
     Raises:
-        InputError: A value out of range, data that do not fit the model, a
-            folder that holds another run, a resumption that does not fit, not
-            enough memory.
+        InputError: A value is out of range, the data do not fit the model, the
+            folder already holds a run, the run cannot be resumed in this way,
+            or memory ran out.
         Diverged: The loss became infinite or NaN.
-        Stopped: A signal came; the run is saved.
+        Stopped: On a signal, after the run was saved.
 
     Examples:
         >>> run = train(model, data, "fast", "runs/r20")
@@ -197,7 +199,7 @@ def train(
         stack.enter_context(_occupied(written, resume))
         if spread is not None:
             scope.enter_context(spread.scope())
-        if hosts.count() > 1:  # JAX compares even weights that are replaced
+        if hosts.count() > 1:  # JAX compares even weights that are overwritten
             keras.utils.set_random_seed(seed)
         model.class_names = tuple(data.class_names)
         shared = config["class_weight"], config["devices"], steps_per_execution
@@ -233,7 +235,7 @@ def train(
                 done = len(rows), backup.steps_in_epoch() if backup else 0
                 epochs = recipe.epochs
                 fit(trained, data, feed, done, epochs, callback_list, verbose)
-            scope.close()  # the stock model is on one device
+            scope.close()  # the stock model stays on one device
             trained.update_stock_model()
             if written and more_callbacks:
                 saving.save_model(model, written.last)  # they may change it
@@ -288,7 +290,9 @@ def _recipe_for(model, data, recipe, changes) -> Recipe:
     """Returns the recipe with the net, the data and the split it is used on."""
     for name in ("arch", "dataset", "normalization"):
         if name in changes:
-            raise InputError(f"{name}= is fixed by the model and the data")
+            raise InputError(
+                f"{name}= is fixed by the model and the data: omit it"
+            )
     recipe = get_recipe(recipe, **changes)
     saving.check_classifier(model, data.num_classes)
     for split in (data.train, data.validation):
@@ -298,8 +302,8 @@ def _recipe_for(model, data, recipe, changes) -> Recipe:
     loss_of(recipe, data.num_classes)  # refuse before writing
     if recipe.alternating_flip and isinstance(data.train, StreamedSplit):
         raise InputError(
-            "alternating_flip=True needs the images as arrays, since a stream "
-            "has no numbers of images: train with alternating_flip=False"
+            "alternating_flip=True needs images as arrays, since those of a "
+            "stream have no index: train with alternating_flip=False"
         )
     for name in ("validation", "patience"):
         if getattr(recipe, name) and data.validation is None:
@@ -318,7 +322,7 @@ def _recipe_for(model, data, recipe, changes) -> Recipe:
 def _advice(precision, directory):
     """Returns what to try when the loss is not finite, and what is kept."""
     other = "" if precision == "float32" else " or precision='float32'"
-    kept = "; last.keras holds the weights before" if directory else ""
+    kept = "; last.keras has the weights before that epoch" if directory else ""
     return f"try a lower learning_rate={other}{kept}"
 
 
@@ -336,8 +340,8 @@ def _checked_callbacks(callbacks):
             )
         if isinstance(callback, refused):
             raise InputError(
-                f"{type(callback).__name__} cannot set the rate, which the "
-                "recipe sets at each step: give schedule= or learning_rate= "
+                f"{type(callback).__name__} cannot be used, because the recipe "
+                "sets the rate at each step: give schedule= or learning_rate= "
                 "instead, or use plain fit with one of krc.schedules"
             )
     return callbacks
@@ -396,7 +400,7 @@ def _occupied(directory, resume):
 
 
 def _restore(backup, recipe, planned_epochs):
-    """Puts model and history into the state of the newest backup."""
+    """Restores model and history from the newest backup."""
     directory = backup.directory
     if hosts.is_first():
         directory.sweep()
@@ -404,18 +408,18 @@ def _restore(backup, recipe, planned_epochs):
     steps = backup.model.steps_per_epoch
     check_length(recipe, planned_epochs, steps, backup.steps_done())
     if fault:
-        # Else the next backup would move the damaged one over the good one.
+        # Otherwise, the next backup would move the damaged one over the good.
         if hosts.is_first():  # by now, all have read it
             directory.previous_backup.replace(directory.backup)
         warnings.warn(
-            f"{fault}: resuming from the one before, at epoch "
+            f"{fault}: resuming from the previous one, at epoch "
             f"{len(backup.rows) + 1}, step {backup.steps_in_epoch() + 1}",
             stacklevel=3,
         )
 
 
 def _write_start(model, backup, config, resume):
-    """Writes what makes a folder a run; of a new run, all or nothing."""
+    """Writes the first files of a run; for a new run, all or none of them."""
     directory = backup.directory
     try:
         if not resume:
@@ -435,7 +439,7 @@ def _write_start(model, backup, config, resume):
 
 @contextlib.contextmanager
 def _saved_on_the_way(backup: Any, stop: cb.StopOnSignal) -> Iterator[None]:
-    """Handles signals, and saves the run at a stop or a fault."""
+    """Handles signals, and saves the run when it stops or fails."""
     if backup is None:
         yield
         return
@@ -445,8 +449,8 @@ def _saved_on_the_way(backup: Any, stop: cb.StopOnSignal) -> Iterator[None]:
             stop.check()
         except BaseException:
             if not backup.model.in_step:
-                # The first error counts. After a fault on the device even
-                # reading the arrays may fail; then the last backup stays.
+                # The first error is raised. After a device error, even reading
+                # the arrays may fail; then the last backup is kept.
                 with contextlib.suppress(Exception):
                     backup.save_if_new()
             raise

@@ -17,7 +17,7 @@ from keras_resnet_cifar.training.variables import arrays, assign, copies
 _BACKEND = keras.backend.backend()
 _MOST_DRAWS = 64  # of one layer in one step; the layers here draw 3 to 8 times
 
-# These stay float32 under any policy: pixels, the head, and the logits.
+# Layers that stay float32 under any policy: pixels, the head, and the logits.
 _FLOAT32 = (
     keras.layers.Normalization,
     keras.layers.LayerNormalization,
@@ -31,12 +31,12 @@ _FLOAT32 = (
 
 
 def training_clone(model: keras.Model, policy: str) -> keras.Model:
-    """Returns a copy of `model` that computes under a dtype policy, faster.
+    """Returns a faster copy of `model` that computes under a dtype policy.
 
-    Its variables have the order and shapes of `model`'s, so weights move
-    between the two with `get_weights` and `set_weights`. Where the model
-    resizes its images, the copy takes images of any size, since augmentation
-    may have resized them already.
+    Its variables have the order and shapes of `model`'s, so weights can be
+    copied with `get_weights` and `set_weights`. If the model resizes its
+    images, the copy takes images of any size, since augmentation may have
+    resized them already.
     """
 
     def change(layer, config):
@@ -51,13 +51,13 @@ def training_clone(model: keras.Model, policy: str) -> keras.Model:
 
 
 class TrainingModel(keras.Model):
-    """A net with what only training needs around it.
+    """A net with augmentation, averaged weights and other needs of training.
 
-    To callbacks it stands for the model that is trained: `save`,
-    `save_weights`, `get_weights` and `set_weights` are those of the model of
-    stock layers, with the trained weights, or the averaged ones where the
-    recipe averages them. `keras.callbacks.ModelCheckpoint` therefore writes
-    files that load without this package.
+    For callbacks, it represents the trained model: `save`, `save_weights`,
+    `get_weights` and `set_weights` are those of the model of stock layers, with
+    the trained weights, or the averaged weights if the recipe averages them.
+    `keras.callbacks.ModelCheckpoint` therefore writes files that load without
+    this package.
 
     Args:
         network: The net to train, from images `[N, H, W, C]` to logits.
@@ -67,13 +67,13 @@ class TrainingModel(keras.Model):
         held_out: The same for the validation split.
         image_layers: Layers on images, applied in each train step; they have
             an integer `seed` and draw from a `SeedGenerator` `generator`.
-        mixing_layers: Layers on `{"images", "labels"}`, likewise.
+        mixing_layers: The same for `{"images", "labels"}`.
         label_smoothing: Share of the target spread over all classes, in
-            training only, so that losses of splits compare.
+            training only, so that losses of the splits are comparable.
         class_weight: Weight of each class in the training loss, or `None`.
         ema: Momentum of the averaged weights and BatchNorm statistics; 0
             averages nothing. The momentum warms up as (1 + t) / (10 + t).
-        devices: Of the current distribution.
+        devices: Number of devices in the current distribution.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class TrainingModel(keras.Model):
         devices: int = 1,
         **kwargs: Any,
     ):
-        # Augmented images are no longer whole numbers: the net's own
-        # normalization takes them in float32.
+        # Augmented images need not be whole numbers: the net's normalization
+        # takes them in float32.
         super().__init__(autocast=False, **kwargs)
         self.network = network
         self._stock = lambda: stock  # a function, so that Keras does not track
@@ -108,8 +108,8 @@ class TrainingModel(keras.Model):
         self.steps_done = self._state("steps_done", (), "int32")
         # Those with a finite loss.
         self.steps_finite = self._state("steps_finite", (), "int32")
-        # The rates of the epoch in progress. As a variable they are not
-        # compiled in: runs of any length share one compilation.
+        # The rates of the current epoch. They are a variable, not a compiled-in
+        # constant, so that runs of any length share one compilation.
         self.rates = self._state("rates", (steps_per_epoch,))
         self.averages: list[keras.Variable] = []
         if ema:
@@ -122,7 +122,7 @@ class TrainingModel(keras.Model):
         for layer in self._random_layers:
             layer.built = True  # without weights; else `fit` would trace them
         self._raw_weights: list | None = None  # while averages are in the net
-        self.in_step = False  # stays true if a step fails: half of it is done
+        self.in_step = False  # stays true if a step fails half-way
         self.built = True
 
     def _state(self, name, shape, dtype="float32"):
@@ -155,7 +155,7 @@ class TrainingModel(keras.Model):
         for layer in self._random_layers:
             state = layer.generator.state
             step = ops.cast(self.steps_done, state.dtype)
-            # The seed is not compiled in: it is where the state begins.
+            # The seed is not compiled in: it is the first part of the state.
             state.assign(ops.stack([state[0], step * _MOST_DRAWS]))
         for layer in self.image_layers:
             images = layer(images, training=True)
@@ -192,7 +192,7 @@ class TrainingModel(keras.Model):
         return images, self._one_hot(targets), *weights
 
     def _one_hot(self, targets):
-        """Returns targets `[N, classes]` of these or of labels `[N]`."""
+        """Returns one-hot targets `[N, classes]` of targets or labels `[N]`."""
         classes = self.network.output_shape[-1]
         if len(targets.shape) == 2 and targets.shape[1] == classes:
             return targets
@@ -203,10 +203,10 @@ class TrainingModel(keras.Model):
         return ops.take(self.rates, self.steps_done % self.steps_per_epoch)
 
     def after_step(self, logs: dict[str, Any]) -> None:
-        """Counts the step, and moves the averages towards the weights.
+        """Counts the step, and updates the averages.
 
-        The loss in the logs is the mean of the epoch so far: once it is not
-        finite it stays so, and `steps_finite` counts the steps before.
+        The loss in the logs is the mean of the epoch so far. Once it is not
+        finite, it stays so, and `steps_finite` counts the steps before that.
         """
         self.steps_done.assign(self.steps_done + 1)
         finite = ops.cast(ops.isfinite(logs["loss"]), "int32")
@@ -300,9 +300,9 @@ class TrainingModel(keras.Model):
             return super().test_step(state, data)
 
         def _stateless(self, function, values):
-            """Runs `function` on given values of the variables.
+            """Runs `function` with given values of the variables.
 
-            Returns its result, and the values as it leaves them.
+            Returns its result, and the new values.
             """
             variables = (self.trainable_variables, self.non_trainable_variables)
             mapping = [
@@ -345,7 +345,7 @@ class TrainingModel(keras.Model):
     def update_stock_model(self) -> keras.Model:
         """Copies the trained (or averaged) weights to the stock model."""
         kept = self.averages or self.network.weights
-        # By way of the host, the stock model stays on its own device.
+        # Copied via the host, the stock model stays on its own device.
         values = arrays(kept) if self.devices > 1 else copies(kept)
         assign(self._stock().weights, values)
         return self._stock()
@@ -367,7 +367,7 @@ class TrainingModel(keras.Model):
         zipped: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        """Saves the stock model; a file of it is whole or not there.
+        """Saves the stock model, a file atomically.
 
         Raises:
             InputError: The system refuses to write.
@@ -379,7 +379,7 @@ class TrainingModel(keras.Model):
             stock.save(filepath, overwrite, zipped, **kwargs)
 
     def save_weights(self, filepath: str | Path, **kwargs: Any) -> None:
-        """Saves the stock model's weights, whole or not at all.
+        """Saves the stock model's weights atomically.
 
         Raises:
             InputError: The system refuses to write.

@@ -21,8 +21,8 @@ if _JAX:
 def copies(variables: Sequence[keras.Variable]) -> list[Any]:
     """Returns copies of the values, as tensors on the device.
 
-    Under JAX they are one call, and stay valid when a step takes over the
-    memory of the variables.
+    Under JAX, this is one call, and the copies stay valid when a step donates
+    the memory of the variables.
     """
     values = [variable.value for variable in variables]
     return _jax_copies(values) if _JAX else [ops.copy(v) for v in values]
@@ -32,8 +32,8 @@ def arrays(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
     """Returns copies of the values as arrays."""
     values = [variable.value for variable in variables]
     if _JAX:
-        values = jax.device_get(values)  # transfers them side by side
-    # Under TensorFlow an array may be a view of what training changes.
+        values = jax.device_get(values)  # transfers them in parallel
+    # Under TensorFlow, an array may be a view of memory that training changes.
     return [np.array(ops.convert_to_numpy(value)) for value in values]
 
 

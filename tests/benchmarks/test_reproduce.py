@@ -202,7 +202,9 @@ def accuracies(root):
 
 
 def test_nothing_is_written_without_results_or_markers(root):
-    assert "nothing to write" in refusal(results.write, [], ROWS, root)
+    assert "train first, without write=" in refusal(
+        results.write, [], ROWS, root
+    )
     (root / "README.md").write_text("no place")
     assert results.END in refusal(results.write, [], ROWS, root)
     assert (root / "README.md").read_text() == "no place"
@@ -215,7 +217,7 @@ def test_nothing_is_written_without_results_or_markers(root):
         (["--budget", "5"], "--budget 5: give a time such as"),
         (["--seeds", "0"], "--seeds 0"),
         (["--jobs", "0"], "--jobs 0: give 1 or more"),
-        (["--status", "--write"], "does not go with"),
+        (["--status", "--write"], "--status cannot be combined with --write"),
         (["--rows", "1"], "--help"),
     ],
 )
@@ -233,7 +235,7 @@ def test_bad_input_is_refused_in_a_line(arguments, text, tmp_path, capsys):
         (["--recipes", "none"], "unknown recipe"),
         (["--archs", "resnet21"], "depth 21"),
         (["--picture", "curve.jpg"], "--picture curve.jpg"),
-        (["--show"], "none of these trainings is finished"),
+        (["--show"], "is finished: train without --show"),
     ],
 )
 def test_a_curve_of_bad_input_is_refused(arguments, text, tmp_path, capsys):
@@ -316,7 +318,7 @@ def test_kills_and_stops_leave_the_same_bits(tmp_path):
     await_epoch(run, 1, killed)
     child = child_of(killed)
     os.kill(child, signal.SIGKILL)
-    assert "it ended with exit code -9" in killed.communicate()[0]
+    assert "failed with exit code -9" in killed.communicate()[0]
     assert killed.returncode == 1
 
     stopped = start(folder)
@@ -324,7 +326,7 @@ def test_kills_and_stops_leave_the_same_bits(tmp_path):
     stopped.send_signal(signal.SIGTERM)
     output, errors = stopped.communicate()
     assert stopped.returncode == 143
-    assert "to go on: python scripts/reproduce.py --output" in errors
+    assert "to continue: python scripts/reproduce.py --output" in errors
     assert not run.metrics.exists()
     assert "stopped at epoch" in start(folder, "--status").communicate()[0]
 
@@ -345,4 +347,4 @@ def test_the_budget_stops_a_training(tmp_path):
     process = start(tmp_path, "--budget", "1s")
     output, _ = process.communicate()
     assert process.returncode == 0
-    assert "the budget is spent; to go on: python scripts/rep" in output
+    assert "the budget is used up; to continue: python scripts/rep" in output

@@ -9,9 +9,8 @@ from benchmarks.time_to_accuracy import summary, time_to
 from keras_resnet_cifar.training.recipes import get_recipe
 
 
-@pytest.mark.parametrize(
-    "split", ["test", pytest.param("validation", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["test", "validation"])
 def test_training_stops_at_the_accuracy(tiny_data, split):
     lines = []
     if split == "test":

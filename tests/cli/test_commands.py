@@ -193,6 +193,7 @@ def test_train_starts_from_weights(fast, run, tmp_path, capsys):
     assert "which was 'shapes'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_train_starts_from_a_run(trained, data_options, run, tmp_path, capsys):
     """From its net and weights, whatever they are called."""
     still = ["--learning-rate", 0, "--epochs", 1, "--batch-size", 256]
@@ -240,11 +241,11 @@ TINY = "the data of this test"  # stands for its options
 BAD_TRAIN = {
     "arch": (["--arch", "resnet21"], "resnet20"),
     "depth": (["--arch", "resnet3"], "resnet8"),
-    "init": (["--init-from", "nowhere"], "there is no nowhere"),
+    "init": (["--init-from", "nowhere"], "nowhere does not exist"),
     "steps": (["--steps-per-execution", "0"], "--steps-per-execution 0: must"),
     "arch and init": (
         ["--init-from", "x", "--arch", "resnet8"],
-        "--arch does not go with --init-from",
+        "--arch cannot be combined with --init-from",
     ),
     "dataset": (["--dataset", "mnist"], "cifar10"),
     "recipe": (["--recipe", "papr"], "paper"),
@@ -413,10 +414,10 @@ def test_what_demo_refuses(trained, run, tmp_path, capfd, monkeypatch):
         for arguments, word in (
             ([], "--weights"),
             ([tmp_path], "last.keras"),
-            ([tmp_path / "none"], "there is no"),
+            ([tmp_path / "none"], "none does not exist"),
             ([lonely], "--dataset"),
             (["--weights", "cifar11"], "cifar10"),
-            ([trained[0], "--port", port], f"--port {port} cannot be had"),
+            ([trained[0], "--port", port], f"--port {port} is not available"),
             ([trained[0], "--port", "99999"], "--port 99999"),
         ):
             assert word in refused(run, capfd, "demo", *arguments)
@@ -435,7 +436,7 @@ def test_demo_of_a_run(trained, run, capfd, monkeypatch, tmp_path):
     command = ["demo", "--port", port]
     assert run(*command, trained[0]) == 0
     assert served == [port]
-    assert "looks at the images of cifar10\n" in capfd.readouterr().out
+    assert ": evaluating on cifar10\n" in capfd.readouterr().out
     changed = shutil.copytree(trained[0], tmp_path / "run")
     config = json.loads((changed / "config.json").read_text())
     del config["sha256"]

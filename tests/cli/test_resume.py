@@ -124,7 +124,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     for line in process.stderr:
-        if "again to exit at once" in line:
+        if "repeat to exit at once" in line:
             break
     process.send_signal(signal.SIGTERM)
     code, _, err = finish(process)
@@ -196,17 +196,17 @@ def test_a_run_on_data_given_in_python(finished_run, run, capfd):
     err = refused(run, capfd, "train", "--resume", finished_run)
     assert "data given in Python: resume it with krc.train(..., resume=" in err
     err = refused(run, capfd, "evaluate", finished_run)
-    assert "data given in Python (see krc.evaluate): name a --dataset" in err
+    assert "data given in Python (see krc.evaluate): give --dataset" in err
 
 
 def test_a_run_is_not_overwritten(finished_run, run, capfd):
     before = {p: p.read_bytes() for p in finished_run.glob("*.*")}
     err = refused(run, capfd, "train", "--output-dir", finished_run)
-    assert "another run" in err
+    assert "already holds a run" in err
     assert f"--output-dir {finished_run}" in err
     resume = ["train", "--resume", finished_run]
     err = refused(run, capfd, *resume, "--epochs", 9)
-    assert "one_cycle schedule depend on it" in err
+    assert "it changes the rates of the one_cycle schedule" in err
     assert before == {p: p.read_bytes() for p in finished_run.glob("*.*")}
 
 
@@ -219,6 +219,7 @@ def test_a_run_without_its_backup_is_not_started_over(finished_run, run, capfd):
     assert (finished_run / "history.csv").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_damaged_backup_is_reported_to_quiet_users_too(
     finished_run, run, capfd
 ):
@@ -226,7 +227,7 @@ def test_a_damaged_backup_is_reported_to_quiet_users_too(
     assert run("train", "--resume", finished_run, "--quiet") == 0
     err = capfd.readouterr().err
     assert err.startswith("warning: ")
-    assert "resuming from the one before" in err
+    assert "resuming from the previous one" in err
     assert err.count("\n") == 1
 
 

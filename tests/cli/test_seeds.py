@@ -26,19 +26,20 @@ def test_seeds_are_parsed(text, expected):
     "text", ["", "a", "3-1", "0,0", "0-2,1", "-1", "0--1", "0-1000", "1,"]
 )
 def test_other_seeds_are_refused(text):
-    assert f"seeds={text}: give different ones" in refusal(seeds.parse, text)
+    line = f"seeds={text}: give at most 1000 different seeds"
+    assert line in refusal(seeds.parse, text)
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--seeds", "3-1"], "--seeds 3-1: give different"),
+        (["--seeds", "3-1"], "--seeds 3-1: give at most 1000 different"),
         (["--seeds", "0-9999999999"], "--seeds 0-9999999999"),
-        (["--seeds", "0-1", "--seed", "1"], "--seed does not go with --seeds"),
+        (["--seeds", "0-1", "--seed", "1"], "--seed cannot be combined with"),
         (["--seeds", "0-1", "--jobs", "0"], "--jobs 0: give 1 or more"),
         (["--seeds", "0-1", "--epochs", "0"], "--epochs 0"),
-        (["--seeds", "0", "--coordinator", "h:1"], "leave out --coordinator"),
-        (["--jobs", "2"], "give --seeds too"),
+        (["--seeds", "0", "--coordinator", "h:1"], "omit --coordinator"),
+        (["--jobs", "2"], "give --seeds, too"),
     ],
 )
 def test_bad_input_is_a_line_and_leaves_nothing(
@@ -87,6 +88,6 @@ def test_seeds_are_trained_resumed_and_summarized(fast, run, tmp_path, capfd):
         run("train", "--resume", folder)
     assert end.value.code == 1
     output = capfd.readouterr()
-    assert "not finished: seed0 (exit code 1); to go on:" in output.err
+    assert "not finished: seed0 (exit code 1); to continue:" in output.err
     assert "seed1: stopped at epoch 2 of 2" in output.out
     assert json.loads(second.metrics.read_text()) == scores[1]

@@ -29,7 +29,7 @@ PARAM = ("--param", "learning_rate=log:0.05:0.8")
         ([*PARAM, "--jobs", "0"], "--jobs 0: give 1 or more"),
         ([*PARAM, "--arch", "resnet21"], "depth 21"),
         ([*PARAM, "--storage", "x"], "--storage x: ArgumentError"),
-        ([*PARAM, "--storage", "sqlite://"], "no database of studies"),
+        ([*PARAM, "--storage", "sqlite://"], "not a database of studies"),
         ([*PARAM, "--storage", "sqlite:////no/where"], "unable to open"),
         ([], "required: --param"),
     ],
@@ -64,7 +64,7 @@ def text(path):
 
 STORAGES = {
     locked: "database is locked",
-    foreign: "no database of studies",
+    foreign: "not a database of studies",
     text: "file is not a database",
 }
 

@@ -52,10 +52,10 @@ WRONG = {
     "fewer labels": (X, Y[:50], "one label for each"),
     "fewer images": (X[:50], Y, "one label for each"),
     "no image": (X[:0], Y[:0], "at least one image"),
-    "floats to 1": (X / 255, Y, "from 0 to 1, and models take 0 to 255: mult"),
+    "floats to 1": (X / 255, Y, "from 0 to 1, but models take 0 to 255: mult"),
     "floats to 1, cut to integers": (X // 128, Y, "multiply them by 255"),
     "black": (0 * X, Y, "from 0 to 0"),
-    "floats around 0": (X / 127.5 - 1, Y, "from -1 to 1, and models take"),
+    "floats around 0": (X / 127.5 - 1, Y, "from -1 to 1, but models take"),
     "16 bits": (X.astype("uint16") * 257, Y, "from 0 to 6.554e+04"),
     "not finite": (np.where(X > 250, np.nan, X), Y, "not finite"),
     "channels first": (X.transpose(0, 3, 1, 2), Y, "give numbers [N, H, W, 3]"),
@@ -64,14 +64,18 @@ WRONG = {
     "opacity": (np.concatenate([X, GREY], -1), Y, "(60, 32, 32, 4)"),
     "texts": (X.astype(str), Y, "give numbers"),
     "ragged": ([X[0], X[1][:9]], Y[:2], "as arrays"),
-    "labels from 1": (X, Y + 1, "whole numbers from 0 to 9, as there are 10"),
+    "labels from 1": (
+        X,
+        Y + 1,
+        "for 10 classes, they must be whole numbers from 0 to 9",
+    ),
     "labels below 0": (X, Y - 1, "whole numbers from 0"),
-    "floats as labels": (X, Y / 2, "whole numbers, and are float64"),
-    "names as labels": (X, Y.astype(str), "whole numbers, and are <U"),
+    "floats as labels": (X, Y / 2, "must be whole numbers, not float64"),
+    "names as labels": (X, Y.astype(str), "must be whole numbers, not <U"),
     "infinite labels": (
         X,
         np.where(Y, np.inf, 0),
-        "whole numbers, and are float64",
+        "must be whole numbers, not float64",
     ),
     "numbers of articles": (X, Y * 10**10, "from 0 to 90000000000"),
     "12 columns": (X, np.eye(12)[Y], "one-hot [N, 10]"),
@@ -108,7 +112,7 @@ def test_labels_that_cannot_be_counted(case):
     images, labels, _ = WRONG[case]
     assert "whole numbers" in refusal(Dataset.from_arrays, images, labels)
     line = refusal(lambda: Dataset.from_arrays(X, -Y - 1))
-    assert "they are from -10 to -1" in line
+    assert "labels are from -10 to -1" in line
 
 
 @pytest.mark.parametrize("names", [10, "abcdefghij"])
@@ -119,7 +123,7 @@ def test_class_names_are_a_list(names):
 
 def test_each_class_has_its_own_name():
     make = lambda: Dataset.from_arrays(X, Y, class_names=["a"] * 10)  # noqa: E731
-    assert "a name of its own" in refusal(make)
+    assert "a different name" in refusal(make)
 
 
 def test_the_fingerprint_of_a_validation_split_is_kept():

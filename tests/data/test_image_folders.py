@@ -187,7 +187,7 @@ def lone(folder):
     ("spoil", "word"),
     [
         (damaged, "3.png as an image"),
-        (empty, "cow holds no images"),
+        (empty, "cow has no images"),
         (foreign, "class dog"),
         (lone, "one folder per class"),
     ],
@@ -263,7 +263,8 @@ def test_data_that_changed_are_noticed(ellipse_run, tmp_path, capsys):
             name = f"wide/new{index}.png"
             Image.new("RGB", (60, 50), (index, 0, 9)).save(images / name)
         assert cli.main(["evaluate", str(run)]) == 2
-        assert "are not those that the run was" in capsys.readouterr().err
+        message = capsys.readouterr().err
+        assert "have changed since the run was trained" in message
         assert cli.main(["evaluate", str(run), "--allow-changed-data"]) == 0
         assert "changed since the training" in capsys.readouterr().out
         # A number of validation images may now choose others.
@@ -274,10 +275,10 @@ def test_data_that_changed_are_noticed(ellipse_run, tmp_path, capsys):
         (other / "config.json").write_text(json.dumps(config))
         split = ["--allow-changed-data", "--split", "validation"]
         assert cli.main(["evaluate", str(other), *split]) == 2
-        assert "chooses other images" in capsys.readouterr().err
+        assert "now chooses other images" in capsys.readouterr().err
         assert cli.main(["train", "--resume", str(run)]) == 2
         message = capsys.readouterr().err
-        assert "(test, train) are not those" in message
+        assert "(test, train) have changed since" in message
         assert "start a new run" in message
         # A model file has no run: its images are read at its own size.
         copy = shutil.copy(run / "last.keras", tmp_path / "net.keras")

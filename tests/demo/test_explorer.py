@@ -91,7 +91,7 @@ def test_a_picture_of_nothing_is_hinted_at(explorer, tiny_data, saved):
     )
     assert share > 0.9
     grey = np.full((32, 32, 3), 128, "uint8")
-    assert "perhaps nothing" in explorer.answer(saved(grey)).hint
+    assert "may not know" in explorer.answer(saved(grey)).hint
 
 
 def test_the_nearest_of_a_training_image_is_itself(explorer, saved):
@@ -169,7 +169,7 @@ def files(tmp_path):
 
 REFUSED = {
     "deep.png": "16",
-    "float.tiff": "not 8 bit",
+    "float.tiff": "not 8-bit",
     "text.png": "cannot read",
     "empty.png": "cannot read",
     "bomb.png": "cannot read",

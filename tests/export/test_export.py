@@ -150,6 +150,7 @@ def test_a_deep_net_stays_within_the_tolerance(tiny_data, tmp_path):
     assert result.same_class == 64
 
 
+@pytest.mark.slow
 @on_tensorflow
 def test_the_model_is_left_as_it_was_and_nothing_printed(
     model, tiny_data, tmp_path, monkeypatch, capfd
@@ -187,6 +188,7 @@ def test_a_sequential_model(tmp_path, monkeypatch):
     assert "1/saved_model.pb" in files(tmp_path / "net")
 
 
+@pytest.mark.slow
 @on_tensorflow
 def test_a_file_that_cannot_be_written_whole(run_directory, tmp_path):
     """As on a full disk: the system refuses TensorFlow's writes."""
@@ -331,7 +333,7 @@ def test_a_model_without_a_run(quick, model, tmp_path):
     assert result.top1 is None
     assert list(quick[-1]["class_names"]) == [str(i) for i in range(10)]
     assert len(repr(result)) < 400
-    with pytest.raises(InputError, match="calibrated on images of the train"):
+    with pytest.raises(InputError, match="needs training images to calibrate"):
         export_model(model, tmp_path / "net", "litert", int8=True)
 
 
@@ -418,7 +420,7 @@ def test_data_of_the_run_and_instead_of_it(
         assert requests[-1] == request
         assert tuple(quick[-1]["class_names"]) == tiny_data.class_names
     line = refusal(export_saved_model, run_directory, tmp_path / "net")
-    assert "(test, train) are not those that the run was trained on" in line
+    assert "(test, train) have changed since the run was trained" in line
 
 
 def test_the_card_of_a_calibrated_export(
@@ -430,7 +432,9 @@ def test_the_card_of_a_calibrated_export(
     result = export_saved_model(run_directory, tmp_path / "net", **options)
     card = (result.path / "README.md").read_text()
     assert card.startswith("# A card\n\n## Temperature\n\nThe exported model")
-    assert "On the 64 images of the test split the expected calibration" in card
+    assert (
+        "On the 64 images of the test split, the expected calibration" in card
+    )
     without = dataclasses.replace(tiny_data, validation=None)
     act = functools.partial(export_saved_model, data=without, calibrated=True)
     assert "validation=5000" in refusal(act, run_directory, tmp_path / "net")

@@ -165,7 +165,7 @@ def test_files_that_are_turned_by_exif_are_left_out(tmp_path):
     picture(32, 32).save(tmp_path / "b.webp")
     picture(32, 32).save(tmp_path / "c.jpg", exif=exif)
     sample, names = {}, ("c.jpg", "b.webp", "a.jpg")
-    with pytest.warns(UserWarning, match="turns 1 of the test images"):
+    with pytest.warns(UserWarning, match="rotates 1 of the test images"):
         export._copy_files(
             [tmp_path / name for name in names], sample, tmp_path / "files"
         )

@@ -230,6 +230,7 @@ def test_cached_features_train_the_same_head(start, before, tmp_path):
     assert again.metrics == run.metrics
 
 
+@pytest.mark.slow
 def test_each_phase_says_which_it_is(start, tmp_path, capsys):
     """And leaves curves and a card, with cached features as well."""
     options = {"freeze": "all", "head_epochs": 1, "verbose": True}
@@ -508,4 +509,4 @@ def test_a_plan_without_its_phases(tmp_path, capsys):
     recipe = get_recipe("paper")
     PhasedDirectory(tmp_path).write_plan({"recipe": recipe})
     assert run_cli("finetune", "--resume", tmp_path) == 2
-    assert "no phase that has started" in capsys.readouterr().err
+    assert "has started: start a new run" in capsys.readouterr().err

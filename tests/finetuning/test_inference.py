@@ -58,7 +58,7 @@ def test_classes_with_other_numbers_are_refused(run, tiny_data):
     model, images = krc.load_model(run), tiny_data.test.images
     first, second, *rest = tiny_data.class_names
     swapped = (second, first, *rest)
-    line = f"{first} is class 1 here, and class 0 of {model.name}"
+    line = f"{first} is class 1 here, but class 0 of {model.name}"
     assert line in refusal(krc.predict, model, images, swapped)
     assert line in refusal(krc.evaluate, model, tiny_data.test, swapped)
     translated = ("un", "deux", *rest)
@@ -108,7 +108,7 @@ def test_what_predict_refuses(run, tmp_path):
     for images, names, word in (
         (tmp_path / "a.png", ("one", "two"), "10 outputs"),
         (tmp_path / "none.png", None, "none.png"),
-        (tmp_path / "empty", None, "holds no images"),
+        (tmp_path / "empty", None, "has no images"),
         (np.zeros((32, 32, 3), "uint8"), None, "[N, H, W, 3]"),
         (np.zeros((1, 16, 16, 3), "uint8"), None, "takes images"),
     ):

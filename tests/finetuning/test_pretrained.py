@@ -136,6 +136,7 @@ def test_a_pytorch_checkpoint_must_hold_the_net_that_is_named(tmp_path):
     assert "not resnet50-imagenet" in refused("resnet50", weights=path)
 
 
+@pytest.mark.slow
 def test_weights_of_keras_applications_from_a_file(tmp_path):
     expected = random_net("resnet50").get_layer("backbone")
     path = tmp_path / "notop.weights.h5"

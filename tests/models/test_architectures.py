@@ -112,8 +112,8 @@ def test_a_wrong_name_says_what_is_near(name, near):
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({}, "which net"),
-        ({"name": "resnet20", "depth": 20}, "not both"),
+        ({}, "no net named"),
+        ({"name": "resnet20", "depth": 20}, "omit depth=20"),
         ({"depth": 20, "block": "wide"}, "bottleneck"),
         ({"depth": 20, "shortcut": "none"}, "identity"),
         ({"depth": 20, "stem": "mnist"}, "imagenet"),

@@ -122,7 +122,7 @@ def test_a_damaged_file_in_the_package_is_refused(monkeypatch):
     damaged = dataclasses.replace(row, digest="sha256:0000")
     monkeypatch.setitem(WEIGHTS, ("shapes", "resnet8"), damaged)
     message = refused("resnet8", weights="shapes")
-    assert "install the package again" in message
+    assert "reinstall the package" in message
 
 
 # --- Files
@@ -184,10 +184,10 @@ def test_bad_weights_are_one_line(trained, tmp_path):
             {},
         ),
         ("omit num_classes=100", "resnet8", "shapes", {"num_classes": 100}),
-        ("of resnet8-custom, not resnet20", "resnet20", path, {}),
+        ("are for resnet8-custom, not for resnet20", "resnet20", path, {}),
         ("no model at", "resnet20", tmp_path / "absent.keras", {}),
         ("bad.keras is damaged", "resnet20", tmp_path / "bad.keras", {}),
-        ("are of other", "resnet20", tmp_path / "other.keras", {}),
+        ("are for other", "resnet20", tmp_path / "other.keras", {}),
         (
             "stem_conv/kernel has shape (3, 3, 3, 4), not (3, 3, 3, 8)",
             None,
@@ -301,8 +301,8 @@ def forget(host):
     ("fault", "message"),
     [
         (cut, "got only"),
-        (change, r"its sha256 is|does not match its checksum|not a whole zip"),
-        (serve_a_page, "its sha256 is|not a whole zip"),
+        (change, "its sha256 is|does not match its checksum|invalid zip file"),
+        (serve_a_page, "its sha256 is|invalid zip file"),
         (forget, "404"),
     ],
 )

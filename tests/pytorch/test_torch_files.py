@@ -141,9 +141,9 @@ BAD_FILES = {
     ),
     "list.pth": (
         lambda path, torch: torch.save([torch.zeros(2)], path),
-        "no tensors by name",
+        "no named tensors",
     ),
-    "none.pth": (lambda path, torch: torch.save({}, path), "no tensors"),
+    "none.pth": (lambda path, torch: torch.save({}, path), "no named tensors"),
     "vgg.pth": (
         lambda path, torch: torch.save(
             {f"features.{i}.weight": torch.zeros(2) for i in range(30)}, path

@@ -146,7 +146,7 @@ def test_several_processes_use_all_devices(monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr("keras.distribution.list_devices", lambda: [None] * 6)
     line = refusal(data_parallel.distribution_of, 2, None)
-    assert "devices=2: 2 processes use all of their 6 devices" in line
+    assert "devices=2: 2 processes always use all of their 6 devices" in line
 
 
 def test_another_number_of_devices_is_told():

@@ -115,7 +115,7 @@ def test_a_run_there_and_back(hub, run, capsys):
 
 def test_what_the_hub_refuses_is_one_line(hub, run, tmp_path):
     missing = refusal(build_from, f"hf://{NAME}")
-    assert missing.startswith(f"cannot fetch last.keras of {NAME}")
+    assert missing.startswith(f"cannot download last.keras of {NAME}")
     assert "404" in missing
     hub.status = 401
     line = refusal(push_to_hub, run.directory, NAME)

@@ -64,7 +64,11 @@ def test_arrays_keep_the_class_names_of_the_model(tiny_model, tiny_data):
 
 @pytest.mark.parametrize(
     "stream",
-    [Batches, tf_data, pytest.param(one_hot, marks=pytest.mark.slow)],
+    [
+        pytest.param(Batches, marks=pytest.mark.slow),
+        tf_data,
+        pytest.param(one_hot, marks=pytest.mark.slow),
+    ],
     ids=["Batches", "tf_data", "one_hot"],
 )
 def test_a_stream_trains_and_resumes_at_its_epochs(
@@ -81,7 +85,7 @@ def test_a_stream_trains_and_resumes_at_its_epochs(
         train(
             tiny_model(), data, output_dir=tmp_path, callbacks=[Stop()], **SHORT
         )
-    assert "resumes from its last whole epoch" in capsys.readouterr().out
+    assert "resumes from its last complete epoch" in capsys.readouterr().out
     run = train(
         tiny_model(seed=1), data, output_dir=tmp_path, resume=True, **SHORT
     )
@@ -119,6 +123,7 @@ def test_weights_enter_the_loss_of_training():
     np.testing.assert_allclose(keras.ops.convert_to_numpy(weights), [4, 1.5])
 
 
+@pytest.mark.slow
 def test_weights_are_kept_on_resume(tiny_model, tiny_data, tmp_path):
     options = {"verbose": False, **SHORT}
     run = train(
@@ -152,8 +157,8 @@ def bad_data(data):
         ((images, labels + 10), "0 to 9"),
         ((images / 255.0, labels), "multiply them by 255"),
         ((images, [[1], [1, 2]]), "as arrays"),
-        (Batches(images, labels[:63]), "no batch"),
-        (Batches(images, labels + 10), "the first batch of data: labels must"),
+        (Batches(images, labels[:63]), "data has no batches"),
+        (Batches(images, labels + 10), "the first batch of data: labels are"),
         (3, "data is int"),
     ]
 

@@ -98,6 +98,7 @@ def test_the_training_clone_differs_in_kind_only(tiny_model):
         )
 
 
+@pytest.mark.slow
 def test_subsampling_in_the_clone_trains_the_same_weights(
     tiny_model, tiny_data, monkeypatch
 ):

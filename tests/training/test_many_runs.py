@@ -36,7 +36,7 @@ def test_one_that_fails_does_not_stop_the_others(jobs, tmp_path):
     ]
     failed = run_all(tasks, "again", jobs, report=lines.append)
     assert failed == {"bad": 3}
-    assert lines == ["bad: it ended with exit code 3"]
+    assert lines == ["bad failed with exit code 3"]
     assert ended == [1] and not (tmp_path / "done").exists()
 
 
@@ -75,7 +75,7 @@ def test_a_signal_stops_all():
     with pytest.raises(Stopped) as stopped:
         run_all(tasks, "python again", jobs=2)
     assert stopped.value.number == signal.SIGTERM
-    assert stopped.value.__notes__ == ["to go on: python again"]
+    assert stopped.value.__notes__ == ["to continue: python again"]
 
 
 def test_an_error_of_a_task_ends_the_others():

@@ -5,7 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
-from helpers import refusal
+from helpers import TINY, refusal
 
 import keras_resnet_cifar as krc
 from keras_resnet_cifar.training.muon import orthogonalized
@@ -192,7 +192,7 @@ def test_values_out_of_range(options):
 
 def test_plain_fit_saves_and_goes_on(tmp_path):
     """A model compiled with it continues from a file as if never stopped."""
-    images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3))
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3))
     labels = np.arange(32) % 10
 
     def fit(model, epochs):
@@ -200,7 +200,7 @@ def test_plain_fit_saves_and_goes_on(tmp_path):
         return model
 
     keras.utils.set_random_seed(0)
-    model = krc.build_resnet("resnet8", input_shape=(8, 8, 3))
+    model = krc.build_resnet(**TINY)
     model.compile(
         krc.Muon(0.02),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

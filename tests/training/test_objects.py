@@ -139,7 +139,7 @@ WRONG = {
     "a name": ({"optimizer": "adamw"}, "did you mean adam?"),
     "a rate beside": (
         {"optimizer": adamw(), "learning_rate": 0.1},
-        "learning_rate=0.1 does not reach the optimizer AdamW",
+        "learning_rate=0.1 has no effect on the optimizer AdamW",
     ),
     "averages": (
         {"optimizer": optimizers.SGD(0.1, use_ema=True)},
@@ -147,7 +147,7 @@ WRONG = {
     ),
     "parts without decay": (
         {"optimizer": without_bias(adamw())},
-        "would forget exclude_from_weight_decay",
+        "uses exclude_from_weight_decay, which its config does not record",
     ),
     "a wrapper": (
         {"optimizer": optimizers.LossScaleOptimizer(optimizers.SGD(0.1))},
@@ -160,15 +160,15 @@ WRONG = {
     ),
     "a function of probabilities": (
         {"loss": losses.categorical_crossentropy},
-        "loss=categorical_crossentropy would take logits for probabilities",
+        "loss=categorical_crossentropy would treat logits as probabilities",
     ),
-    "divergence": ({"loss": losses.KLDivergence()}, "for probabilities"),
-    "overlap": ({"loss": losses.Dice()}, "for probabilities"),
-    "shares": ({"loss": losses.poisson}, "for probabilities"),
+    "divergence": ({"loss": losses.KLDivergence()}, "as probabilities"),
+    "overlap": ({"loss": losses.Dice()}, "as probabilities"),
+    "shares": ({"loss": losses.poisson}, "as probabilities"),
     "one image only": ({"loss": of_one_image}, "fails on one-hot targets"),
     "sparse": (
         {"loss": losses.SparseCategoricalCrossentropy(from_logits=True)},
-        "give one for these, no sparse one",
+        "give one that takes these, not a sparse one",
     ),
     "smoothed twice": (
         {

@@ -26,7 +26,8 @@ from keras_resnet_cifar.training.run_directory import (
 )
 from keras_resnet_cifar.training.train import train
 
-SMALL = {"epochs": 3, "batch_size": 16, "precision": "float32", "ema": 0.9}
+SMALL = {"epochs": 3, "batch_size": 16, "precision": "float32"}
+SMALL |= {"ema": 0.9, "mixup": 0.2}  # what a resumed run must restore as well
 
 
 def place(folder):
@@ -102,14 +103,13 @@ def listening_to_sigint():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
         ("on_test_begin", signal.SIGTERM),
-        pytest.param("on_epoch_end", signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(
-            "on_train_batch_end", signal.SIGTERM, marks=pytest.mark.slow
-        ),
+        ("on_epoch_end", signal.SIGTERM),
+        ("on_train_batch_end", signal.SIGTERM),
         ("on_train_batch_end", signal.SIGINT),
     ],
 )
@@ -132,7 +132,7 @@ def test_a_signal_saves_the_step_in_flight(
     [
         "on_train_batch_end",
         pytest.param("on_test_begin", marks=pytest.mark.slow),
-        "on_epoch_end",
+        pytest.param("on_epoch_end", marks=pytest.mark.slow),
     ],
 )
 def test_a_fault_in_a_callback_does_not_lose_the_epoch(
@@ -290,6 +290,7 @@ def test_early_stopping_looks_at_the_history(run_of, tmp_path):
     assert len(run_of("parts", **still, resume=True).history) == 3
 
 
+@pytest.mark.slow
 def test_what_diverged_is_not_saved(run_of, tmp_path):
     with pytest.raises(Diverged, match=r"from step \d+ of epoch 1: try"):
         run_of("run", learning_rate=1e30, backup_every="0.001s")
@@ -333,6 +334,7 @@ def test_a_signal_in_the_last_evaluation(run_of, whole, tmp_path):
     assert supervisor.differences(whole, tmp_path / "parts") == []
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_is_in_nobodys_way(run_of, whole, tmp_path):
     parts = tmp_path / "parts"
     parts.mkdir()
@@ -345,12 +347,12 @@ def test_what_a_kill_leaves_is_in_nobodys_way(run_of, whole, tmp_path):
     assert not list(parts.glob(".*"))
 
 
-def test_a_backup_of_another_run(run_of, tmp_path):
-    run_of("one", epochs=1)
-    other = run_of("other", epochs=1, learning_rate=0.1).directory
-    shutil.copy(other / "backup.npz", tmp_path / "one" / "backup.npz")
+def test_a_backup_of_another_run(run_of, whole, tmp_path):
+    run = RunDirectory(shutil.copytree(whole, tmp_path / "one"))
+    snapshot = Snapshot.read(run.backup)
+    dataclasses.replace(snapshot, run="another").write(run)
     with pytest.raises(InputError, match="belongs to another run"):
-        run_of("one", epochs=1, resume=True)
+        run_of("one", resume=True)
 
 
 def exhaust(*_):
@@ -407,12 +409,13 @@ def test_a_foreign_config_makes_no_run(tmp_path):
     assert find_run(tmp_path / "model.keras") is not None
 
 
-def test_a_damaged_backup_does_not_replace_the_good_one(run_of, tmp_path):
-    run_of("run", epochs=1, backup_every=1)
-    run = RunDirectory(tmp_path / "run")
+def test_a_damaged_backup_does_not_replace_the_good_one(
+    run_of, whole, tmp_path
+):
+    run = RunDirectory(shutil.copytree(whole, tmp_path / "run"))
     shutil.copy(run.backup, run.previous_backup)
     run.backup.write_text("damaged")
-    with pytest.warns(UserWarning, match="resuming from the one before"):
-        run_of("run", epochs=1, resume=True)
-    assert len(Snapshot.read(run.backup).rows) == 1
+    with pytest.warns(UserWarning, match="resuming from the previous one"):
+        run_of("run", resume=True)
+    assert len(Snapshot.read(run.backup).rows) == 3
     assert not run.previous_backup.exists()

@@ -1,4 +1,4 @@
-"""The rooms: imports run downwards, public names have types."""
+"""The subpackages: imports run downwards, public names have types."""
 
 import ast
 import inspect
@@ -13,8 +13,8 @@ import keras_resnet_cifar as krc
 PACKAGE = Path(krc.__file__).parent
 NAME = "keras_resnet_cifar"
 
-# From the ground up: a room imports from itself and from those before it.
-ROOMS = (
+# Each imports from its own row and from those before it.
+LAYERS = (
     ("errors", "files", "device"),
     ("data",),
     ("pytorch",),
@@ -26,7 +26,7 @@ ROOMS = (
     ("demo",),
     ("cli",),
 )
-FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 
 # What the command line needs for help and for errors, before Keras starts.
 LIGHT = (
@@ -71,19 +71,19 @@ def imports(path):
                 yield name.removeprefix(f"{NAME}.")
 
 
-def test_every_module_has_a_room():
-    assert {name.split(".")[0] for name in modules()} == set(FLOOR)
+def test_every_module_has_a_layer():
+    assert {name.split(".")[0] for name in modules()} == set(LAYER)
 
 
 @pytest.mark.parametrize("name", modules())
 def test_imports_run_downwards(name):
-    floor = FLOOR[name.split(".")[0]]
+    layer = LAYER[name.split(".")[0]]
     for imported in imports(modules()[name]):
-        above = imported.split(".")[0]
-        assert FLOOR[above] <= floor, f"{name} imports {imported}"
+        other = imported.split(".")[0]
+        assert LAYER[other] <= layer, f"{name} imports {imported}"
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_there_are_no_circular_imports():
     known = modules()
     graph = {
         name: {
