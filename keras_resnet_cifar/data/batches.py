@@ -214,7 +214,6 @@ class StreamedBatches:
     Their order is the user's, so an epoch can only be resumed from its start.
 
     Args:
-        split: A `StreamedSplit`.
         batch_size: Images per batch, to compute the speed if the stream does
             not state its batch size.
     """
@@ -264,9 +263,6 @@ class ResidentSplit(keras.layers.Layer):
 
     The images are variables, so a compiled step takes them as arguments, and
     they are neither copied nor compiled in.
-
-    Args:
-        feed: The `ShuffledBatches` or `EvenBatches` whose `order` it follows.
     """
 
     def __init__(self, feed: "ShuffledBatches | EvenBatches"):
@@ -310,8 +306,6 @@ class EvenBatches:
     """The batches of a held-out split, in its order, for a `ResidentSplit`.
 
     Args:
-        split: A `Split` that `has_even_batches`.
-        num_classes: Width of the labels.
         devices: Number that should divide a batch.
     """
 

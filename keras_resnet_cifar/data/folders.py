@@ -27,9 +27,6 @@ _SPLITS = {
 def class_names(folder: str | os.PathLike) -> tuple[str, ...]:
     """Returns the classes of a folder of images: its sorted folder names.
 
-    Args:
-        folder: As for `load_folders`.
-
     Raises:
         InputError: There are fewer than two classes.
     """

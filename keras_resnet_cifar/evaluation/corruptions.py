@@ -462,7 +462,6 @@ def corrupted(
     """Yields the name and the images of each corruption, by severity.
 
     Args:
-        split: The split to corrupt.
         files: Corrupted images to use instead, from `read_corrupted`.
         count: Maximum number of images for each severity; see `some_of`.
     """

@@ -211,8 +211,6 @@ def report(
 
     Args:
         logits: Logits of the split, from `split_logits`.
-        split, class_names: See `evaluate`.
-        folder: Folder to write the files to.
         mistakes: Number of most confident mistakes to draw.
 
     Raises:
@@ -278,8 +276,6 @@ def evaluate_corruptions(
     """Evaluates corrupted images; writes corruptions.json and corruptions.png.
 
     Args:
-        model, split, class_names, tta: See `evaluate`.
-        folder: Folder to write the files to.
         files, images: See `corrupted`.
         each: Called with a name and its accuracies as soon as they are known.
 
@@ -289,9 +285,6 @@ def evaluate_corruptions(
         values for each name; and `mean_corruption_error`, 0 to 1, over the 15
         corruptions of Hendrycks and Dietterich and the five severities, not
         divided by another net's.
-
-    Raises:
-        InputError: As `evaluate`, or the folder cannot be written.
     """
     clean = some_of(split, images)
     top1 = evaluate(model, clean, class_names, tta=tta).top1

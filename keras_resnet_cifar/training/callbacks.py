@@ -70,9 +70,6 @@ class RunEpoch(keras.callbacks.Callback):
     saving. In a resumed epoch, they and the seconds count from the resumption.
 
     Args:
-        feed: The batches of the run.
-        schedule: Its learning-rate schedule.
-        rows: Its history, a list with one dict per epoch.
         patience: See `is_over`.
         directory: The run directory with history.csv, or `None`.
     """
@@ -120,7 +117,6 @@ def is_over(rows: Sequence[dict[str, Any]], patience: int) -> bool:
     """Returns whether validation accuracy has stopped improving.
 
     Args:
-        rows: The history of a run.
         patience: Epochs without improvement; 0 never stops.
     """
     accuracies: list[Any] = [row.get("val_accuracy") for row in rows]

@@ -76,11 +76,6 @@ def read_snapshot(
 ) -> tuple[Snapshot, str | None]:
     """Returns the newest backup that can be read.
 
-    Args:
-        directory: The run directory.
-        model: The compiled model that the backup must fit.
-        run: The identity that it must have.
-
     Returns:
         The backup, and `None` or a line that says what is wrong with a newer
         one.
@@ -124,9 +119,6 @@ def check_length(
     """Checks that a run of `epochs` can be extended to its recipe's number.
 
     The rates of the steps already done must not change.
-
-    Raises:
-        InputError: They would change, or the run is already longer.
     """
     if recipe.epochs == epochs:
         return
@@ -159,8 +151,6 @@ class Backup(keras.callbacks.Callback):
     backup at the end.
 
     Args:
-        directory: The run directory.
-        trained: The compiled `TrainingModel`.
         run: The identity of the run.
         rows: Its history, to which another callback appends.
         interval: How often to write.
@@ -188,9 +178,6 @@ class Backup(keras.callbacks.Callback):
 
         Returns:
             A line about a newer backup that cannot be read, or `None`.
-
-        Raises:
-            InputError: See `read_snapshot`.
         """
         snapshot, fault = read_snapshot(self.directory, self.model, self.run)
         assign(resumed_variables(self.model), snapshot.variables)

@@ -38,12 +38,6 @@ def compile_for_training(
     Args:
         model: From raw images to logits; receives the trained weights.
         data: The dataset; cutout fills with its channel mean.
-        recipe: How to train.
-        precision: A Keras dtype policy.
-        seed: Seed of the augmentation.
-        feed: The batches.
-        class_weight: Weight of each class in the loss, or `None`.
-        devices: Number of devices in the current distribution.
         steps: Steps per compiled call, or `None` to choose a number.
     """
     known, classes = DATASETS.get(data.name), data.num_classes

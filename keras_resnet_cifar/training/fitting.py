@@ -72,9 +72,6 @@ class _Progress(keras.callbacks.ProgbarLogger):
     It counts the epochs of the whole run, while `fit` counts those of the call.
     The time left ignores the first call of an epoch, which may compile; Keras
     ignores only the first step, and a call has many.
-
-    Args:
-        epochs: Epochs of the whole run.
     """
 
     async_safe = True  # Keras treats its own as such

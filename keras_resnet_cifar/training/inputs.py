@@ -30,10 +30,8 @@ def as_dataset(
     """Returns the data of `train` as a `Dataset`.
 
     Args:
-        model: The model to train, which determines the number of classes.
         data: A `Dataset`; `(images, labels)` arrays; or a `tf.data.Dataset` or
             `keras.utils.PyDataset` of such batches, of known length.
-        validation_data: `(images, labels)` arrays; a `Dataset` has its own.
 
     Raises:
         InputError: It is none of these, or its shapes do not fit.

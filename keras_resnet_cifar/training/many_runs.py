@@ -83,8 +83,6 @@ def read_progress(
     """Reads the progress of a training from its run directory.
 
     Args:
-        run: The run directory, which may not exist yet.
-        epochs: Total number of epochs (default: the run's).
         check: Called with the run's config; raises `InputError` if it is not
             the expected run.
     """
@@ -242,11 +240,8 @@ def run_all(
     """Runs tasks, several at a time; one that fails does not stop the others.
 
     Args:
-        tasks: The tasks, in order.
         go_on: The command that continues after a stop.
-        jobs: Number of tasks at a time.
         seconds: The time budget.
-        report: Called with a line about each failure.
 
     Returns:
         The exit codes of the tasks that failed, by name.

@@ -35,7 +35,6 @@ class Parameter:
     """A field of the recipe that a sweep varies.
 
     Attributes:
-        name: The field.
         scale: "log", "linear" or "choice".
         values: Lowest and highest value, or the choices.
     """
@@ -46,12 +45,7 @@ class Parameter:
 
     @classmethod
     def parse(cls, text: str, recipe: Recipe) -> "Parameter":
-        """Parses `learning_rate=log:0.05:0.8` or `batch_size=choice:64,128`.
-
-        Raises:
-            InputError: It has another form, no recipe has such a field, or the
-                recipe cannot have these values.
-        """
+        """Parses `learning_rate=log:0.05:0.8` or `batch_size=choice:64,128`."""
         name, _, rest = text.partition("=")
         scale, _, listed = rest.partition(":")
         kinds = {field.name: field.type for field in OPTIONS}
@@ -114,8 +108,6 @@ def open_study(storage: str, name: str, epochs: int) -> "optuna.Study":
     """Opens a study, or creates it.
 
     Args:
-        storage: URL of a database for SQLAlchemy.
-        name: Name of the study.
         epochs: Epochs of a trial; in the first quarter, none is pruned.
 
     Raises:
@@ -171,14 +163,10 @@ def run_trials(
     diverges or runs out of memory counts as pruned.
 
     Args:
-        study: A study from `open_study`.
-        parameters: The parameters to vary.
-        recipe: The recipe whose fields are overridden.
         data: Train and validation split; the test split is not used.
         new_model: Called with the recipe of a trial.
         trials: Number of finished trials, including those of other processes.
         seed: Seed of the weights, shuffling and augmentation of each trial.
-        report: Called with one line about each trial.
 
     Raises:
         Stopped: On a signal; the trial in progress will be run again.
@@ -244,11 +232,7 @@ def finished(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
 
 
 def draw(study: "optuna.Study", folder: Path) -> list[Path]:
-    """Draws history.png and, if the trials differ, importance.png.
-
-    Returns:
-        The files written; `InputError` if that fails.
-    """
+    """Draws history.png and, if the trials differ, importance.png."""
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 

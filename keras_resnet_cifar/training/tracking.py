@@ -173,10 +173,8 @@ class Tracking:
     start and end with this context.
 
     Args:
-        names: Names of `TRACKERS`.
         directory: The run; `None` follows nothing. Its tracking.json names
             the trackers' runs, which a resumed run continues.
-        config: The config of the run.
     """
 
     names: Sequence[str]
@@ -217,7 +215,6 @@ class Tracking:
         """Sends metrics of the test split, curves.png and the model card.
 
         Args:
-            metrics: As in `Run`.
             epoch: Epoch of the last model.
         """
         assert self.directory is not None

@@ -379,11 +379,7 @@ class TrainingModel(keras.Model):
             stock.save(filepath, overwrite, zipped, **kwargs)
 
     def save_weights(self, filepath: str | Path, **kwargs: Any) -> None:
-        """Saves the stock model's weights atomically.
-
-        Raises:
-            InputError: The system refuses to write.
-        """
+        """Saves the stock model's weights atomically."""
         with atomic_write(filepath) as temporary:
             self.update_stock_model().save_weights(temporary, **kwargs)
 
