@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 _ALIASES = {"tflite": "litert"}
@@ -58,6 +58,12 @@ def unknown(
         f"unknown {kind} {name!r}: {remedy}"
         + (hint or f"known: {', '.join(known)}")
     )
+
+
+def check_name(kind: str, name: Any, known: Collection[str]) -> None:
+    """Raises `InputError` for a name that is not in a table."""
+    if name not in known:
+        raise unknown(kind, name, known)
 
 
 def spelled(name: Any, known: Iterable[str]) -> Any:

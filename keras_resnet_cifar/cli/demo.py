@@ -8,9 +8,9 @@ from pathlib import Path
 
 from keras_resnet_cifar.cli import options
 from keras_resnet_cifar.cli.start import import_keras
-from keras_resnet_cifar.errors import InputError, one_line, unknown
+from keras_resnet_cifar.errors import InputError, check_name, one_line
 from keras_resnet_cifar.models.weights import SHIPPED, read_shipped
-from keras_resnet_cifar.training.run_directory import check_data, find_run
+from keras_resnet_cifar.training.run_directory import find_run
 
 _SHIPPED = {row.name: row for row in read_shipped()}
 
@@ -38,8 +38,7 @@ def run(args: argparse.Namespace) -> None:
         (str(path), path, options.data_request(path, args)[0]) for path in paths
     ]
     if args.weights is not None:
-        if args.weights not in _SHIPPED:
-            raise unknown("weights", args.weights, _SHIPPED)
+        check_name("weights", args.weights, _SHIPPED)
         row = _SHIPPED[args.weights]
         args.dataset = args.dataset or row.dataset
         path = SHIPPED / row.where
@@ -48,25 +47,17 @@ def run(args: argparse.Namespace) -> None:
     if not jobs:
         raise InputError("no model: give a run, a .keras file or weights=")
     import_keras()
-    from keras_resnet_cifar.data.load import at_input_size, load_dataset
     from keras_resnet_cifar.demo.explorer import Explorer
     from keras_resnet_cifar.demo.page import serve
-    from keras_resnet_cifar.models.saving import load_model
 
-    explorers, loaded = [], None
-    for name, path, request in jobs:
-        model, directory = load_model(path), find_run(path)
-        request = at_input_size(request, model.input_shape)
-        if request != loaded:  # most often, all models share one dataset
-            data, loaded = load_dataset(**request), request
-        config = directory.read_config() if directory else {}
-        changed = ""
-        if config and config["dataset"]["name"] == data.name:
-            allowed = args.allow_changed_data
-            if not check_data(config, data.fingerprints, allowed):
-                changed = ", changed since the training"
+    explorers = []
+    requests = [(path, request) for _, path, request in jobs]
+    models = options.loaded(requests, args.allow_changed_data)
+    for (name, path, _), (model, data, _, changed) in zip(
+        jobs, models, strict=True
+    ):
         print(f"{name}: evaluating on {data.name}{changed}", flush=True)
-        explorers.append(Explorer(model, data, name, directory))
+        explorers.append(Explorer(model, data, name, find_run(path)))
     serve(explorers, args.port)
 
 

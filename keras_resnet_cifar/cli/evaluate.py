@@ -13,11 +13,7 @@ from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.evaluation.html_report import Page, write_report
 from keras_resnet_cifar.evaluation.metrics import TEST_TIME_AUGMENTATIONS
 from keras_resnet_cifar.files import check_replaceable, make_folder
-from keras_resnet_cifar.training.run_directory import (
-    check_data,
-    find_run,
-    versions,
-)
+from keras_resnet_cifar.training.run_directory import versions
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -72,19 +68,16 @@ def run(args: argparse.Namespace) -> None:
                 )
             jobs[folder] = path, request
     import_keras()
-    from keras_resnet_cifar.data.load import at_input_size, load_dataset
     from keras_resnet_cifar.evaluation.corruptions import read_corrupted
-    from keras_resnet_cifar.models.saving import load_model
 
     files = args.corruptions
     if isinstance(files, Path):
         files = read_corrupted(files)
-    loaded, pages = None, []
-    for folder, (path, request) in jobs.items():
-        model = load_model(path)
-        request = at_input_size(request, model.input_shape)
-        if request != loaded:  # most often, all models share one dataset
-            data, loaded = load_dataset(**request), request
+    pages = []
+    models = options.loaded(jobs.values(), args.allow_changed_data)
+    for (folder, (path, _)), (model, data, config, changed) in zip(
+        jobs.items(), models, strict=True
+    ):
         if getattr(data, args.split) is None:
             raise InputError(
                 f"the data for {path} has no {args.split} split: use --split "
@@ -95,7 +88,17 @@ def run(args: argparse.Namespace) -> None:
                 f"the data for {path} has no validation split to fit a "
                 "temperature on: train with --validation 5000"
             )
-        pages.append(_evaluate(path, model, data, folder, args, files))
+        taken = config.get("request", {}).get("validation")
+        validated = args.calibrate or args.split == "validation"
+        if changed and validated and taken and isinstance(taken, int):
+            raise InputError(
+                f"validation={taken} now chooses other images of {data.name}, "
+                "which may include training images: evaluate the test split, "
+                "or train with a fraction such as 0.1"
+            )
+        page = _evaluate(path, model, data, changed, folder, args, files)
+        page.config = config
+        pages.append(page)
         if args.report:
             write_report(args.report, pages, versions())
 
@@ -104,6 +107,7 @@ def _evaluate(
     path: Path,
     model: Any,
     data: Any,
+    changed: str,
     folder: Path,
     args: argparse.Namespace,
     files: Any,
@@ -112,21 +116,7 @@ def _evaluate(
     from keras_resnet_cifar.evaluation import evaluate
     from keras_resnet_cifar.models.saving import check_classifier
 
-    run, names = find_run(path), data.class_names
-    split, changed = getattr(data, args.split), ""
-    config = run.read_config() if run else {}
-    if config and config["dataset"]["name"] == data.name:
-        allowed = args.allow_changed_data
-        if not check_data(config, data.fingerprints, allowed):
-            changed = ", changed since the training"
-            taken = config["request"].get("validation")
-            validated = args.calibrate or args.split == "validation"
-            if validated and taken and isinstance(taken, int):
-                raise InputError(
-                    f"validation={taken} now chooses other images of "
-                    f"{data.name}, which may include training images: evaluate "
-                    "the test split, or train with a fraction such as 0.1"
-                )
+    names, split = data.class_names, getattr(data, args.split)
     check_classifier(model, len(names), split.images.shape[1:])
     make_folder(folder)
     start = time.perf_counter()
@@ -139,7 +129,6 @@ def _evaluate(
         scores = f"with --tta {args.tta} {scores}"
         where = f"{where} with --tta {args.tta}"
     page = Page(str(path), where, folder, result.to_json())
-    page.config = config
     print(
         f"{path}: {args.split} {scores} "
         f"({len(split):,} images{changed}, {seconds:.1f} s; {folder})"

@@ -68,8 +68,9 @@ def run(args: argparse.Namespace) -> None:
         f"verified on {result.count:,} {result.images}: {result.same_class:,} "
         "have the class of the Keras model, probabilities within "
         f"{result.difference:.1e}\n"
-        f"{options.top1(result.top1, result.count)}; the Keras model: "
-        f"{options.top1(result.keras_top1, result.count)}; "
+        f"top-1 {options.with_interval(result.top1, result.count)}; "
+        "the Keras model: top-1 "
+        f"{options.with_interval(result.keras_top1, result.count)}; "
         f"{result.images_per_second:,.0f} images/s on the CPU"
     )
     if result.files:

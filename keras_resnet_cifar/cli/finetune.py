@@ -76,7 +76,7 @@ def _new(args: argparse.Namespace) -> runs.Request:
     return request
 
 
-def _new_model(args: Any, request: runs.Request, data: Any) -> Any:
+def _new_model(args: Any, settings: dict[str, Any], data: Any) -> Any:
     from keras_resnet_cifar.finetuning.finetune import build_finetuned
 
     return build_finetuned(
@@ -85,7 +85,7 @@ def _new_model(args: Any, request: runs.Request, data: Any) -> Any:
         weights=args.weights or "imagenet",
         image_size=args.image_size,
         input_shape=data.train.images.shape[1:],
-        train_norm=request.settings["train_norm"],
+        train_norm=settings["train_norm"],
     )
 
 

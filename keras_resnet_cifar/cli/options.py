@@ -4,7 +4,7 @@ import argparse
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from keras_resnet_cifar.errors import InputError, spelled
 from keras_resnet_cifar.evaluation.metrics import described, top1_interval
 from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.pytorch.files import refuse_checkpoint
-from keras_resnet_cifar.training.run_directory import find_run
+from keras_resnet_cifar.training.run_directory import check_data, find_run
 
 WEIGHTS = (
     "trained weights to start from: a name that the list command shows for "
@@ -44,7 +44,7 @@ def add(
     choices; `settings` are more arguments of `add_argument`.
     """
     if kind is bool:
-        settings["action"] = "store_true"
+        settings = {"action": "store_true"} | settings
     elif isinstance(kind, tuple):
         settings["choices"] = kind
         settings["type"] = partial(spelled, known=kind)
@@ -131,6 +131,33 @@ def data_request(
     return request, same
 
 
+def loaded(
+    checkpoints: Iterable[tuple[Path, dict[str, Any]]], allow_changed_data: bool
+) -> Iterator[tuple[Any, Any, dict[str, Any], str]]:
+    """Loads checkpoints, each with the data of its request.
+
+    Yields the model, its `Dataset`, the config of its run (empty without one),
+    and words to be printed where the data have changed since the training.
+    """
+    from keras_resnet_cifar.data.load import at_input_size, load_dataset
+    from keras_resnet_cifar.models.saving import load_model
+
+    loaded = None
+    for path, request in checkpoints:
+        model, run = load_model(path), find_run(path)
+        request = at_input_size(request, model.input_shape)
+        if request != loaded:  # most often, all models share one dataset
+            data, loaded = load_dataset(**request), request
+        config, changed = run.read_config() if run else {}, ""
+        if (
+            config
+            and config["dataset"]["name"] == data.name
+            and not check_data(config, data.fingerprints, allow_changed_data)
+        ):
+            changed = ", changed since the training"
+        yield model, data, config, changed
+
+
 def checkpoints(path: Path, which: str = "last") -> list[Path]:
     """Returns the `.keras` files of a path, a file or a run directory.
 
@@ -187,14 +214,14 @@ def mean_and_deviation(values: Sequence[float], digits: int) -> str:
     return f"{text} ± {statistics.stdev(values):,.{digits}f}"
 
 
-def top1(accuracy: float, n: int) -> str:
+def with_interval(accuracy: float, n: int) -> str:
     """Returns an accuracy on n images with its bootstrap interval."""
     low, high = top1_interval(accuracy, n)
-    return f"top-1 {accuracy:.2%} ({low:.2%} to {high:.2%})"
+    return f"{accuracy:.2%} ({low:.2%} to {high:.2%})"
 
 
 def scores(test: dict[str, Any]) -> str:
     """Returns an `Evaluation`, given as JSON, as one line."""
     texts = described(test)
-    texts["top-1"] = top1(test["top1"], test["n"]).removeprefix("top-1 ")
+    texts["top-1"] = with_interval(test["top1"], test["n"])
     return ", ".join(f"{title} {text}" for title, text in texts.items())

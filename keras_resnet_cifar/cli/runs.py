@@ -70,25 +70,22 @@ def add_recipe_options(parser: Any, recipe: str) -> None:
     """Adds an option for each field; the help shows the values of a recipe."""
     title = f"fields of the recipe to override (defaults of {recipe})"
     group = parser.add_argument_group(title)
-    kinds: dict[Any, Any] = {int: (int, "N"), float: (number, "X")}
     for field in recipes.OPTIONS:
         value = getattr(recipes.RECIPES[recipe], field.name)
+        kind: Any = field.type
+        settings: dict[str, Any] = {}
         if field.name == "schedule":
             value, _ = value
-        text = field.metadata["help"]
-        settings: dict[str, Any]
-        if field.type is bool:
-            settings = {"action": argparse.BooleanOptionalAction}
+        if kind is bool:
+            settings["action"] = argparse.BooleanOptionalAction
             value = "yes" if value else "no"
-        elif field.name in recipes.CHOICES:
-            known = recipes.CHOICES[field.name]
-            settings = {"choices": known, "type": partial(spelled, known=known)}
-        else:
-            kind, metavar = kinds.get(field.type, (str, "VALUE"))
-            settings = {"type": kind, "metavar": metavar}
-        text += f" ({value})" * (value is not None)
+        elif kind is float:
+            settings["type"] = number
+        elif kind is not int:
+            kind = recipes.CHOICES.get(field.name, str)
+        text = field.metadata["help"] + f" ({value})" * (value is not None)
         flag = "--" + field.name.replace("_", "-")
-        group.add_argument(flag, help=text, **settings)
+        options.add(group, flag, kind, text, **settings)
 
 
 def number_or_all(text: str) -> int | str:
@@ -195,7 +192,7 @@ def _unused_directory(stem: str) -> Path:
 def carry_out(
     args: argparse.Namespace,
     request: Request,
-    new_model: Callable[[argparse.Namespace, Request, Any], Any],
+    new_model: Callable[[argparse.Namespace, dict[str, Any], Any], Any],
 ) -> None:
     """Starts Keras, runs the command's function, and prints the results.
 
@@ -220,7 +217,7 @@ def carry_out(
     else:
         with silent_stderr():  # it imports TensorFlow, on any backend
             keras.utils.set_random_seed(settings["seed"])
-        model = new_model(args, request, data)
+        model = new_model(args, settings, data)
     head = f"{settings['head_epochs']} + " if "head_epochs" in settings else ""
     print(
         f"{model.name} on {data.name} ({len(data.train):,} train, "

@@ -1,7 +1,6 @@
 """The option `--seeds` of `train`: one recipe, several seeds."""
 
 import argparse
-import csv
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import make_folder, write_json
 from keras_resnet_cifar.training import hosts, many_runs
 from keras_resnet_cifar.training.recipes import checked_seed
-from keras_resnet_cifar.training.run_directory import RunDirectory
+from keras_resnet_cifar.training.run_directory import RunDirectory, read_csv
 
 _FILE, _MOST = "seeds.json", 1000
 _COLUMNS = {
@@ -133,15 +132,12 @@ def _summarize(done, folder):
     from keras_resnet_cifar.evaluation.plots import plot_curves
 
     columns = [["", *(run.path.name for run, _ in done), "mean"]]
-    rows: list[Any] = []
     for key, title in _COLUMNS.items():
         values = [(p.test | {"seconds": p.seconds})[key] for _, p in done]
         digits = 1 if key == "seconds" else 4
         show = partial(options.mean_and_deviation, digits=digits)
         columns.append([title, *(show([v]) for v in values), show(values)])
-    for run, _ in done:
-        with run.history.open(newline="") as file:
-            rows += csv.DictReader(file)
+    rows = [row for run, _ in done for row in read_csv(run.history)]
     plot_curves(rows, folder / "curves.png", folder.name)
     table = options.aligned(list(zip(*columns, strict=True)))
     print(f"test split, last epoch:\n{table}\nwrote {folder / 'curves.png'}")

@@ -105,8 +105,7 @@ def _work(args, study, space, recipe):
     data = load_dataset(recipe.dataset, **split)
 
     def new_model(applied):
-        request = runs.Request({"recipe": applied}, {})
-        return train.new_model(args, request, data)
+        return train.new_model(args, {"recipe": applied}, data)
 
     more = args.trials, args.seed, partial(print, flush=True)
     sweeps.run_trials(study, space, recipe, data, new_model, *more)

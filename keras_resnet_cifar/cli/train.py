@@ -88,8 +88,8 @@ def _new(args: argparse.Namespace) -> runs.Request:
     return request
 
 
-def new_model(args: Any, request: runs.Request, data: Any) -> Any:
-    """Returns the net of a request, not trained or with given weights."""
+def new_model(args: Any, settings: dict[str, Any], data: Any) -> Any:
+    """Returns the net of a new run, not trained or with given weights."""
     from keras_resnet_cifar.models.resnet import build_resnet
     from keras_resnet_cifar.models.saving import load_model
 
@@ -97,7 +97,7 @@ def new_model(args: Any, request: runs.Request, data: Any) -> Any:
         model = load_model(*options.checkpoints(args.init_from))
         model.pretrained = str(args.init_from)  # for the config of the run
         return model
-    recipe = request.settings["recipe"]
+    recipe = settings["recipe"]
     # Images of one's own are normalized like ImageNet's.
     statistics = data.name if data.name in DATASETS else "imagenet"
     if args.weights:

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from keras import layers, ops, random
 
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, check_name
 
 Tensor = Any  # of the backend
 PADDING_MODES = ("zero", "reflect")
@@ -77,8 +77,7 @@ class RandomPadCrop(_PerImage):
         **kwargs: Any,
     ) -> None:
         super().__init__(seed, **kwargs)
-        if mode not in PADDING_MODES:
-            raise unknown("padding mode", mode, PADDING_MODES)
+        check_name("padding mode", mode, PADDING_MODES)
         self.padding = int(padding)
         self.mode = mode
         self.flip = flip

@@ -19,6 +19,7 @@ def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return np.eye(num_classes, dtype="float32")[labels]
 
 
+@dataclass(eq=False)
 class ShuffledBatches(keras.utils.PyDataset):
     """Batches of a split in memory, in a new order in each epoch.
 
@@ -57,37 +58,28 @@ class ShuffledBatches(keras.utils.PyDataset):
         InputError: The split is smaller than a batch.
     """
 
+    split: Any
+    num_classes: int
+    batch_size: int
+    seed: int
+    transform: Callable | None = None
+    alternating_flip: bool = False
+    resident_bytes: int = RESIDENT_BYTES
     exact = True
 
-    def __init__(
-        self,
-        split: Any,
-        num_classes: int,
-        batch_size: int,
-        seed: int,
-        transform: Callable | None = None,
-        alternating_flip: bool = False,
-        resident_bytes: int = RESIDENT_BYTES,
-    ):
+    def __post_init__(self) -> None:
         super().__init__()
-        if batch_size > len(split):
+        count, size = len(self.split), self.split.images.nbytes
+        if self.batch_size > count:
             raise InputError(
-                f"batch_size={batch_size} is larger than the {len(split)} "
-                f"training images: give at most {len(split)}"
+                f"batch_size={self.batch_size} is larger than the {count} "
+                f"training images: give at most {count}"
             )
-        self.split = split
-        self.num_classes = num_classes
-        self.batch_size = batch_size
-        self.seed = seed
-        self.transform = transform
-        self.alternating_flip = alternating_flip
-        self.steps = len(split) // batch_size
+        self.steps = count // self.batch_size
         self.start = 0
         self.share = slice(None)
-        self.resident = (
-            transform is None and split.images.nbytes <= resident_bytes
-        )
-        self._targets = one_hot(split.labels, num_classes)
+        self.resident = self.transform is None and size <= self.resident_bytes
+        self._targets = one_hot(self.split.labels, self.num_classes)
         self.begin(0)
 
     def begin(self, epoch: int) -> None:
@@ -222,7 +214,6 @@ class StreamedBatches:
     Their order is the user's, so an epoch can only be resumed from its start.
 
     Args:
-        split: A `StreamedSplit`.
         batch_size: Images per batch, to compute the speed if the stream does
             not state its batch size.
     """
@@ -272,9 +263,6 @@ class ResidentSplit(keras.layers.Layer):
 
     The images are variables, so a compiled step takes them as arguments, and
     they are neither copied nor compiled in.
-
-    Args:
-        feed: The `ShuffledBatches` or `EvenBatches` whose `order` it follows.
     """
 
     def __init__(self, feed: "ShuffledBatches | EvenBatches"):
@@ -318,8 +306,6 @@ class EvenBatches:
     """The batches of a held-out split, in its order, for a `ResidentSplit`.
 
     Args:
-        split: A `Split` that `has_even_batches`.
-        num_classes: Width of the labels.
         devices: Number that should divide a batch.
     """
 
@@ -332,17 +318,17 @@ class EvenBatches:
         self.order = np.arange(len(split), dtype="int32").reshape(-1, size)
 
 
-def even_batch_size(count: int, limit: int = 512, devices: int = 1) -> int:
-    """Returns the largest batch up to `limit` that divides `count`, if over 63.
+def even_batch_size(count: int, devices: int = 1) -> int:
+    """Returns the largest batch up to 512 that divides `count`, if over 63.
 
     Sizes that are divisible by `devices` come first. A smaller last batch would
     be compiled separately.
     """
-    divisors = [size for size in range(64, limit + 1) if count % size == 0]
+    divisors = [size for size in range(64, 513) if count % size == 0]
     return max(
         divisors,
         key=lambda size: (size % devices == 0, size),
-        default=min(count, limit),
+        default=min(count, 512),
     )
 
 

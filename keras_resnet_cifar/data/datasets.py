@@ -141,13 +141,7 @@ def check_known(
     data_dir: str | os.PathLike | None = None,
     image_size: int | Sequence[int] | None = None,
 ) -> None:
-    """Raises `InputError` for arguments that fit no dataset or source.
-
-    Args:
-        name: A name of `DATASETS`, or a folder of images.
-        source: A name of `SOURCES`, or `None`.
-        data_dir, image_size: As in `load_dataset`.
-    """
+    """Raises `InputError` for arguments that fit no dataset or source."""
     name = spelled_dataset(name)
     if name not in DATASETS and not os.path.isdir(str(name)):
         raise unknown("dataset", name, [*DATASETS, "a folder of images"])

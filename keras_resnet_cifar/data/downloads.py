@@ -23,14 +23,8 @@ def download(
     """Downloads a file completely or not at all.
 
     Args:
-        url: Address of the file.
-        path: Path to write; its folder is created if necessary.
         check: Called with the downloaded file before it is moved to `path`. It
             may rewrite the file, and raises if it is not the expected one.
-        remedy: Remedy to state in the error.
-
-    Raises:
-        InputError: The download or the check fails.
     """
     make_folder(path.parent)
     # Keras prints its progress bar to standard output, which is for results.
@@ -61,9 +55,6 @@ def check_digest(path: Path, digest: str) -> None:
     """Checks a file against a digest such as `"sha256:0a1b2c3d"`.
 
     The digits may be the first ones only, as in the names of PyTorch's files.
-
-    Raises:
-        InputError: The file has another digest.
     """
     algorithm, digits = digest.split(":")
     found = file_digest(path, algorithm)

@@ -27,9 +27,6 @@ _SPLITS = {
 def class_names(folder: str | os.PathLike) -> tuple[str, ...]:
     """Returns the classes of a folder of images: its sorted folder names.
 
-    Args:
-        folder: As for `load_folders`.
-
     Raises:
         InputError: There are fewer than two classes.
     """
@@ -148,8 +145,7 @@ def image_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
     for path in map(Path, paths):
         found = [path]
         if path.is_dir():
-            found = sorted(path.rglob("[!.]*"))
-            found = [p for p in found if p.suffix.lower() in SUFFIXES]
+            found = _images(path.rglob("[!.]*"))
             if not found:
                 raise InputError(f"{path} has no images: give another folder")
         files += found
@@ -157,6 +153,10 @@ def image_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
         with opened_path(path):
             pass
     return files
+
+
+def _images(paths):
+    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
 
 
 def _shorter_side(path):
@@ -190,8 +190,7 @@ def _files(root, names):
         )
     paths, labels = [], []
     for label, name in enumerate(names):
-        entries = sorted((root / name).glob("[!.]*"))
-        images = [path for path in entries if path.suffix.lower() in SUFFIXES]
+        images = _images((root / name).glob("[!.]*"))
         if not images:
             raise InputError(
                 f"{root / name} has no images: add some "

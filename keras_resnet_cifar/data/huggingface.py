@@ -52,9 +52,6 @@ def read_parquet(
 
     The file has a column of labels and a column `img`, a struct whose `bytes`
     is a 32x32 RGB PNG.
-
-    Raises:
-        InputError: It is not such a file.
     """
     from pyarrow.parquet import ParquetFile
 

@@ -71,11 +71,7 @@ def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
     as in training.
 
     Args:
-        path: An image file, as for `open_image`.
         size: `(height, width)` in pixels.
-
-    Raises:
-        InputError: As `open_image`.
     """
     from PIL import Image, ImageOps
 

@@ -269,7 +269,6 @@ def at_input_size(
     Args:
         request: Arguments of `load_dataset`. If they state a size, as a run's
             do, they are unchanged.
-        input_shape: `(N, H, W, 3)` of the net; sides may be `None`.
     """
     size = list(input_shape[1:3])
     if request["name"] in DATASETS or None in size:

@@ -1,6 +1,5 @@
 """The results that the page shows for one net, without the page itself."""
 
-import csv
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from keras_resnet_cifar.evaluation.metrics import (
 )
 from keras_resnet_cifar.evaluation.plots import plot_curves
 from keras_resnet_cifar.models.saving import check_classifier
-from keras_resnet_cifar.training.run_directory import RunDirectory
+from keras_resnet_cifar.training.run_directory import RunDirectory, read_csv
 
 _UNSURE = 0.05  # below this share of known images, a picture is unusual
 
@@ -165,9 +164,7 @@ class Explorer:
             return None
         changed = self.run.history.stat().st_mtime_ns
         if changed != self._drawn.get(path):
-            text = self.run.history.read_text("utf-8")
-            rows = list(csv.DictReader(text.splitlines()))
-            plot_curves(rows, path, self.name)
+            plot_curves(read_csv(self.run.history), path, self.name)
             self._drawn[path] = changed
         return str(path)
 

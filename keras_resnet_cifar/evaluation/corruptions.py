@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from keras_resnet_cifar.data.checks import explained
 from keras_resnet_cifar.data.splits import Split
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, check_name
 
 SEVERITIES = range(1, 6)
 _TOGETHER = 500 * 32 * 32  # pixels corrupted at once, to bound the memory
@@ -108,12 +108,12 @@ def _sampled(x, rows, columns, edge):
     return (1 - down) * upper + down * lower
 
 
-def _with_hsv(x, change):
-    """Applies `change(hsv)`, in place, to images in hue, saturation, value."""
+def _with_hsv(x, channel, factor, shift):
+    """Scales and shifts a channel of images in hue, saturation, value."""
     from matplotlib import colors
 
     hsv = colors.rgb_to_hsv(x / 255)
-    change(hsv)
+    hsv[..., channel] = hsv[..., channel] * factor + shift
     return 255 * colors.hsv_to_rgb(hsv.clip(0, 1))
 
 
@@ -283,17 +283,11 @@ def _edges(x, low, high):
 
 
 def _brightness(x, c, rng):
-    def change(hsv):
-        hsv[..., 2] += c
-
-    return _with_hsv(x, change)
+    return _with_hsv(x, 2, 1, c)
 
 
 def _saturate(x, c, rng):
-    def change(hsv):
-        hsv[..., 1] = hsv[..., 1] * c[0] + c[1]
-
-    return _with_hsv(x, change)
+    return _with_hsv(x, 1, *c)
 
 
 def _contrast(x, c, rng):
@@ -407,8 +401,7 @@ def corrupt(
     Example:
         >>> foggy = corrupt(data.test.images, "fog", severity=3)
     """
-    if name not in CORRUPTIONS:
-        raise unknown("corruption", name, CORRUPTIONS)
+    check_name("corruption", name, CORRUPTIONS)
     if severity not in SEVERITIES:
         raise InputError(f"severity={severity}: give 1 to 5")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
@@ -469,7 +462,6 @@ def corrupted(
     """Yields the name and the images of each corruption, by severity.
 
     Args:
-        split: The split to corrupt.
         files: Corrupted images to use instead, from `read_corrupted`.
         count: Maximum number of images for each severity; see `some_of`.
     """

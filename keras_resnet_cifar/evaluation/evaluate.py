@@ -12,7 +12,8 @@ from keras_resnet_cifar.data.batches import RESIDENT_BYTES, even_batch_size
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.data.splits import Split, checked_split, paired
 from keras_resnet_cifar.device import has_accelerator, jit_compile
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, check_name
+from keras_resnet_cifar.evaluation import plots
 from keras_resnet_cifar.evaluation.calibration import fit_temperature
 from keras_resnet_cifar.evaluation.corruptions import (
     SEVERITIES,
@@ -27,12 +28,6 @@ from keras_resnet_cifar.evaluation.metrics import (
     most_confident_mistakes,
     reliability,
     score,
-)
-from keras_resnet_cifar.evaluation.plots import (
-    plot_confusion,
-    plot_corruptions,
-    plot_mistakes,
-    plot_reliability,
 )
 from keras_resnet_cifar.files import write_json
 from keras_resnet_cifar.models.saving import (
@@ -153,8 +148,7 @@ def split_logits(
     *options: Any,
 ) -> np.ndarray:
     """Returns the logits of a split; arguments and errors as of `evaluate`."""
-    if tta not in TEST_TIME_AUGMENTATIONS:
-        raise unknown("tta", tta, TEST_TIME_AUGMENTATIONS)
+    check_name("tta", tta, TEST_TIME_AUGMENTATIONS)
     check_classifier(model, len(class_names), split.images.shape[1:])
     check_names(model, class_names)
     logits = logits_of(model, split.images, *options)
@@ -217,8 +211,6 @@ def report(
 
     Args:
         logits: Logits of the split, from `split_logits`.
-        split, class_names: See `evaluate`.
-        folder: Folder to write the files to.
         mistakes: Number of most confident mistakes to draw.
 
     Raises:
@@ -227,8 +219,10 @@ def report(
     result = score(logits, split.labels, class_names)
     wrong = most_confident_mistakes(logits, split.labels, mistakes)
     write_json(folder / "metrics.json", result.to_json())
-    plot_confusion(result.confusion, class_names, folder / "confusion.png")
-    plot_mistakes(split, wrong, class_names, folder / "mistakes.png")
+    plots.plot_confusion(
+        result.confusion, class_names, folder / "confusion.png"
+    )
+    plots.plot_mistakes(split, wrong, class_names, folder / "mistakes.png")
     return result
 
 
@@ -265,7 +259,7 @@ def calibrate(
         label = f"{when}: calibration error {result.ece:.4f}"
         bins[label] = reliability(each, labels)
     write_json(folder / "calibration.json", values)
-    plot_reliability(bins, folder / "reliability.png")
+    plots.plot_reliability(bins, folder / "reliability.png")
     return values
 
 
@@ -282,8 +276,6 @@ def evaluate_corruptions(
     """Evaluates corrupted images; writes corruptions.json and corruptions.png.
 
     Args:
-        model, split, class_names, tta: See `evaluate`.
-        folder: Folder to write the files to.
         files, images: See `corrupted`.
         each: Called with a name and its accuracies as soon as they are known.
 
@@ -293,9 +285,6 @@ def evaluate_corruptions(
         values for each name; and `mean_corruption_error`, 0 to 1, over the 15
         corruptions of Hendrycks and Dietterich and the five severities, not
         divided by another net's.
-
-    Raises:
-        InputError: As `evaluate`, or the folder cannot be written.
     """
     clean = some_of(split, images)
     top1 = evaluate(model, clean, class_names, tta=tta).top1
@@ -316,5 +305,5 @@ def evaluate_corruptions(
         "mean_corruption_error": 1 - float(np.mean(standard)),
     }
     write_json(folder / "corruptions.json", values)
-    plot_corruptions(accuracy, top1, folder / "corruptions.png")
+    plots.plot_corruptions(accuracy, top1, folder / "corruptions.png")
     return values

@@ -58,8 +58,6 @@ def write_report(
     """Writes a report on one or more models.
 
     Args:
-        path: HTML file to write; `InputError` if that fails.
-        pages: One for each model.
         environment: Versions, by package.
     """
     rows = [_summary(page) for page in pages]

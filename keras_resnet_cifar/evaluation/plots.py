@@ -34,8 +34,6 @@ def plot_curves(
             Missing and non-finite values are left out. If several runs have
             the same epoch, their mean is drawn, with a band of ± one standard
             deviation.
-        path: PNG file to write; `InputError` if that fails.
-        title: Title of the figure.
         rates: Float `[epochs, steps]`, the learning rate of each step, if
             known.
     """
@@ -63,8 +61,6 @@ def plot_confusion(
 
     Args:
         confusion: Integer `[C, C]`, counts: rows are true, columns predicted.
-        class_names: C names.
-        path: PNG file to write; `InputError` if that fails.
 
     Returns:
         The position of the cells in the picture: left, top, right and bottom,
@@ -100,14 +96,7 @@ def plot_confusion(
 def plot_mistakes(
     split: "Split", mistakes: Mistakes, class_names: Sequence[str], path: Path
 ) -> None:
-    """Draws mistakes in a grid, each with its true and its predicted class.
-
-    Args:
-        split: The images and their labels.
-        mistakes: The mistakes to draw; there may be none.
-        class_names: C names.
-        path: PNG file to write; `InputError` if that fails.
-    """
+    """Draws mistakes in a grid, each with its true and its predicted class."""
     count = len(mistakes.indices)
     columns = min(max(math.ceil(math.sqrt(count)), 1), 6)
     rows = max(math.ceil(count / columns), 1)
@@ -134,7 +123,6 @@ def plot_reliability(bins: Mapping[str, Reliability], path: Path) -> None:
 
     Args:
         bins: The legend of each line, and its values.
-        path: PNG file to write; `InputError` if that fails.
     """
     figure = _figure(6, 5)
     axes = figure.subplots()
@@ -156,7 +144,6 @@ def plot_corruptions(
     Args:
         accuracy: Five values, 0 to 1, by the corruption's name.
         clean: The accuracy without a corruption.
-        path: PNG file to write; `InputError` if that fails.
     """
     names = [name.replace("_", " ") for name in accuracy]
     values = np.array(list(accuracy.values()))
@@ -183,8 +170,6 @@ def plot_grad_cam(
     Args:
         images: uint8 `[N, H, W, 3]`.
         heat: Float `[N, H, W]`, 0 to 1, as from `grad_cam`.
-        titles: N lines.
-        path: PNG file to write; `InputError` if that fails.
     """
     columns = min(len(images), 6)
     rows = math.ceil(len(images) / columns)

@@ -35,9 +35,9 @@ from keras_resnet_cifar.data.load import (
 from keras_resnet_cifar.errors import (
     ExportFailed,
     InputError,
+    check_name,
     one_line,
     spelled,
-    unknown,
 )
 from keras_resnet_cifar.evaluation.calibration import fit_temperature
 from keras_resnet_cifar.evaluation.evaluate import logits_of
@@ -241,8 +241,7 @@ def export_model(
 
 
 def _check_request(format, int8, images):
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
+    check_name("format", format, FORMATS)
     if int8 and format != "litert":
         raise InputError(f"int8=True needs format='litert', not {format!r}")
     if images is not None and images < 1:

@@ -1,7 +1,6 @@
 """Trains a head on cached features of the frozen backbone."""
 
 import contextlib
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -62,8 +61,12 @@ def train_head(
     saving.check_classifier(
         model, data.num_classes, data.train.images.shape[1:]
     )
-    recipe = replace(recipe, arch=model.name, dataset=data.name)
-    recipe = replace(recipe, validation=len(data.validation or ()))
+    recipe = replace(
+        recipe,
+        arch=model.name,
+        dataset=data.name,
+        validation=len(data.validation or ()),
+    )
     config = run_config(model, data, recipe, seed, precision="float32")
     config["cache_features"] = True
     weights = class_weights(class_weight, data)
@@ -154,11 +157,10 @@ def _read(directory, model, config):
     run_directory.check_same(saved, run_directory.resume_keys(config))
     model.set_weights(saving.load_model(directory.last).get_weights())
     try:
-        text = directory.history.read_text(encoding="utf-8")
         rows = [
             {name: float(value) for name, value in row.items()}
             | {"epoch": int(row["epoch"])}
-            for row in csv.DictReader(text.splitlines())
+            for row in run_directory.read_csv(directory.history)
         ]
         metrics = json.loads(directory.metrics.read_text(encoding="utf-8"))
     except (OSError, KeyError, TypeError, ValueError) as error:

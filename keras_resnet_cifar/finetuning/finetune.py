@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, check_name
 from keras_resnet_cifar.finetuning.backbones import FREEZE
 from keras_resnet_cifar.finetuning.features import train_head
 from keras_resnet_cifar.finetuning.phases import PhasedDirectory
@@ -85,8 +85,7 @@ def build_finetuned(
             f"input_shape={input_shape}: backbones take RGB images; give "
             "(height, width, 3), and repeat a grayscale channel three times"
         )
-    if freeze not in FREEZE:
-        raise unknown("freeze", freeze, FREEZE)
+    check_name("freeze", freeze, FREEZE)
     base, preprocessing, side = load_backbone(backbone, weights, image_size)
     inputs = keras.Input(input_shape, name="image")
     x = inputs

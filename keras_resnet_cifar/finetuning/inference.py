@@ -18,11 +18,6 @@ from keras_resnet_cifar.evaluation.metrics import softmax
 from keras_resnet_cifar.evaluation.plots import plot_grad_cam
 from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.models import saving
-from keras_resnet_cifar.models.saving import (
-    check_classifier,
-    check_names,
-    names_of,
-)
 from keras_resnet_cifar.training.train import Run
 
 
@@ -85,9 +80,11 @@ def predict(
     model: Any = model_or_run
     if not isinstance(model, keras.Model):
         model = load_model(model)
-    check_classifier(model, None if class_names is None else len(class_names))
-    names = names_of(model) if class_names is None else class_names
-    check_names(model, names)
+    saving.check_classifier(
+        model, None if class_names is None else len(class_names)
+    )
+    names = saving.names_of(model) if class_names is None else class_names
+    saving.check_names(model, names)
     if top < 1:
         raise InputError(f"top={top}: give 1 or more")
     if isinstance(images, str | os.PathLike):
@@ -97,11 +94,11 @@ def predict(
         if images.ndim != 4:
             raise InputError(f"images {images.shape}: give [N, H, W, 3]")
         labels: Sequence[Any] = range(len(images))
-        check_classifier(model, image_shape=images.shape[1:])
+        saving.check_classifier(model, image_shape=images.shape[1:])
         if images.dtype.kind == "f" and images.any():
             check_range("images", images)
     else:
-        check_classifier(model, image_shape=(None, None, 3))
+        saving.check_classifier(model, image_shape=(None, None, 3))
         try:
             labels = [str(path) for path in image_files(images)]
         except TypeError:  # these are no paths

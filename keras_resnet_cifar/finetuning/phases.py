@@ -7,13 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from keras_resnet_cifar import files
 from keras_resnet_cifar.errors import InputError, one_line
-from keras_resnet_cifar.files import (
-    check_checksum,
-    made_folder,
-    with_checksum,
-    write_json,
-)
 from keras_resnet_cifar.training.recipes import Recipe, get_recipe
 from keras_resnet_cifar.training.run_directory import RunDirectory
 
@@ -65,7 +60,7 @@ class PhasedDirectory:
         Raises:
             InputError: The system refuses to write.
         """
-        with made_folder(self.path):
+        with files.made_folder(self.path):
             self.write_plan(plan)
             try:
                 yield
@@ -76,13 +71,15 @@ class PhasedDirectory:
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Writes the keyword arguments of `finetune` that repeat the run."""
         recipe = asdict(plan["recipe"])
-        write_json(self.path / _PLAN, with_checksum({**plan, "recipe": recipe}))
+        files.write_json(
+            self.path / _PLAN, files.with_checksum({**plan, "recipe": recipe})
+        )
 
     def read_plan(self) -> dict[str, Any]:
         """Returns what `write_plan` wrote; `InputError` if that fails."""
         try:
             text = (self.path / _PLAN).read_text(encoding="utf-8")
-            plan = check_checksum(json.loads(text))
+            plan = files.check_checksum(json.loads(text))
             recipe = get_recipe(Recipe(**plan.get("recipe", {})))
             return plan | {"recipe": recipe}
         except FileNotFoundError:

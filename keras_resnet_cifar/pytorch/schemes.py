@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, check_name
 
 _LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
@@ -194,8 +194,7 @@ SCHEMES = {
 
 def get_scheme(name: str) -> Scheme:
     """Returns a `Scheme` by name; raises `InputError` if there is none."""
-    if name not in SCHEMES:
-        raise unknown("scheme", name, SCHEMES)
+    check_name("scheme", name, SCHEMES)
     return SCHEMES[name]
 
 

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,7 @@ from keras_resnet_cifar.training.run_directory import (
 Logs = dict[str, Any] | None
 
 
+@dataclass(eq=False)
 class StopOnDivergence(keras.callbacks.Callback):
     """Raises `Diverged` if the loss is not finite.
 
@@ -34,11 +36,11 @@ class StopOnDivergence(keras.callbacks.Callback):
         advice: What to try, and what has been saved.
     """
 
+    advice: str
     async_safe = True
 
-    def __init__(self, advice: str):
+    def __post_init__(self) -> None:
         super().__init__()
-        self.advice = advice
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         if logs and not np.isfinite(logs["loss"]):
@@ -55,6 +57,7 @@ class StopOnDivergence(keras.callbacks.Callback):
             )
 
 
+@dataclass(eq=False)
 class RunEpoch(keras.callbacks.Callback):
     """Begins each epoch of a run, and appends its row to the history.
 
@@ -67,27 +70,18 @@ class RunEpoch(keras.callbacks.Callback):
     saving. In a resumed epoch, they and the seconds count from the resumption.
 
     Args:
-        feed: The batches of the run.
-        schedule: Its learning-rate schedule.
-        rows: Its history, a list with one dict per epoch.
         patience: See `is_over`.
         directory: The run directory with history.csv, or `None`.
     """
 
-    def __init__(
-        self,
-        feed: Feed,
-        schedule: LearningRateSchedule,
-        rows: list[dict],
-        patience: int = 0,
-        directory: RunDirectory | None = None,
-    ):
+    feed: Feed
+    schedule: LearningRateSchedule
+    rows: list[dict]
+    patience: int = 0
+    directory: RunDirectory | None = None
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.feed = feed
-        self.schedule = schedule
-        self.rows = rows
-        self.patience = patience
-        self.directory = directory
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self.feed.begin(epoch)
@@ -123,7 +117,6 @@ def is_over(rows: Sequence[dict[str, Any]], patience: int) -> bool:
     """Returns whether validation accuracy has stopped improving.
 
     Args:
-        rows: The history of a run.
         patience: Epochs without improvement; 0 never stops.
     """
     accuracies: list[Any] = [row.get("val_accuracy") for row in rows]
@@ -161,7 +154,6 @@ class StopOnSignal(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self.number: int | None = None
-        self._handled: list[signal.Signals] = []
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -169,24 +161,25 @@ class StopOnSignal(keras.callbacks.Callback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        # A signal that the parent ignores, as nohup may, stays ignored.
         signals = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.getsignal(number) for number in signals}
-        # A signal that the parent ignores, as nohup may, stays ignored.
-        self._handled = [n for n in before if before[n] is not signal.SIG_IGN]
-        for number in self._handled:
-            signal.signal(number, self._request)
+        heard = [n for n in signals if before[n] is not signal.SIG_IGN]
+
+        def request(number: int, frame: FrameType | None) -> None:
+            self.number = number
+            for each in heard:
+                signal.signal(each, signal.SIG_DFL)
+            # Not print: the signal may have interrupted another print.
+            os.write(2, b"\nstopping after this step; repeat to exit at once\n")
+
+        for number in heard:
+            signal.signal(number, request)
         try:
             yield
         finally:
-            for number in self._handled:
+            for number in heard:
                 signal.signal(number, before[number])
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        for handled in self._handled:
-            signal.signal(handled, signal.SIG_DFL)
-        # Not print: the signal may have interrupted another print.
-        os.write(2, b"\nstopping after this step; repeat to exit at once\n")
 
     def check(self, index: int | None = None, logs: Logs = None) -> None:
         """Raises `Stopped` if any process has received a signal."""

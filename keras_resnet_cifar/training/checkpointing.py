@@ -8,7 +8,7 @@ in case the newest is damaged.
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,6 @@ def read_snapshot(
 ) -> tuple[Snapshot, str | None]:
     """Returns the newest backup that can be read.
 
-    Args:
-        directory: The run directory.
-        model: The compiled model that the backup must fit.
-        run: The identity that it must have.
-
     Returns:
         The backup, and `None` or a line that says what is wrong with a newer
         one.
@@ -124,9 +119,6 @@ def check_length(
     """Checks that a run of `epochs` can be extended to its recipe's number.
 
     The rates of the steps already done must not change.
-
-    Raises:
-        InputError: They would change, or the run is already longer.
     """
     if recipe.epochs == epochs:
         return
@@ -150,6 +142,7 @@ def check_length(
         )
 
 
+@dataclass(eq=False)
 class Backup(keras.callbacks.Callback):
     """Writes and restores backup.npz.
 
@@ -158,30 +151,22 @@ class Backup(keras.callbacks.Callback):
     backup at the end.
 
     Args:
-        directory: The run directory.
-        model: The compiled `TrainingModel`.
         run: The identity of the run.
         rows: Its history, to which another callback appends.
         interval: How often to write.
         within_epochs: Whether an epoch can be resumed in the middle.
     """
 
-    def __init__(
-        self,
-        directory: RunDirectory,
-        model: TrainingModel,
-        run: str,
-        rows: list[dict],
-        interval: Interval,
-        within_epochs: bool = True,
-    ):
+    directory: RunDirectory
+    trained: InitVar[TrainingModel]
+    run: str
+    rows: list[dict]
+    interval: Interval
+    within_epochs: bool = True
+
+    def __post_init__(self, trained: TrainingModel) -> None:
         super().__init__()
-        self.set_model(model)
-        self.directory = directory
-        self.run = run
-        self.rows = rows
-        self.interval = interval
-        self.within_epochs = within_epochs
+        self.set_model(trained)
         self._epochs = 0  # for which all files have been written
         # Metrics of the epoch in progress, while Keras resets the model's.
         self._metrics: list | None = None
@@ -193,9 +178,6 @@ class Backup(keras.callbacks.Callback):
 
         Returns:
             A line about a newer backup that cannot be read, or `None`.
-
-        Raises:
-            InputError: See `read_snapshot`.
         """
         snapshot, fault = read_snapshot(self.directory, self.model, self.run)
         assign(resumed_variables(self.model), snapshot.variables)

@@ -38,25 +38,22 @@ def compile_for_training(
     Args:
         model: From raw images to logits; receives the trained weights.
         data: The dataset; cutout fills with its channel mean.
-        recipe: How to train.
-        precision: A Keras dtype policy.
-        seed: Seed of the augmentation.
-        feed: The batches.
-        class_weight: Weight of each class in the loss, or `None`.
-        devices: Number of devices in the current distribution.
         steps: Steps per compiled call, or `None` to choose a number.
     """
-    known = DATASETS.get(data.name)
+    known, classes = DATASETS.get(data.name), data.num_classes
     mean = known.mean if known else (0.5,)
-    source = None
+    source = held_out = None
     if isinstance(feed, ShuffledBatches) and feed.resident:
         source = ResidentSplit(feed)
+    if data.validation is not None and has_even_batches(data.validation):
+        batches = EvenBatches(data.validation, classes, devices)
+        held_out = ResidentSplit(batches)
     trained = TrainingModel(
         training_clone(model, precision),
         model,
         feed.steps,
         source,
-        _held_out(data, devices),
+        held_out,
         image_layers(recipe, mean, seed),
         mixing_layers(recipe, seed),
         label_smoothing=recipe.label_smoothing,
@@ -68,7 +65,7 @@ def compile_for_training(
     trained.compile(
         # The rate of each step is set by `TrainingModel.train_step`.
         optimizer=recipe.optimizer_for(float(recipe.learning_rate)),
-        loss=loss_of(recipe, data.num_classes),
+        loss=loss_of(recipe, classes),
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
         jit_compile=jit_compile(),
         steps_per_execution=steps
@@ -79,24 +76,10 @@ def compile_for_training(
         ),
     )
     trained.optimizer.build(trained.trainable_variables)
-    _build_metrics(trained, data.num_classes)
-    return trained
-
-
-def _held_out(data, devices):
-    """Returns the validation split on the device, if its batches are equal."""
-    split = data.validation
-    if split is None or not has_even_batches(split):
-        return None
-    return ResidentSplit(EvenBatches(split, data.num_classes, devices))
-
-
-def _build_metrics(trained, classes):
-    """Creates the variables of loss and metrics, which a resumed epoch sets.
-
-    `fit` would call the net on a batch for this, but gets step numbers.
-    """
+    # A resumed epoch sets the variables of loss and metrics. `fit` would create
+    # them by calling the net on a batch, but gets step numbers.
     blank = keras.ops.zeros((1, classes))
     trained.compute_loss(None, blank, blank)
     trained.compute_metrics(None, blank, blank)
     trained.reset_metrics()
+    return trained

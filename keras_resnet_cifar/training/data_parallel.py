@@ -30,10 +30,6 @@ def distribution_of(devices: Devices, saved: int | None) -> DataParallel | None:
         devices: The argument of `train`. `None` is the distribution that the
             user has set with `keras.distribution.set_distribution`, else
             `saved`.
-        saved: Number of devices of the run that is resumed, or `None`.
-
-    Raises:
-        InputError: The backend or this machine cannot do it.
     """
     if keras.backend.backend() != "jax":
         if devices not in (None, 1):
@@ -106,11 +102,7 @@ def local(devices: int) -> int:
 
 
 def check_shares(devices: int, data: Dataset, batch_size: int) -> None:
-    """Checks that each device gets the same share of every batch.
-
-    Raises:
-        InputError: It does not.
-    """
+    """Checks that each device gets the same share of every batch."""
     if devices == 1:
         return
     if isinstance(data.train, StreamedSplit):
@@ -142,7 +134,7 @@ def warn_if_changed(name: str, count: int, saved: int) -> None:
         warnings.warn(
             f"{name}={count}, which was {saved}: the run continues, but its "
             "sums differ in the last digits",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -7,12 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_resnet_cifar.data.batches import (
-    Feed,
-    even_batch_size,
-    one_hot,
-    step_numbers,
-)
+from keras_resnet_cifar.data import batches
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.training import data_parallel
 from keras_resnet_cifar.training.training_model import TrainingModel
@@ -23,7 +18,7 @@ _LINE_SECONDS = 30  # between the lines within an epoch, without a terminal
 def fit(
     model: TrainingModel,
     data: Dataset,
-    feed: Feed,
+    feed: batches.Feed,
     done: tuple[int, int],
     epochs: int,
     callbacks: Sequence[keras.callbacks.Callback],
@@ -40,7 +35,8 @@ def fit(
         callbacks: Keras callbacks.
         verbose: Whether to show progress as Keras does.
     """
-    validation = _validation(model, data)
+    held_out = _held_out(model, data)
+    x, y = held_out.get("x"), held_out.get("y")
     bar_or_line = 1 if sys.stdout.isatty() else 2
     epoch, step = done
 
@@ -53,14 +49,15 @@ def fit(
             shuffle=False,  # the feed shuffles
             verbose=bar_or_line if verbose else 0,
             callbacks=[*callbacks, *shown],
-            **validation,
+            validation_data=x if y is None else (x, y),
+            validation_batch_size=held_out.get("batch_size"),
         )
 
     model.stop_training = False
     if step:
         feed.start = step
         if step == feed.steps:
-            _end_epoch(model, epoch, callbacks, validation)
+            _end_epoch(model, epoch, callbacks, held_out)
         else:
             run(epoch, epoch + 1)
         feed.start = 0
@@ -75,9 +72,6 @@ class _Progress(keras.callbacks.ProgbarLogger):
     It counts the epochs of the whole run, while `fit` counts those of the call.
     The time left ignores the first call of an epoch, which may compile; Keras
     ignores only the first step, and a call has many.
-
-    Args:
-        epochs: Epochs of the whole run.
     """
 
     async_safe = True  # Keras treats its own as such
@@ -125,7 +119,7 @@ class _Progress(keras.callbacks.ProgbarLogger):
         return self._step_seconds
 
 
-def _end_epoch(model, epoch, callbacks, validation):
+def _end_epoch(model, epoch, callbacks, held_out):
     """Does what `fit` does after an epoch's last step, where it was stopped."""
     chain = keras.callbacks.CallbackList(
         list(callbacks), model=model, epochs=epoch + 1, steps=0
@@ -133,37 +127,26 @@ def _end_epoch(model, epoch, callbacks, validation):
     chain.on_train_begin()
     chain.on_epoch_begin(epoch)
     logs = {k: float(v) for k, v in model.get_metrics_result().items()}
-    if validation:
-        x, y = validation["validation_data"], None
-        if isinstance(x, tuple):
-            x, y = x
+    if held_out:
         results = model.evaluate(
-            x,
-            y,
-            batch_size=validation.get("validation_batch_size"),
-            verbose=0,
-            callbacks=chain,
-            return_dict=True,
+            **held_out, verbose=0, callbacks=chain, return_dict=True
         )
         logs |= {f"val_{name}": value for name, value in results.items()}
     chain.on_epoch_end(epoch, logs)
     chain.on_train_end(logs)
 
 
-def _validation(model: TrainingModel, data: Dataset) -> dict[str, Any]:
-    """Returns the arguments of `fit` for the validation split, if any."""
-    if data.validation is None:
+def _held_out(model: TrainingModel, data: Dataset) -> dict[str, Any]:
+    """Returns the arguments of `evaluate` for the validation split, if any."""
+    split = data.validation
+    if split is None:
         return {}
     if model.held_out is not None:
         steps = model.held_out.order.shape[0]
         devices = data_parallel.local(model.devices)
-        numbers = step_numbers(0, steps, model.fused_steps, devices)
-        return {"validation_data": numbers}
-    split = data.validation
+        return {"x": batches.step_numbers(0, steps, model.fused_steps, devices)}
     return {
-        "validation_data": (
-            split.images,
-            one_hot(split.labels, data.num_classes),
-        ),
-        "validation_batch_size": even_batch_size(len(split)),
+        "x": split.images,
+        "y": batches.one_hot(split.labels, data.num_classes),
+        "batch_size": batches.even_batch_size(len(split)),
     }

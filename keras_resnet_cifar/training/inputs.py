@@ -30,10 +30,8 @@ def as_dataset(
     """Returns the data of `train` as a `Dataset`.
 
     Args:
-        model: The model to train, which determines the number of classes.
         data: A `Dataset`; `(images, labels)` arrays; or a `tf.data.Dataset` or
             `keras.utils.PyDataset` of such batches, of known length.
-        validation_data: `(images, labels)` arrays; a `Dataset` has its own.
 
     Raises:
         InputError: It is none of these, or its shapes do not fit.
@@ -154,16 +152,17 @@ def class_weights(
         weights = np.zeros(classes)
         weights[present] = counts.sum() / (present.sum() * counts[present])
         return weights.tolist()
+    weights = np.ones(classes)
     try:
-        items = dict(class_weight).items()  # type: ignore[arg-type]
-        given = {int(label): float(weight) for label, weight in items}
+        for label, weight in dict(class_weight).items():  # type: ignore
+            if not (
+                0 <= int(label) < classes and 0 <= float(weight) < math.inf
+            ):
+                raise ValueError
+            weights[int(label)] = weight
     except (TypeError, ValueError):
-        given = {-1: 0.0}
-    if any(
-        not (0 <= k < classes and 0 <= v < math.inf) for k, v in given.items()
-    ):
         raise InputError(
             f"class_weight={class_weight!r}: give 'balanced', or a dict from "
             f"classes 0 to {classes - 1} to weights of 0 or more"
-        )
-    return [given.get(label, 1.0) for label in range(classes)]
+        ) from None
+    return weights.tolist()

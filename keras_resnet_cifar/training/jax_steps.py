@@ -28,8 +28,6 @@ def fuse(step: Callable, count: int, shardings: Any = None) -> Callable:
 
     Args:
         step: `(state, batch) -> (logs, state)`, as `Model.train_step`.
-        count: Largest number of steps.
-        shardings: See `compiled`.
 
     Returns:
         `(state, iterator) -> (logs, state)`. The state is donated. The logs are
@@ -57,7 +55,6 @@ def compiled(step: Callable, shardings: Any = None) -> Any:
     The batches are a list, or already stacked.
 
     Args:
-        step: See `fuse`.
         shardings: Sharding of each array of the state, or `None` for one
             device.
     """

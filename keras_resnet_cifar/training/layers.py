@@ -206,13 +206,7 @@ if _BACKEND == "jax":
         """Convolves `[N, H, W, in]` with `[kh, kw, in, out]`.
 
         Args:
-            images: Array of a floating dtype.
-            kernel: Array of the same dtype.
-            strides: Two integers.
             padding: Zeros before and after, `((top, bottom), (left, right))`.
-
-        Returns:
-            An array `[N, height, width, out]`.
         """
         return _convolve(images, kernel, padding, window_strides=strides)
 

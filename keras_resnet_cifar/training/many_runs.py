@@ -5,7 +5,6 @@ Keras is not imported here.
 """
 
 import contextlib
-import csv
 import json
 import os
 import queue
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from keras_resnet_cifar.errors import InputError, Stopped, one_line
-from keras_resnet_cifar.training.run_directory import RunDirectory
+from keras_resnet_cifar.training.run_directory import RunDirectory, read_csv
 
 PACKAGE = (sys.executable, "-m", "keras_resnet_cifar")
 REFUSED = 2
@@ -84,8 +83,6 @@ def read_progress(
     """Reads the progress of a training from its run directory.
 
     Args:
-        run: The run directory, which may not exist yet.
-        epochs: Total number of epochs (default: the run's).
         check: Called with the run's config; raises `InputError` if it is not
             the expected run.
     """
@@ -118,14 +115,13 @@ def _seconds(run, config):
         return []
     batch_size = config["recipe"]["batch_size"]
     images = config["dataset"]["train"] // batch_size * batch_size
-    with run.timing.open(newline="") as file:
-        return [
-            max(
-                float(row["seconds"]),
-                images / float(row["images_per_second"] or "inf"),
-            )
-            for row in csv.DictReader(file)
-        ]
+    return [
+        max(
+            float(row["seconds"]),
+            images / float(row["images_per_second"] or "inf"),
+        )
+        for row in read_csv(run.timing)
+    ]
 
 
 def _is_locked(run):
@@ -244,11 +240,8 @@ def run_all(
     """Runs tasks, several at a time; one that fails does not stop the others.
 
     Args:
-        tasks: The tasks, in order.
         go_on: The command that continues after a stop.
-        jobs: Number of tasks at a time.
         seconds: The time budget.
-        report: Called with a line about each failure.
 
     Returns:
         The exit codes of the tasks that failed, by name.

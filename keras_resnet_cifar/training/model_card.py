@@ -22,11 +22,8 @@ def model_card(
     """Returns the model card of a run as Markdown.
 
     Args:
-        config: The config of the run.
-        epochs: Epochs done.
         metrics: Its test metrics, `{"last": ..., "best": ...}`, or those of
             another file by its name without `.keras`.
-        use: How to load the model.
     """
     recipe, data = config["recipe"], config["dataset"]
     table = [

@@ -175,7 +175,6 @@ def orthogonalized(matrices: Any, steps: int) -> Any:
 
     Args:
         matrices: Floats `[..., m, n]`.
-        steps: Newton-Schulz iterations.
     """
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]

@@ -15,18 +15,10 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.training.schedules import Constant
 
-# Losses of Keras that have no `from_logits`.
+# Losses of Keras that have no `from_logits`, classes and functions alike.
 _OF_PROBABILITIES = (
-    "KLDivergence",
-    "Poisson",
-    "CategoricalGeneralizedCrossEntropy",
-    "Dice",
-    "Tversky",
-    "kl_divergence",
-    "poisson",
-    "categorical_generalized_cross_entropy",
-    "dice",
-    "tversky",
+    *("kldivergence", "poisson", "categoricalgeneralizedcrossentropy"),
+    *("dice", "tversky"),
 )
 
 
@@ -76,7 +68,8 @@ def serialized(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(config, dict):  # a function has its defaults
         parameters = inspect.signature(value).parameters.values()
         config = {each.name: each.default for each in parameters}
-    if not config.get("from_logits", kind not in _OF_PROBABILITIES):
+    plain = kind.replace("_", "").lower()
+    if not config.get("from_logits", plain not in _OF_PROBABILITIES):
         raise InputError(
             f"loss={kind} would treat logits as probabilities: give an "
             "instance with from_logits=True, such as CategoricalCrossentropy"

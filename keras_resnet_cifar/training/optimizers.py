@@ -6,7 +6,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_resnet_cifar.errors import unknown
+from keras_resnet_cifar.errors import check_name
 
 Rate: TypeAlias = float | LearningRateSchedule
 _DECAY_ON = ("all", "kernels")
@@ -16,8 +16,7 @@ class _CoupledDecay:
     """Adds weight decay to the gradient of a Keras optimizer."""
 
     def __init__(self, *args, weight_decay=0.0, decay_on="all", **kwargs):
-        if decay_on not in _DECAY_ON:
-            raise unknown("decay_on", decay_on, _DECAY_ON)
+        check_name("decay_on", decay_on, _DECAY_ON)
         super().__init__(*args, **kwargs)
         # Not `self.weight_decay`, which Keras subtracts outside the gradient.
         self.coupled_decay = weight_decay or 0.0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_resnet_cifar.errors import InputError, spelled, unknown
+from keras_resnet_cifar.errors import InputError, check_name, spelled
 
 if TYPE_CHECKING:
     from keras.optimizers import Optimizer
@@ -372,14 +372,10 @@ def get_recipe(recipe: str | Recipe, **changes: Any) -> Recipe:
         InputError: A name or field is unknown, or a value is out of range.
     """
     if not isinstance(recipe, Recipe):
-        name = spelled(recipe, RECIPES)
-        if name not in RECIPES:
-            raise unknown("recipe", recipe, RECIPES)
-        recipe = RECIPES[name]
+        recipe = RECIPES[_known("recipe", recipe, RECIPES)]
     known = {entry.name: entry.type for entry in fields(Recipe)}
     for name in changes:
-        if name not in known:
-            raise unknown("recipe field", name, known)
+        check_name("recipe field", name, known)
     changes = {k: v for k, v in changes.items() if v is not None}
     recipe = replace(recipe, **changes)
     checked = {
@@ -413,17 +409,14 @@ def check_steps(steps: int | None) -> None:
 
 def _checked(name, kind, value):
     """Returns a field's value as plain Python, if it is in range."""
-    own = name == "loss" or (name == "optimizer" and not isinstance(value, str))
-    if own and value is not None and not isinstance(value, dict):
+    if name == "loss" or (name == "optimizer" and not isinstance(value, str)):
+        if value is None or isinstance(value, dict):
+            return value
         from keras_resnet_cifar.training.objects import serialized
 
         return serialized(name, value)
-    if own:
-        return value
     if name in CHOICES:
-        value = spelled(value, CHOICES[name])
-        if value not in CHOICES[name]:
-            raise unknown(name, value, CHOICES[name])
+        return _known(name, value, CHOICES[name])
     if name == "schedule":
         return _checked_schedule(value)
     if kind is bool and not isinstance(value, bool):
@@ -457,7 +450,11 @@ def _checked_schedule(schedule):
             f"schedule={schedule!r}: give one of {', '.join(SCHEDULES)} and a "
             "dict of its arguments"
         ) from None
-    name = spelled(name, SCHEDULES)
-    if name not in SCHEDULES:
-        raise unknown("schedule", name, SCHEDULES)
-    return name, arguments
+    return _known("schedule", name, SCHEDULES), arguments
+
+
+def _known(kind, name, table):
+    """Returns a name as a table spells it, or raises `InputError`."""
+    name = spelled(name, table)
+    check_name(kind, name, table)
+    return name

@@ -60,7 +60,6 @@ class Interval:
     """How often a run is backed up, in epochs or seconds; the other is 0.
 
     Attributes:
-        epochs: Epochs between backups.
         seconds: Seconds between backups, which may be within an epoch.
     """
 
@@ -92,11 +91,7 @@ def _file(name: str) -> Any:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The files of one training run.
-
-    Attributes:
-        path: The folder.
-    """
+    """The files of one training run."""
 
     path: Path
 
@@ -228,7 +223,6 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     """Checks that a run is resumed with the same config.
 
     Args:
-        config: The config of the run, from `RunDirectory.read_config`.
         changes: Entries of the config to resume with, nested in the same way.
             `None` is ignored, and the number of epochs may differ.
 
@@ -274,13 +268,9 @@ def check_data(
     """Returns whether the data of a run are unchanged since training.
 
     Args:
-        config: The config of the run.
         fingerprints: Fingerprints of the `Dataset` that its request loads now.
         allow_changed_data: Whether to return `False` for changed data instead
             of raising; `None` if changed data can never be allowed.
-
-    Raises:
-        InputError: The data have changed, and that is not allowed.
     """
     old = config["dataset"].get("fingerprints", {})
     changed = {split for split in old if old[split] != fingerprints.get(split)}
@@ -316,6 +306,12 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of history.csv or timing.csv, with values as text."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def write_history(

@@ -12,6 +12,7 @@ Example:
 
 import numbers
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -21,8 +22,15 @@ from keras import ops
 from keras_resnet_cifar.errors import InputError
 
 _register = keras.saving.register_keras_serializable("keras_resnet_cifar")
+_LEAST = {
+    "learning_rate": 0,
+    "warmup_steps": 0,
+    "steps": 1,
+    "steps_per_epoch": 1,
+}
 
 
+@dataclass(eq=False)
 class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
     """A base rate times a factor that depends on the step.
 
@@ -33,16 +41,15 @@ class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
         warmup_factor: See `warmup_steps`.
     """
 
-    def __init__(
-        self,
-        learning_rate: float,
-        warmup_steps: int = 0,
-        warmup_factor: float = 0.1,
-    ):
-        super().__init__()
-        self.learning_rate = _positive("learning_rate", learning_rate, 0)
-        self.warmup_steps = _positive("warmup_steps", warmup_steps, 0)
-        self.warmup_factor = warmup_factor
+    learning_rate: float
+    warmup_steps: int = field(default=0, kw_only=True)
+    warmup_factor: float = field(default=0.1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name, least)
+            if not (isinstance(value, numbers.Real) and float(value) >= least):
+                raise InputError(f"{name}={value!r}: give {least} or more")
 
     def factor(self, step: Any, math: Any) -> Any:
         """Returns the factor at steps, before warm-up.
@@ -71,6 +78,7 @@ class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 @_register
+@dataclass(eq=False)
 class Constant(_Schedule):
     """The same rate at every step.
 
@@ -80,8 +88,12 @@ class Constant(_Schedule):
             `warmup_factor` times the rate.
     """
 
+    warmup_steps: int = 0  # may be positional, here alone
+    warmup_factor: float = 0.1
+
 
 @_register
+@dataclass(eq=False)
 class MultiStep(_Schedule):
     """Multiplies the rate by `gamma` at each milestone.
 
@@ -97,18 +109,15 @@ class MultiStep(_Schedule):
             `warmup_factor` times the rate.
     """
 
-    def __init__(
-        self,
-        learning_rate: float,
-        steps: int,
-        milestones: Sequence[float] = (0.5, 0.75),
-        gamma: float = 0.1,
-        **warmup: Any,
-    ):
-        super().__init__(learning_rate, **warmup)
-        self.steps = _positive("steps", steps)
-        self.milestones = tuple(_share("milestones", m) for m in milestones)
-        self.gamma = gamma
+    steps: int
+    milestones: Sequence[float] = (0.5, 0.75)
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.milestones = tuple(self.milestones)
+        for milestone in self.milestones:
+            _check_share("milestones", milestone)
 
     def factor(self, step: Any, math: Any) -> Any:
         factor = math.ones_like(step)
@@ -119,6 +128,7 @@ class MultiStep(_Schedule):
 
 
 @_register
+@dataclass(eq=False)
 class Cosine(_Schedule):
     """Half a cosine from the full rate to 0 (Loshchilov and Hutter 2016).
 
@@ -129,9 +139,7 @@ class Cosine(_Schedule):
             `warmup_factor` times the rate.
     """
 
-    def __init__(self, learning_rate: float, steps: int, **warmup: Any):
-        super().__init__(learning_rate, **warmup)
-        self.steps = _positive("steps", steps)
+    steps: int
 
     def factor(self, step: Any, math: Any) -> Any:
         progress = math.minimum(step / self.steps, 1.0)
@@ -139,6 +147,7 @@ class Cosine(_Schedule):
 
 
 @_register
+@dataclass(eq=False)
 class Exponential(_Schedule):
     """Multiplies the rate by `gamma` after every epoch.
 
@@ -152,22 +161,15 @@ class Exponential(_Schedule):
             `warmup_factor` times the rate.
     """
 
-    def __init__(
-        self,
-        learning_rate: float,
-        steps_per_epoch: int,
-        gamma: float,
-        **warmup: Any,
-    ):
-        super().__init__(learning_rate, **warmup)
-        self.steps_per_epoch = _positive("steps_per_epoch", steps_per_epoch)
-        self.gamma = gamma
+    steps_per_epoch: int
+    gamma: float
 
     def factor(self, step: Any, math: Any) -> Any:
         return math.power(self.gamma, math.floor(step / self.steps_per_epoch))
 
 
 @_register
+@dataclass(eq=False)
 class OneCycle(_Schedule):
     """Rises linearly to the full rate, then falls linearly.
 
@@ -183,20 +185,14 @@ class OneCycle(_Schedule):
             `warmup_factor` times the rate.
     """
 
-    def __init__(
-        self,
-        learning_rate: float,
-        steps: int,
-        warmup: float = 0.2,
-        start: float = 0.0,
-        end: float = 0.0,
-        **options: Any,
-    ):
-        super().__init__(learning_rate, **options)
-        self.steps = _positive("steps", steps)
-        self.warmup = _share("warmup", warmup)
-        self.start = start
-        self.end = end
+    steps: int
+    warmup: float = 0.2
+    start: float = 0.0
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share("warmup", self.warmup)
 
     def factor(self, step: Any, math: Any) -> Any:
         peak = self.warmup * self.steps
@@ -209,13 +205,6 @@ class OneCycle(_Schedule):
         )
 
 
-def _share(name, value):
+def _check_share(name, value):
     if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
         raise InputError(f"{name}={value}: give fractions of the run, 0 to 1")
-    return value
-
-
-def _positive(name, value, least=1):
-    if not isinstance(value, numbers.Real) or not value >= least:
-        raise InputError(f"{name}={value!r}: give {least} or more")
-    return value

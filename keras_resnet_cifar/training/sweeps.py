@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_resnet_cifar.errors import Diverged, InputError, one_line, unknown
+from keras_resnet_cifar.errors import Diverged, InputError, check_name, one_line
 from keras_resnet_cifar.files import atomic_write
 from keras_resnet_cifar.training.recipes import OPTIONS, Recipe, get_recipe
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 # A trial is run again if its process sends no heartbeat for the grace period.
 _HEARTBEAT, _GRACE = 5, 60  # seconds
 _LOCKED = 30  # seconds to wait for another process to unlock SQLite
+_VALUES: dict[Any, Callable[[str], Any]] = {  # of a field's type
+    bool: {"true": True, "false": False}.__getitem__,
+    int: int,
+    float: float,
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,6 @@ class Parameter:
     """A field of the recipe that a sweep varies.
 
     Attributes:
-        name: The field.
         scale: "log", "linear" or "choice".
         values: Lowest and highest value, or the choices.
     """
@@ -41,17 +45,11 @@ class Parameter:
 
     @classmethod
     def parse(cls, text: str, recipe: Recipe) -> "Parameter":
-        """Parses `learning_rate=log:0.05:0.8` or `batch_size=choice:64,128`.
-
-        Raises:
-            InputError: It has another form, no recipe has such a field, or the
-                recipe cannot have these values.
-        """
+        """Parses `learning_rate=log:0.05:0.8` or `batch_size=choice:64,128`."""
         name, _, rest = text.partition("=")
         scale, _, listed = rest.partition(":")
         kinds = {field.name: field.type for field in OPTIONS}
-        if name not in kinds:
-            raise unknown("parameter", name, kinds)
+        check_name("parameter", name, kinds)
         if name == "validation":
             raise InputError(
                 "validation= decides between the trials: it cannot vary"
@@ -59,7 +57,7 @@ class Parameter:
         kind = kinds[name]
         try:
             words = listed.split("," if scale == "choice" else ":")
-            values = tuple(_value(kind, word) for word in words)
+            values = tuple(map(_VALUES.get(kind, str), words))
             if scale != "choice":
                 low, high = values
                 known = scale == "linear" or (scale == "log" and low > 0)
@@ -81,13 +79,6 @@ class Parameter:
         whole = isinstance(self.values[0], int)
         suggest = trial.suggest_int if whole else trial.suggest_float
         return suggest(self.name, *self.values, log=self.scale == "log")
-
-
-def _value(kind, word):
-    """Parses a value of a field's type; raises if that fails."""
-    if kind is bool:
-        return {"true": True, "false": False}[word]
-    return kind(word) if kind in (int, float) else word
 
 
 @contextlib.contextmanager
@@ -117,8 +108,6 @@ def open_study(storage: str, name: str, epochs: int) -> "optuna.Study":
     """Opens a study, or creates it.
 
     Args:
-        storage: URL of a database for SQLAlchemy.
-        name: Name of the study.
         epochs: Epochs of a trial; in the first quarter, none is pruned.
 
     Raises:
@@ -174,14 +163,10 @@ def run_trials(
     diverges or runs out of memory counts as pruned.
 
     Args:
-        study: A study from `open_study`.
-        parameters: The parameters to vary.
-        recipe: The recipe whose fields are overridden.
         data: Train and validation split; the test split is not used.
         new_model: Called with the recipe of a trial.
         trials: Number of finished trials, including those of other processes.
         seed: Seed of the weights, shuffling and augmentation of each trial.
-        report: Called with one line about each trial.
 
     Raises:
         Stopped: On a signal; the trial in progress will be run again.
@@ -247,11 +232,7 @@ def finished(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
 
 
 def draw(study: "optuna.Study", folder: Path) -> list[Path]:
-    """Draws history.png and, if the trials differ, importance.png.
-
-    Returns:
-        The files written; `InputError` if that fails.
-    """
+    """Draws history.png and, if the trials differ, importance.png."""
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 

@@ -7,11 +7,12 @@ import secrets
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from keras_resnet_cifar.errors import InputError, one_line, unknown
+from keras_resnet_cifar.errors import InputError, check_name, one_line
 from keras_resnet_cifar.files import write_json
 from keras_resnet_cifar.training.run_directory import RunDirectory, flattened
 
@@ -34,9 +35,7 @@ class _TensorBoard:
         """Logs metrics."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        rows = [
-            Summary.Value(tag=key, simple_value=values[key]) for key in values
-        ]
+        rows = (Summary.Value(tag=k, simple_value=values[k]) for k in values)
         self._write(Summary(value=rows), step)
         self._writer.flush()
 
@@ -156,8 +155,7 @@ def check_trackers(names: Sequence[str], folder: Any) -> None:
             output folder.
     """
     for name in names:
-        if name not in TRACKERS:
-            raise unknown("tracker", name, TRACKERS)
+        check_name("tracker", name, TRACKERS)
         if not find_spec(name):
             raise InputError(
                 f"track={name} needs more packages: pip install "
@@ -167,6 +165,7 @@ def check_trackers(names: Sequence[str], folder: Any) -> None:
         raise InputError("track= needs output_dir=, to store the runs' names")
 
 
+@dataclass
 class Tracking:
     """Sends a run to trackers, and continues with a warning if one fails.
 
@@ -174,47 +173,34 @@ class Tracking:
     start and end with this context.
 
     Args:
-        names: Names of `TRACKERS`.
-        directory: The run, or `None` without trackers. Its tracking.json names
+        directory: The run; `None` follows nothing. Its tracking.json names
             the trackers' runs, which a resumed run continues.
-        config: The config of the run.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        directory: RunDirectory | None,
-        config: dict[str, Any],
-    ):
-        self._names = names
-        self._directory = directory
-        self._config = config
-        self._trackers: dict[str, Any] = {}
+    names: Sequence[str]
+    directory: RunDirectory | None
+    config: dict[str, Any]
+    _trackers: dict[str, Any] = field(default_factory=dict, init=False)
 
     def __enter__(self) -> "Tracking":
-        if self._names:
-            self._begin()
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._each(lambda tracker: tracker.close(error is not None))
-
-    def _begin(self):
-        assert self._directory is not None
-        path = self._directory.path / "tracking.json"
+        if self.directory is None or not self.names:
+            return self
+        path = self.directory.path / "tracking.json"
         runs = {}
         with contextlib.suppress(OSError, ValueError):
             runs = json.loads(path.read_text("utf-8"))
-        params, folder = (
-            flattened(self._config),
-            self._directory.path.absolute(),
-        )
-        for name in self._names:
+        params = flattened(self.config)
+        folder = self.directory.path.absolute()
+        for name in self.names:
             with self._going_on(name):
                 tracker = TRACKERS[name](folder, params, runs.get(name))
                 self._trackers[name] = tracker
                 runs[name] = tracker.run
         write_json(path, runs)
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._each(lambda tracker: tracker.close(error is not None))
 
     def log(self, epoch: int, logs: dict[str, Any]) -> None:
         """Sends the metrics of an epoch; arguments as of `on_epoch_end`."""
@@ -229,12 +215,10 @@ class Tracking:
         """Sends metrics of the test split, curves.png and the model card.
 
         Args:
-            metrics: As in `Run`.
             epoch: Epoch of the last model.
         """
-        if self._directory is None or not self._trackers:
-            return
-        curves, card = self._directory.curves, self._directory.card
+        assert self.directory is not None
+        curves, card = self.directory.curves, self.directory.card
         test = metrics["last"]["test"] if metrics else {}
         kept = ("top1", "top5", "loss", "ece")
         values = {f"test_{key}": test[key] for key in kept if key in test}

@@ -169,80 +169,62 @@ def train(
     """
     # Set up.
     more_callbacks = _checked_callbacks(callbacks)
-    track = [track] if isinstance(track, str) else list(track)
-    check_trackers(track, output_dir)
+    trackers = [track] if isinstance(track, str) else list(track)
+    check_trackers(trackers, output_dir)
     data = inputs.as_dataset(model, data, validation_data)
     recipe = _recipe_for(model, data, recipe, changes)
     seed = checked_seed(seed)
     interval = Interval.parse(backup_every)
     check_steps(steps_per_execution)
-    precision = resolve_precision(recipe.precision)
     feed = inputs.feed_of(data, recipe, seed)
     schedule = recipe.schedule_for(feed.steps)
+    directory = RunDirectory(Path(output_dir)) if output_dir else None
+    written = directory if hosts.is_first() else None
+    precision = resolve_precision(recipe.precision)
     config = run_config(model, data, recipe, seed, precision)
     config["deterministic"] = deterministic
     config["class_weight"] = inputs.class_weights(class_weight, data)
-    directory = RunDirectory(Path(output_dir)) if output_dir else None
-    saved = _saved_config(directory, config) if resume else config
-    config["deterministic"] |= saved.get("deterministic", False)
-    for key in ("class_weight", "weights"):
-        config[key] = saved.get(key)
-    spread = data_parallel.distribution_of(devices, saved.get("devices"))
-    config["devices"] = count = data_parallel.count(spread)
-    config["num_processes"] = hosts.count()
-    data_parallel.check_shares(count, data, recipe.batch_size)
-    feed.share = hosts.share_of(recipe.batch_size)
-    if resume:
-        for name in ("devices", "num_processes"):
-            before = saved.get(name, 1)
-            data_parallel.warn_if_changed(name, config[name], before)
+    saved = _continued(directory, config) if resume else {}
+    spread = _distributed(devices, saved, config, data, feed)
     if config["deterministic"]:
         make_deterministic(seed)
     if verbose:
         print(feed.describe())
     rows: list[dict[str, Any]] = []
     stop = cb.StopOnSignal()
-    backup, writers = None, []  # type: Any, list[Callback]
-    written = directory if hosts.is_first() else None
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_one_line_if_out_of_memory(recipe))
         scope = stack.enter_context(contextlib.ExitStack())
-        with hosts.together():
-            if written and not resume:
-                written.check_unused()
-                files.make_folder(written.path)
-            if written:
-                stack.enter_context(written.locked())
+        stack.enter_context(_occupied(written, resume))
         if spread is not None:
             scope.enter_context(spread.scope())
         if hosts.count() > 1:  # JAX compares even weights that are overwritten
             keras.utils.set_random_seed(seed)
-        weights = config["class_weight"]
         model.class_names = tuple(data.class_names)
-        options = (weights, count, steps_per_execution)
+        shared = config["class_weight"], config["devices"], steps_per_execution
         trained = compile_for_training(
-            model, data, recipe, precision, seed, feed, *options
+            model, data, recipe, precision, seed, feed, *shared
         )
+        backup: Backup | None = None
         if directory is not None:
             run = run_directory.identity(config)
             backup = Backup(directory, trained, run, rows, interval, feed.exact)
-            if resume:
-                _restore(backup, recipe, saved["recipe"]["epochs"])
-            writers = [backup]
+        if resume:
+            _restore(backup, recipe, saved["recipe"]["epochs"])
         with hosts.together():
             if written:
                 _write_start(model, backup, config, resume)
-                every, best = recipe.checkpoint_every, bool(recipe.validation)
-                writers = [*checkpoints(written, rows, every, best), backup]
-
-        # Fit, evaluate, write.
-        tracking = Tracking(track if written else (), written, config)
+        tracking = Tracking(trackers, written, config)
         stack.enter_context(tracking)
+
+        # Fit.
+        every, best = recipe.checkpoint_every, bool(recipe.validation)
         callback_list = [
             cb.StopOnDivergence(_advice(precision, directory)),
             cb.RunEpoch(feed, schedule, rows, recipe.patience, written),
-            *writers,
+            *(checkpoints(written, rows, every, best) if written else ()),
+            *([backup] if backup else ()),
             cb.ValidateAverages(),
             keras.callbacks.LambdaCallback(on_epoch_end=tracking.log),
             *more_callbacks,
@@ -257,22 +239,21 @@ def train(
             trained.update_stock_model()
             if written and more_callbacks:
                 saving.save_model(model, written.last)  # they may change it
+
+            # Evaluate.
             epoch = _epoch_of_weights(rows, more_callbacks)
             metrics = _final_metrics(model, data, rows, epoch, directory, stop)
+
+        # Write.
+        path = directory.path if directory else None
+        finished = Run(model, rows, metrics, config, path)
         with hosts.together():
             if written:
-                files.write_json(written.metrics, metrics)
-                title = f"{model.name} on {Path(data.name).name}"
-                if metrics:
-                    title += f", top-1 {metrics['last']['test']['top1']:.2%}"
                 steps = np.arange(len(rows) * feed.steps)
                 rates = np.reshape(schedule(steps), (-1, feed.steps))
-                plot_curves(rows, written.curves, title, rates)
-                card = model_card(config, epoch, metrics)
-                files.write_text(written.card, card)
+                _write_results(written, finished, epoch, rates)
                 tracking.finish(metrics, epoch)
-    path = directory.path if directory else None
-    return Run(model, rows, metrics, config, path)
+    return finished
 
 
 def run_config(
@@ -369,8 +350,8 @@ def _checked_callbacks(callbacks):
 # --- The start of a run
 
 
-def _saved_config(directory, config):
-    """Returns the config of the run in a folder, if `config` continues it."""
+def _continued(directory, config):
+    """Returns the config of the run in a folder, which completes `config`."""
     if directory is None:
         raise InputError("resume=True needs the output_dir= of a run")
     saved = directory.read_config()
@@ -383,7 +364,39 @@ def _saved_config(directory, config):
                 "not continue to the same bits",
                 stacklevel=3,
             )
+    config["deterministic"] |= saved.get("deterministic", False)
+    for key in ("class_weight", "weights"):
+        config[key] = saved.get(key)
     return saved
+
+
+def _distributed(devices, saved, config, data, feed):
+    """Returns how a run is distributed, which completes its config and feed.
+
+    `saved` is the config of the run that is resumed, or empty.
+    """
+    spread = data_parallel.distribution_of(devices, saved.get("devices"))
+    config["devices"] = data_parallel.count(spread)
+    config["num_processes"] = hosts.count()
+    batch_size = config["recipe"]["batch_size"]
+    data_parallel.check_shares(config["devices"], data, batch_size)
+    feed.share = hosts.share_of(batch_size)
+    for name in ("devices", "num_processes") if saved else ():
+        data_parallel.warn_if_changed(name, config[name], saved.get(name, 1))
+    return spread
+
+
+@contextlib.contextmanager
+def _occupied(directory, resume):
+    """Keeps others out of a run directory, which a new run finds unused."""
+    with contextlib.ExitStack() as stack:
+        with hosts.together():
+            if directory and not resume:
+                directory.check_unused()
+                files.make_folder(directory.path)
+            if directory:
+                stack.enter_context(directory.locked())
+        yield
 
 
 def _restore(backup, recipe, planned_epochs):
@@ -486,3 +499,14 @@ def _final_metrics(model, data, rows, epoch, directory, stop):
         metrics["best"] = row(saving.load_model(directory.best), best["epoch"])
         metrics["best"]["val_accuracy"] = best["val_accuracy"]
     return metrics
+
+
+def _write_results(directory, run, epoch, rates):
+    """Writes metrics.json, curves.png and the model card, README.md."""
+    files.write_json(directory.metrics, run.metrics)
+    title = f"{run.model.name} on {Path(run.config['dataset']['name']).name}"
+    if run.metrics:
+        title += f", top-1 {run.metrics['last']['test']['top1']:.2%}"
+    plot_curves(run.history, directory.curves, title, rates)
+    card = model_card(run.config, epoch, run.metrics)
+    files.write_text(directory.card, card)

@@ -105,8 +105,9 @@ class TrainingModel(keras.Model):
         self.class_weight = class_weight
         self.ema = ema
         self.devices = devices
-        self.steps_done = self._counter("steps_done")
-        self.steps_finite = self._counter("steps_finite")  # with finite loss
+        self.steps_done = self._state("steps_done", (), "int32")
+        # Those with a finite loss.
+        self.steps_finite = self._state("steps_finite", (), "int32")
         # The rates of the current epoch. They are a variable, not a compiled-in
         # constant, so that runs of any length share one compilation.
         self.rates = self._state("rates", (steps_per_epoch,))
@@ -117,18 +118,12 @@ class TrainingModel(keras.Model):
                 self._state(f"average_{index}", variable.shape)
                 for index, variable in enumerate(network.weights)
             ]
-            for average, value in zip(
-                self.averages, network.get_weights(), strict=True
-            ):
-                average.assign(value)
+            assign(self.averages, network.get_weights())
         for layer in self._random_layers:
             layer.built = True  # without weights; else `fit` would trace them
         self._raw_weights: list | None = None  # while averages are in the net
         self.in_step = False  # stays true if a step fails half-way
         self.built = True
-
-    def _counter(self, name):
-        return self._state(name, (), "int32")
 
     def _state(self, name, shape, dtype="float32"):
         return self.add_weight(
@@ -191,10 +186,10 @@ class TrainingModel(keras.Model):
         return shared(images), shared(targets), *weights
 
     def _held_out_batch(self, data):
-        if self.held_out is None or len(data) > 1:  # images and labels
-            return data
-        images, targets = self.held_out(data[0])
-        return shared(images), shared(targets)
+        if self.held_out and len(data) == 1:  # the number of a step
+            return tuple(shared(part) for part in self.held_out(data[0]))
+        images, targets, *weights = data
+        return images, self._one_hot(targets), *weights
 
     def _one_hot(self, targets):
         """Returns one-hot targets `[N, classes]` of targets or labels `[N]`."""
@@ -203,14 +198,6 @@ class TrainingModel(keras.Model):
             return targets
         labels = ops.reshape(targets, (-1,))
         return ops.one_hot(labels, classes, dtype="float32")
-
-    def compute_loss(self, x=None, y=None, *args: Any, **kwargs: Any) -> Any:
-        return super().compute_loss(x, self._one_hot(y), *args, **kwargs)
-
-    def compute_metrics(
-        self, x: Any, y: Any, *args: Any, **kwargs: Any
-    ) -> dict:
-        return super().compute_metrics(x, self._one_hot(y), *args, **kwargs)
 
     def _rate(self):
         return ops.take(self.rates, self.steps_done % self.steps_per_epoch)
@@ -370,8 +357,8 @@ class TrainingModel(keras.Model):
     def set_weights(self, weights: Sequence) -> None:
         """Sets the net's weights, and its averages to the same."""
         self.network.set_weights(weights)
-        for average, value in zip(self.averages, weights, strict=False):
-            average.assign(value)
+        if self.averages:
+            assign(self.averages, weights)
 
     def save(
         self,
@@ -386,17 +373,13 @@ class TrainingModel(keras.Model):
             InputError: The system refuses to write.
         """
         stock = self.update_stock_model()
-        if not overwrite or zipped is False:
+        if overwrite and zipped is not False:
+            save_model(stock, filepath, zipped=zipped, **kwargs)
+        else:
             stock.save(filepath, overwrite, zipped, **kwargs)
-            return
-        save_model(stock, filepath, zipped=zipped, **kwargs)
 
     def save_weights(self, filepath: str | Path, **kwargs: Any) -> None:
-        """Saves the stock model's weights atomically.
-
-        Raises:
-            InputError: The system refuses to write.
-        """
+        """Saves the stock model's weights atomically."""
         with atomic_write(filepath) as temporary:
             self.update_stock_model().save_weights(temporary, **kwargs)
 
