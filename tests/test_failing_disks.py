@@ -62,7 +62,7 @@ WRITERS = {
     ).write(RunDirectory(path.parent)),
 }
 LIBRARIES = {".pth": "torch", ".safetensors": "safetensors"}
-SLOW = ("net.pth", "confusion.png", "mistakes.png")
+SLOW = ("net.pth", "curves.png", "confusion.png", "mistakes.png")
 
 
 def cases(names, slow):

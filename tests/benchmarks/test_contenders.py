@@ -44,6 +44,7 @@ def test_keras_contenders(name):
     check_contender(name)
 
 
+@pytest.mark.slow
 def test_the_pipeline_of_keras_users_is_of_tensorflow():
     if keras.backend.backend() == "tensorflow":
         check_contender("keras")

@@ -103,6 +103,7 @@ def test_ratios_are_taken_within_a_round():
     }
 
 
+@pytest.mark.slow
 def test_the_whole_command(log, tmp_path, capsys):
     names = "fit,torch-eager,torch-compile,evaluate"
     output = tmp_path / "result.json"

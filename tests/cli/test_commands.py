@@ -449,6 +449,7 @@ def test_demo_of_a_run(trained, run, capfd, monkeypatch, tmp_path):
     assert "cifar10, changed since the" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_rate_far_too_high_exits_with_3(fast, run, tmp_path, capfd):
     options = ["--learning-rate", "1e30", "--output-dir", tmp_path / "run"]
     assert run("train", *fast, *options) == 3

@@ -24,7 +24,7 @@ from keras_resnet_cifar.errors import (
 )
 from keras_resnet_cifar.finetuning.backbones import BACKBONES
 from keras_resnet_cifar.models.architectures import list_architectures
-from keras_resnet_cifar.models.weights import list_weights
+from keras_resnet_cifar.models.weights import SHIPPED, list_weights
 from keras_resnet_cifar.pytorch.schemes import SCHEMES
 from keras_resnet_cifar.training import train
 from keras_resnet_cifar.training.recipes import OPTIONS, RECIPES
@@ -236,10 +236,13 @@ sys.exit(code)
 """
 
 
-def test_predict_looks_at_the_files_before_keras_starts(trained, tmp_path):
+def test_predict_looks_at_the_files_before_keras_starts(tmp_path):
     (tmp_path / "resnet20.th").write_bytes(b"whole")
     for arguments, word in (
-        ((trained[0], "nosuch.png"), "cannot read nosuch.png"),
+        (
+            (SHIPPED / "shapes-resnet8.keras", "nosuch.png"),
+            "cannot read nosuch",
+        ),
         (("resnet20.th", "a.png"), "the command convert"),
     ):
         command = ("-c", BEFORE_KERAS, "predict", *arguments)

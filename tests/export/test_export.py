@@ -518,7 +518,12 @@ class Unsaved(Custom):
 @pytest.mark.parametrize(
     ("layer", "error", "message"),
     [
-        (Custom, InputError, "^give a model of Keras's own layers; "),
+        pytest.param(
+            Custom,
+            InputError,
+            "^give a model of Keras's own layers; ",
+            marks=pytest.mark.slow,
+        ),
         (Unsaved, ExportFailed, "^cannot export to saved_model: KeyError"),
     ],
 )

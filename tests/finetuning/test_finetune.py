@@ -275,6 +275,7 @@ def test_cached_features_need_images_in_memory(own_net, tiny_data):
     assert "images in memory" in refusal(finetuned, Stream())
 
 
+@pytest.mark.slow
 def test_a_callback_ends_the_training_of_a_head(start, tmp_path):
     def stop(epoch, logs):
         callback.model.stop_training = True

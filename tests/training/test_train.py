@@ -226,6 +226,7 @@ def test_other_things_that_do_not_fit(tiny_model, tiny_data):
         quietly(tiny_model(), without, recipe="paper")
 
 
+@pytest.mark.slow
 def test_without_validation_best_is_last(tiny_model, tiny_data, tmp_path):
     data = dataclasses.replace(tiny_data, validation=None)
     run = quietly(tiny_model(), data, tmp_path / "run", epochs=2)
