@@ -231,7 +231,6 @@ def ellipse_run(tmp_path_factory):
     return root / "run", root / "images"
 
 
-@pytest.mark.slow
 def test_images_that_are_not_square_are_cut_alike_everywhere(
     ellipse_run, tmp_path, capsys
 ):
