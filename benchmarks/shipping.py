@@ -25,7 +25,7 @@ from keras_resnet_cifar.models.weights import (
     read_shipped,
 )
 from keras_resnet_cifar.training.model_card import model_card
-from keras_resnet_cifar.training.run_directory import RunDirectory, resume_keys
+from keras_resnet_cifar.training.run_directory import RunDirectory, identity
 
 CARDS = Path(__file__).parents[1] / "docs" / "weights"
 
@@ -103,8 +103,11 @@ def _read(runs):
         if not (run.metrics.is_file() and run.last.is_file()):
             raise InputError(f"{path} is not finished: resume it first")
         metrics.append(json.loads(run.metrics.read_text("utf-8")))
-        keys = [resume_keys(config) | {"seed": 0} for config in configs]
-        if keys[-1] != keys[0]:
+        keys = {
+            (identity(config | {"seed": 0}), config["recipe"]["epochs"])
+            for config in configs
+        }
+        if len(keys) > 1:
             raise InputError(
                 f"{path} differs from {runs[0]} in more than its seed: omit it"
             )

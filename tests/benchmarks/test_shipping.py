@@ -44,7 +44,7 @@ def folders(tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_are_shipped(runs, folders):
+def test_runs_are_shipped(runs, folders, tmp_path):
     row = shipping.ship(runs, "few", **folders)
     assert (row.name, row.arch, row.dataset) == ("few", "resnet8", "shapes")
     path = folders["shipped"] / row.where
@@ -61,8 +61,13 @@ def test_runs_are_shipped(runs, folders):
     card = (folders["cards"] / "few-resnet8.md").read_text()
     for words in (row.digest, f"{row.top1:.2%}", "| crescent | 200 |"):
         assert words in card
-    # Once more: the row is replaced.
-    again = shipping.ship(runs[:1], "few", **folders)
+    # Once more: the row is replaced. What a recipe says of itself may change.
+    other = shutil.copytree(runs[1], tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["recipe"]["expected"] = "more by now"
+    del config["sha256"]
+    (other / "config.json").write_text(json.dumps(config))
+    again = shipping.ship([runs[0], other], "few", **folders)
     assert read_shipped(folders["shipped"]) == [again]
 
 
@@ -74,10 +79,11 @@ def test_what_is_not_shipped(runs, folders, tmp_path, monkeypatch):
     assert "is not finished" in refused([unfinished], folders)
     other = shutil.copytree(runs[1], tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
-    config["recipe"]["momentum"] = 0.8
     del config["sha256"]
-    (other / "config.json").write_text(json.dumps(config))
-    assert "more than its seed" in refused([runs[0], other], folders)
+    for field, value in (("momentum", 0.8), ("epochs", 9)):
+        changed = config | {"recipe": config["recipe"] | {field: value}}
+        (other / "config.json").write_text(json.dumps(changed))
+        assert "more than its seed" in refused([runs[0], other], folders)
     monkeypatch.setattr(shipping, "LARGEST", 100_000)
     assert "ship a smaller net" in refused(runs, folders)
     assert {p.name for p in folders["shipped"].iterdir()} == {"weights.json"}
