@@ -16,6 +16,10 @@ class InputError(ValueError):
     """
 
 
+class OutOfMemory(InputError):
+    """The device or the host has too little memory for the batch size."""
+
+
 class Diverged(RuntimeError):
     """The loss is not finite; the message says where, and what to try."""
 

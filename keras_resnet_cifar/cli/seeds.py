@@ -63,7 +63,8 @@ def run(
 
     `new` checks the options, as those of one run.
     """
-    if args.coordinator or os.environ.get(hosts.VARIABLES[0]):
+    place = (args.coordinator, args.num_processes, args.process_id)
+    if {*place} != {None} or any(map(os.environ.get, hosts.VARIABLES)):
         raise InputError("seeds= works in one process only: omit coordinator=")
     # Runs on several devices would compete for them.
     alone = args.jobs is None and args.devices is not None
@@ -94,17 +95,22 @@ def run(
                 words += ["--output-dir", path]
             yield [*many_runs.PACKAGE, "train", *words]
 
-    tasks = [
-        many_runs.Task(run.path.name, str(folder), commands(seed, run))
+    tasks = [  # new runs have the same options: if one is refused, all are
+        many_runs.Task(name, name if args.resume else folder.name, words)
         for seed, run in found.items()
+        for name, words in [(run.path.name, commands(seed, run))]
     ]
     go_on = f"{args.parser.prog} --resume {shlex.quote(str(folder))}"
     failed = many_runs.run_all(tasks, go_on, jobs, report=report)
+    if not any(run.path.exists() for run in found.values()):
+        (folder / _FILE).unlink()
+        folder.rmdir()
+        raise SystemExit(max(failed.values()))
     done, missing = [], {}
     for run in found.values():
         progress = many_runs.read_progress(run)
         if progress.test is None:
-            missing[run.path.name] = 1
+            missing[run.path.name] = max(failed.values(), default=1)
         else:
             done.append((run, progress))
     if done:

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import shlex
 from dataclasses import replace
 from functools import partial
@@ -68,8 +69,9 @@ def run(args: argparse.Namespace) -> None:
     jobs = many_runs.checked_jobs(args.jobs)
     check_known(recipe.dataset, args.source, args.data_dir)
     # The same options continue the same study.
-    same = sorted(many_runs.flags(options.given(args, *_OWN, *_OF_A_HOST)))
-    digest = hashlib.sha256(shlex.join(same).encode()).hexdigest()[:8]
+    same = options.given(args, *_OWN, *_OF_A_HOST)
+    text = json.dumps(same, sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     data = Path(recipe.dataset).name
     name = f"sweep-{net}-{data}-{recipe.name}-{digest}"
     folder = args.output_dir or Path("runs", name)
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
         if args.worker:
             return _work(args, study, space, recipe)
         make_folder(folder)
-        left = args.trials - len(sweeps.finished(study))
+        left = max(args.trials - len(sweeps.finished(study)), 0)
         print(f"{name} in {storage}: {left} trials to do", flush=True)
         words = many_runs.flags(options.given(args))
         worker = [*many_runs.PACKAGE, "sweep", *words, "--worker"]

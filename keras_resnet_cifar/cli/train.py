@@ -47,9 +47,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train a net with a recipe and evaluate it on the test split."""
+    check_steps(args.steps_per_execution)
     if seeds.are_meant(args):
         return seeds.run(args, _new)
-    check_steps(args.steps_per_execution)
     request = _resumed(args) if args.resume else _new(args)
     request.settings["track"] = args.track or ()
     request.settings["steps_per_execution"] = args.steps_per_execution

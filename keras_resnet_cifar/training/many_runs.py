@@ -25,6 +25,7 @@ from keras_resnet_cifar.training.run_directory import RunDirectory, read_csv
 PACKAGE = (sys.executable, "-m", "keras_resnet_cifar")
 REFUSED = 2
 _STOPPED = (-signal.SIGINT, -signal.SIGTERM, 130, 143)  # exit codes
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:
@@ -194,9 +195,11 @@ class Processes:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Stops on SIGINT and SIGTERM; only for the main thread."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {n: signal.signal(n, self.stop) for n in numbers}
+        """Stops on SIGINT, SIGTERM and SIGHUP; only for the main thread."""
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        for number in _SIGNALS:  # nohup has SIGHUP ignored
+            if number != signal.SIGHUP or before[number] != signal.SIG_IGN:
+                signal.signal(number, self.stop)
         try:
             yield
         finally:

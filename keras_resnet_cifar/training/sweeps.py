@@ -10,7 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_resnet_cifar.errors import Diverged, InputError, check_name, one_line
+from keras_resnet_cifar.errors import (
+    Diverged,
+    InputError,
+    OutOfMemory,
+    check_name,
+    one_line,
+)
 from keras_resnet_cifar.files import atomic_write
 from keras_resnet_cifar.training.recipes import OPTIONS, Recipe, get_recipe
 
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
 
 # A trial is run again if its process sends no heartbeat for the grace period.
 _HEARTBEAT, _GRACE = 5, 60  # seconds
+_TRIES = 5  # of a trial whose process ended without a word
 _LOCKED = 30  # seconds to wait for another process to unlock SQLite
 _VALUES: dict[Any, Callable[[str], Any]] = {  # of a field's type
     bool: {"true": True, "false": False}.__getitem__,
@@ -58,6 +65,8 @@ class Parameter:
         try:
             words = listed.split("," if scale == "choice" else ":")
             values = tuple(map(_VALUES.get(kind, str), words))
+            if len({*values}) < len(values):
+                raise ValueError
             if scale != "choice":
                 low, high = values
                 known = scale == "linear" or (scale == "log" and low > 0)
@@ -66,7 +75,8 @@ class Parameter:
         except (ValueError, KeyError, TypeError):
             raise InputError(
                 f"param={text}: give NAME=log:LOW:HIGH with LOW above 0, "
-                "NAME=linear:LOW:HIGH or NAME=choice:A,B,..."
+                "NAME=linear:LOW:HIGH or NAME=choice:A,B,... with different "
+                "values"
             ) from None
         for value in values:
             get_recipe(recipe, **{name: value})
@@ -95,7 +105,7 @@ def using(storage: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             yield
-    except (SQLAlchemyError, StorageInternalError, ImportError) as error:
+    except (SQLAlchemyError, StorageInternalError) as error:
         cause: Any = error.__cause__ or error
         cause = getattr(cause, "orig", None) or cause
         raise InputError(
@@ -117,10 +127,16 @@ def open_study(storage: str, name: str, epochs: int) -> "optuna.Study":
     import sqlalchemy
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    url = sqlalchemy.make_url(storage)
-    sqlite = url.get_backend_name() == "sqlite"
-    arguments = {"connect_args": {"timeout": _LOCKED}} if sqlite else {}
-    engine = sqlalchemy.create_engine(url, **arguments)
+    try:
+        url = sqlalchemy.make_url(storage)
+        sqlite = url.get_backend_name() == "sqlite"
+        arguments = {"connect_args": {"timeout": _LOCKED}} if sqlite else {}
+        engine = sqlalchemy.create_engine(url, **arguments)
+    except (sqlalchemy.exc.ArgumentError, ImportError) as error:
+        raise InputError(
+            f"storage={storage}: {one_line(error)}; give a URL such as "
+            "sqlite:///sweep.db, or install the driver of the database"
+        ) from error
     tables = {*sqlalchemy.inspect(engine).get_table_names()}
     engine.dispose()
     memory = url.database in (None, "", ":memory:")
@@ -136,7 +152,7 @@ def open_study(storage: str, name: str, epochs: int) -> "optuna.Study":
             heartbeat_interval=_HEARTBEAT,
             grace_period=_GRACE,
             heartbeat_stale_trial_callback=(
-                optuna.storages.RetryHeartbeatStaleTrialCallback()
+                optuna.storages.RetryHeartbeatStaleTrialCallback(_TRIES)
             ),
         ),
         # No seeded sampler: each process would start with the same trials.
@@ -188,7 +204,8 @@ def run_trials(
 
         def prune(epoch, logs):
             trial.report(logs["val_accuracy"], epoch)
-            if trial.should_prune():
+            last = epoch + 1 == applied.epochs
+            if not last and trial.should_prune():
                 accuracy = f"validation {logs['val_accuracy']:.4f}"
                 raise TrialPruned(f"{accuracy} after epoch {epoch + 1}")
 
@@ -204,7 +221,7 @@ def run_trials(
             run = train(
                 new_model(applied), data, applied, verbose=False, **settings
             )
-        except (Diverged, InputError, TrialPruned) as error:
+        except (Diverged, OutOfMemory, TrialPruned) as error:
             ended.append(f"{line} pruned, {error}")
             raise TrialPruned(str(error)) from error
         accuracy = run.history[-1]["val_accuracy"]

@@ -21,7 +21,7 @@ from keras_resnet_cifar.device import (
     make_deterministic,
     resolve_precision,
 )
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, OutOfMemory
 from keras_resnet_cifar.evaluation.evaluate import evaluate
 from keras_resnet_cifar.evaluation.plots import plot_curves
 from keras_resnet_cifar.models import saving
@@ -458,12 +458,12 @@ def _saved_on_the_way(backup: Any, stop: cb.StopOnSignal) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_line_if_out_of_memory(recipe: Recipe) -> Iterator[None]:
-    """Re-raises an out-of-memory error of any backend as an `InputError`."""
+    """Re-raises an out-of-memory error of any backend as `OutOfMemory`."""
     try:
         yield
     except BaseException as error:
         if is_out_of_memory(error):
-            raise InputError(
+            raise OutOfMemory(
                 f"out of memory with batch_size={recipe.batch_size}: try "
                 f"batch_size={max(recipe.batch_size // 2, 1)}, "
                 "precision='mixed_bfloat16' or a smaller net"

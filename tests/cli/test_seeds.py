@@ -39,6 +39,8 @@ def test_other_seeds_are_refused(text):
         (["--seeds", "0-1", "--jobs", "0"], "--jobs 0: give 1 or more"),
         (["--seeds", "0-1", "--epochs", "0"], "--epochs 0"),
         (["--seeds", "0", "--coordinator", "h:1"], "omit --coordinator"),
+        (["--seeds", "0", "--process-id", "0"], "omit --coordinator"),
+        (["--seeds", "0", "--steps-per-execution", "0"], "must be at"),
         (["--jobs", "2"], "give --seeds, too"),
     ],
 )
@@ -80,14 +82,30 @@ def test_seeds_are_trained_resumed_and_summarized(fast, run, tmp_path, capfd):
     ]
     assert scores[0] != scores[1]
 
-    # One is lost, and one cannot be resumed: it does not stop the other.
-    second = RunDirectory(folder / "seed1")
-    second.metrics.unlink()
-    (folder / "seed0" / "config.json").write_text("{")
+    # One cannot be resumed, or cannot be read: it does not stop the other.
+    first, second = (RunDirectory(folder / name) for name in ("seed0", "seed1"))
+    first.metrics.unlink()
+    first.previous_backup.unlink()
+    for damaged, code in ((first.backup, 2), (first.config, 1)):
+        damaged.write_text("{")
+        second.metrics.unlink()
+        with pytest.raises(SystemExit) as end:
+            run("train", "--resume", folder)
+        assert end.value.code == code
+        output = capfd.readouterr()
+        text = f"not finished: seed0 (exit code {code}); to continue:"
+        assert text in output.err
+        assert "seed1: stopped at epoch 2 of 2" in output.out
+        assert json.loads(second.metrics.read_text()) == scores[1]
+
+
+@pytest.mark.slow
+def test_a_set_that_is_refused_leaves_nothing(run, fast, tmp_path, capfd):
+    folder = tmp_path / "set"
+    options = [*fast, "--output-dir", folder, "--seeds", "0-1"]
     with pytest.raises(SystemExit) as end:
-        run("train", "--resume", folder)
-    assert end.value.code == 1
-    output = capfd.readouterr()
-    assert "not finished: seed0 (exit code 1); to continue:" in output.err
-    assert "seed1: stopped at epoch 2 of 2" in output.out
-    assert json.loads(second.metrics.read_text()) == scores[1]
+        run("train", *options, "--batch-size", 257)  # of 256 images
+    assert end.value.code == 2
+    error = capfd.readouterr().err
+    assert "--batch-size 257 is larger" in error and error.count("\n") == 1
+    assert not folder.exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_resnet_cifar.training import sweeps
+from keras_resnet_cifar.training import many_runs, sweeps
 
 pytest.importorskip("optuna", reason="sweeps need the extra sweep")
 ROOT = Path(__file__).parents[2]
@@ -29,6 +29,7 @@ PARAM = ("--param", "learning_rate=log:0.05:0.8")
         ([*PARAM, "--jobs", "0"], "--jobs 0: give 1 or more"),
         ([*PARAM, "--arch", "resnet21"], "depth 21"),
         ([*PARAM, "--storage", "x"], "--storage x: ArgumentError"),
+        ([*PARAM, "--storage", "x://a/b"], "give a URL such as sqlite:///"),
         ([*PARAM, "--storage", "sqlite://"], "not a database of studies"),
         ([*PARAM, "--storage", "sqlite:////no/where"], "unable to open"),
         ([], "required: --param"),
@@ -43,6 +44,19 @@ def test_bad_input_is_a_line_and_leaves_nothing(
     error = capfd.readouterr().err
     assert text in error and error.count("\n") == 1
     assert not folder.exists()
+
+
+def test_a_study_has_the_name_of_its_options(run, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(many_runs, "run_all", lambda *_: {})
+    given = ("--dataset", "shapes", "--output-dir", tmp_path)
+
+    def name(*options):
+        assert run("sweep", *PARAM, *given, *map(str, options)) == 0
+        return capfd.readouterr().out.split()[0]
+
+    first = name("--epochs", 2, "--seed", 3)
+    assert first == name("--seed", 3, "--epochs", 2, "--jobs", 2)
+    assert first != name("--epochs", 3, "--seed", 2)
 
 
 def locked(path):

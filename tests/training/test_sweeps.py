@@ -8,7 +8,12 @@ from dataclasses import replace
 import pytest
 from helpers import refusal
 
-from keras_resnet_cifar.errors import Diverged, Stopped
+from keras_resnet_cifar.errors import (
+    Diverged,
+    InputError,
+    OutOfMemory,
+    Stopped,
+)
 from keras_resnet_cifar.training import sweeps
 from keras_resnet_cifar.training.recipes import get_recipe
 from keras_resnet_cifar.training.sweeps import Parameter
@@ -58,6 +63,7 @@ def test_parameters_are_parsed_and_suggested(text):
         ("learning_rate=cubic:1:2", "give NAME="),
         ("epochs=linear:1.5:2", "give NAME="),
         ("batch_size=choice:", "give NAME="),
+        ("batch_size=choice:64,64", "with different values"),
         ("flip=choice:yes", "give NAME="),
         ("flip=linear:false:true", "give NAME="),
         ("optimizer=linear:adam:sgd", "give NAME="),
@@ -121,14 +127,23 @@ def test_trials_are_judged_without_the_test_split(
     assert run(study, data, None, 1) == []  # there are enough
 
 
-def test_a_trial_that_diverges_counts_as_pruned(storage, tiny_data):
+@pytest.mark.parametrize("error", [Diverged, OutOfMemory])
+def test_a_trial_that_cannot_end_counts_as_pruned(error, storage, tiny_data):
     def new_model(recipe):
-        raise Diverged("the loss is nan")
+        raise error("the loss is nan")
 
     study = sweeps.open_study(storage, "study", 1)
     lines = run(study, tiny_data, new_model, 2)
     assert states(study) == ["PRUNED", "PRUNED"]
     assert len(lines) == 2 and "pruned, the loss is nan" in lines[1]
+
+
+def test_bad_input_ends_the_sweep(storage, tiny_data, tiny_model):
+    recipe = replace(RECIPE, batch_size=257)  # of 256 images
+    study = sweeps.open_study(storage, "study", 1)
+    with pytest.raises(InputError, match="batch_size=257 is larger"):
+        run(study, tiny_data, lambda _: tiny_model(), 2, recipe)
+    assert states(study) == ["FAIL"]
 
 
 @pytest.mark.slow
@@ -153,12 +168,17 @@ def test_a_trial_that_is_worse_than_others_is_pruned(
 ):
     study = sweeps.open_study(storage, "study", 1)
     for _ in range(5):
+        values = {0: 1.0, 1: 1.0}
         study.add_trial(
-            optuna.create_trial(value=1.0, intermediate_values={0: 1.0})
+            optuna.create_trial(value=1.0, intermediate_values=values)
         )
-    (line,) = run(study, tiny_data, lambda recipe: tiny_model(), 6)
+    two = replace(RECIPE, epochs=2)
+    (line,) = run(study, tiny_data, lambda recipe: tiny_model(), 6, two)
     assert states(study)[-1] == "PRUNED"
     assert line.endswith("after epoch 1")
+    # After its last epoch, a trial has its value.
+    run(study, tiny_data, lambda recipe: tiny_model(), 7)
+    assert states(study)[-1] == "COMPLETE"
 
 
 def test_pictures_of_a_study(storage, tmp_path):
