@@ -55,6 +55,8 @@ def main(folder, action, coordinator=None, process=0):
     callbacks, found = [], {}
     devices = None if coordinator else "all"
     settings = {"devices": devices, "backup_every": 1}
+    if action == "seeded":
+        settings |= {"seed": process}
     if action == "killed" and process == 1:
         callbacks = [SignalAt(3, signal.SIGKILL)]
     if action == "resumed":

@@ -211,13 +211,14 @@ def carry_out(
     if not hosts.is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    data: Any = krc.load_dataset(**request.data)
-    if args.resume:
-        model = load_model(*options.checkpoints(args.resume))
-    else:
-        with silent_stderr():  # it imports TensorFlow, on any backend
-            keras.utils.set_random_seed(settings["seed"])
-        model = new_model(args, settings, data)
+    with hosts.together():
+        data: Any = krc.load_dataset(**request.data)
+        if args.resume:
+            model = load_model(*options.checkpoints(args.resume))
+        else:
+            with silent_stderr():  # it imports TensorFlow, on any backend
+                keras.utils.set_random_seed(settings["seed"])
+            model = new_model(args, settings, data)
     head = f"{settings['head_epochs']} + " if "head_epochs" in settings else ""
     print(
         f"{model.name} on {data.name} ({len(data.train):,} train, "

@@ -1,11 +1,14 @@
 """Several processes, such as one per host, that train one model under JAX."""
 
 import contextlib
+import json
 import os
 import re
 import socket
 import threading
+import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -107,6 +110,12 @@ def _connect(address, count, number):
         ) from error
     finally:
         timer.cancel()
+    here, total = jax.local_device_count(), jax.device_count()
+    if total != here * jax.process_count():
+        raise InputError(
+            f"num_processes={jax.process_count()}: they have {total} devices, "
+            f"{here} of them here: give each process the same number"
+        )
 
 
 def count() -> int:
@@ -143,6 +152,16 @@ def largest(number: int) -> int:
     from jax.experimental.multihost_utils import process_allgather
 
     return int(process_allgather(np.int32(number)).max())
+
+
+def check_same(*values: Any) -> None:
+    """Raises `InputError` if another process gives other values, as JSON."""
+    number = zlib.crc32(json.dumps(values, sort_keys=True).encode()) >> 1
+    if largest(number) != -largest(-number):
+        raise InputError(
+            "the processes differ in an option, the data or a version: start "
+            "all of them alike, apart from process_id="
+        )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -50,6 +51,8 @@ from keras_resnet_cifar.training.recipes import (
 )
 from keras_resnet_cifar.training.run_directory import Interval, RunDirectory
 from keras_resnet_cifar.training.tracking import Tracking, check_trackers
+
+_LATE = 60  # seconds until a shared file system shows a new file everywhere
 
 
 @dataclass(frozen=True)
@@ -168,24 +171,27 @@ def train(
         >>> run.metrics["last"]["test"]["top1"]
     """
     # Set up.
-    more_callbacks = _checked_callbacks(callbacks)
-    trackers = [track] if isinstance(track, str) else list(track)
-    check_trackers(trackers, output_dir)
-    data = inputs.as_dataset(model, data, validation_data)
-    recipe = _recipe_for(model, data, recipe, changes)
-    seed = checked_seed(seed)
-    interval = Interval.parse(backup_every)
-    check_steps(steps_per_execution)
-    feed = inputs.feed_of(data, recipe, seed)
-    schedule = recipe.schedule_for(feed.steps)
-    directory = RunDirectory(Path(output_dir)) if output_dir else None
-    written = directory if hosts.is_first() else None
-    precision = resolve_precision(recipe.precision)
-    config = run_config(model, data, recipe, seed, precision)
-    config["deterministic"] = deterministic
-    config["class_weight"] = inputs.class_weights(class_weight, data)
-    saved = _continued(directory, config) if resume else {}
-    spread = _distributed(devices, saved, config, data, feed)
+    with hosts.together():
+        more_callbacks = _checked_callbacks(callbacks)
+        trackers = [track] if isinstance(track, str) else list(track)
+        check_trackers(trackers, output_dir)
+        data = inputs.as_dataset(model, data, validation_data)
+        recipe = _recipe_for(model, data, recipe, changes)
+        seed = checked_seed(seed)
+        interval = Interval.parse(backup_every)
+        check_steps(steps_per_execution)
+        feed = inputs.feed_of(data, recipe, seed)
+        schedule = recipe.schedule_for(feed.steps)
+        directory = RunDirectory(Path(output_dir)) if output_dir else None
+        written = directory if hosts.is_first() else None
+        precision = resolve_precision(recipe.precision)
+        config = run_config(model, data, recipe, seed, precision)
+        config["deterministic"] = deterministic
+        config["class_weight"] = inputs.class_weights(class_weight, data)
+        saved = _continued(directory, config) if resume else {}
+        spread = _distributed(devices, saved, config, data, feed)
+    run = run_directory.identity(config)
+    hosts.check_same(run, recipe.epochs, steps_per_execution, resume)
     if config["deterministic"]:
         make_deterministic(seed)
     if verbose:
@@ -208,13 +214,15 @@ def train(
         )
         backup: Backup | None = None
         if directory is not None:
-            run = run_directory.identity(config)
             backup = Backup(directory, trained, run, rows, interval, feed.exact)
         if resume:
             _restore(backup, recipe, saved["recipe"]["epochs"])
         with hosts.together():
             if written:
                 _write_start(model, backup, config, resume)
+        with hosts.together():
+            if directory is not None:
+                _check_shared(directory)
         tracking = Tracking(trackers, written, config)
         stack.enter_context(tracking)
 
@@ -454,6 +462,18 @@ def _saved_on_the_way(backup: Any, stop: cb.StopOnSignal) -> Iterator[None]:
                 with contextlib.suppress(Exception):
                     backup.save_if_new()
             raise
+
+
+def _check_shared(directory):
+    """Checks that this process sees what the first one has written."""
+    end = time.monotonic() + _LATE
+    while not directory.config.exists():
+        if time.monotonic() > end:
+            raise InputError(
+                f"output_dir={directory.path}: the process with process_id=0 "
+                "has another folder; give all one on a shared file system"
+            )
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def test_a_contender_in_a_process_of_its_own():
     ("change", "reason"),
     [
         ({"accelerated": not SMALL.accelerated}, "device"),
-        ({"precision": "mixed_float16"}, "no mixed_float16"),
+        ({"precision": "mixed_float16"}, "does not support mixed_float16"),
         ({"arch": "resnet20-preact"}, "resnet20-preact has no counterpart"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

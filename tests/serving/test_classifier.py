@@ -45,6 +45,6 @@ def test_pictures_that_are_refused(decode, tmp_path):
     deep, large = tmp_path / "deep.png", tmp_path / "large.png"
     Image.fromarray(np.full((8, 8), 40_000, "uint16")).save(deep)
     Image.new("1", (10_000, 10_000)).save(large)
-    for path, word in ((deep, "8 bits"), (large, "too many pixels")):
+    for path, word in ((deep, "not an 8-bit JPEG"), (large, "too many pixels")):
         with pytest.raises(ValueError, match=word):
             decode(path)

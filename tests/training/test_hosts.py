@@ -14,7 +14,8 @@ import pytest
 from helpers import refusal
 
 from keras_resnet_cifar.data.batches import ShuffledBatches, StepNumbers
-from keras_resnet_cifar.training import hosts
+from keras_resnet_cifar.training import hosts, train
+from keras_resnet_cifar.training.run_directory import RunDirectory
 
 ON_JAX = keras.backend.backend() == "jax"
 TESTS = Path(__file__).parents[1]
@@ -144,6 +145,25 @@ def test_a_killed_process_ends_the_others(whole, folder):
 
 
 @pytest.mark.slow
+def test_processes_that_are_not_alike_are_refused(folder):
+    for action, devices, text in (
+        ("seeded", (2, 2), "the processes differ in an option"),
+        ("whole", (1, 3), "give each process the same number"),
+    ):
+        address = f"127.0.0.1:{free_port()}"
+        ended = finish(
+            *(
+                start(folder / "refused", action, count, address, process)
+                for process, count in enumerate(devices)
+            )
+        )
+        for code, _, errors in ended:
+            assert code == 1
+            assert text in errors.splitlines()[-1]
+    assert not (folder / "refused").exists()
+
+
+@pytest.mark.slow
 def test_a_coordinator_that_does_not_answer(folder):
     """Nor does JAX find a cluster here."""
     program = f"""
@@ -207,6 +227,18 @@ def test_one_process_needs_no_others(monkeypatch):
     assert hosts.largest(3) == 3
     with hosts.together():
         pass
+
+
+def test_values_of_all_processes_are_compared(monkeypatch):
+    hosts.check_same("one process", None)
+    monkeypatch.setattr(hosts, "largest", lambda number: max(number, 5))
+    assert "the processes differ" in refusal(hosts.check_same, "another's is 5")
+
+
+def test_a_folder_that_is_not_shared_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "_LATE", 0)
+    line = refusal(train._check_shared, RunDirectory(tmp_path))
+    assert "on a shared file system" in line
 
 
 def test_a_fault_elsewhere_ends_all(monkeypatch):
