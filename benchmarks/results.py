@@ -179,16 +179,16 @@ def _section(result):
     """Returns the seeds of a row in Markdown."""
     lines = [f"## {result['row']}"]
     for seed in result["seeds"]:
-        outcome = accuracy([seed]) or f"not finished, of {seed['epochs']}"
+        outcome = accuracy([seed]) or "not finished"
         host = seed["machine"]
         place = "an unknown machine"
         if host:
-            place = f"{host['processor']}, {host['cores']} cores"
+            place = f"{host['processor']}, cores: {host['cores']}"
         versions = ", ".join(f"{k} {v}" for k, v in seed["versions"].items())
         block = [
             f"```bash\n{seed['command']}\n```\n",
-            f"- seed {seed['seed']}: {outcome}, epochs: {seed['epochs_done']}, "
-            f"seconds: {seed['seconds']:,.0f}",
+            f"- seed {seed['seed']}: {outcome}, epochs: {seed['epochs_done']} "
+            f"of {seed['epochs']}, seconds: {seed['seconds']:,.0f}",
             f"- {seed['precision']} on {seed['backend']}, {place} ({versions})",
         ]
         if seed["checkpoints"]:

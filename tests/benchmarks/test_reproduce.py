@@ -178,7 +178,7 @@ def test_the_results_are_written(root):
     assert "| seed 0: 1 of 2 epochs done | 0 |  |  |  |" in readme
     page = (root / "docs/results.md").read_text()
     assert "python scripts/train.py --recipe onecycle" in page
-    assert "a CPU, 2 cores (keras 3.15.1)" in page
+    assert "a CPU, cores: 2 (keras 3.15.1)" in page
     assert "after epoch 1: 30.00%" in page
 
     # The table comes from the JSON files, and is the same the second time.
