@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, one_line
 
 WAIT = 120  # seconds for all processes to connect
 # Seconds until a process counts as dead; the others end within a minute.
@@ -56,7 +56,7 @@ def join(
         return
     if keras.backend.backend() != "jax":
         raise InputError("several processes need JAX: set KERAS_BACKEND=jax")
-    if address == "auto":
+    if address == "auto" and numbers == [None, None]:
         return _connect(None, None, None)
     address = (address or "").split(",")[0]
     words = " ".join(map(str, (address, *numbers)))
@@ -104,9 +104,11 @@ def _connect(address, count, number):
             heartbeat_timeout_seconds=_HEARTBEAT,
             shutdown_timeout_seconds=_SHUTDOWN,
         )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise InputError(
-            "coordinator=auto: JAX finds no cluster here; give HOST:PORT"
+            f"coordinator={address}: {one_line(error)}"
+            if address
+            else "coordinator=auto: JAX finds no cluster here; give HOST:PORT"
         ) from error
     finally:
         timer.cancel()

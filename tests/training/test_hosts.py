@@ -198,6 +198,7 @@ hosts.join("127.0.0.1:{free_port()}", 2, 1)
         (("host:1", 2, None), "num_processes=2, process_id="),
         (("host:1", "two", 0), "num_processes=two"),
         (("host:65536", 2, 0), "coordinator=host:65536"),
+        (("auto", 2, 0), "or only auto under Slurm"),
     ],
 )
 @pytest.mark.parametrize("by_variables", [False, True])
