@@ -66,16 +66,26 @@ def test_without_gpus_trainings_take_turns(monkeypatch):
     assert "jobs=0: give 1" in refusal(many_runs.checked_jobs, 0)
 
 
-def test_a_signal_stops_all():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_all(number):
     """The second process sends it to this one; the third does not begin."""
     wait = "import signal; signal.pause()"
-    send = f"import os; os.kill({os.getpid()}, {int(signal.SIGTERM)})"
+    send = f"import os; os.kill({os.getpid()}, {int(number)})"
     commands = [python(wait), python(f"{send}; {wait}"), python(wait)]
     tasks = [Task(str(n), "", iter([c])) for n, c in enumerate(commands)]
     with pytest.raises(Stopped) as stopped:
         run_all(tasks, "python again", jobs=2)
-    assert stopped.value.number == signal.SIGTERM
+    assert stopped.value.number == number
     assert stopped.value.__notes__ == ["to continue: python again"]
+
+
+def test_a_closed_terminal_is_ignored_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        send = f"import os; os.kill({os.getpid()}, {int(signal.SIGHUP)})"
+        assert run_all([Task("a", "", iter([python(send)]))], "again") == {}
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_an_error_of_a_task_ends_the_others():
