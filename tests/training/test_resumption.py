@@ -278,7 +278,7 @@ def test_more_epochs_where_the_schedule_permits(run_of, tmp_path):
 def test_early_stopping_looks_at_the_history(run_of, tmp_path):
     # Muon normalizes kernels even at a rate of zero.
     still = {"learning_rate": 0.0, "patience": 2, "epochs": 9, "ema": 0.0}
-    still["optimizer"] = "sgd"
+    still |= {"optimizer": "sgd", "mixup": 0.0, "cutout": 0}
     whole = run_of("whole", **still)
     assert len(whole.history) == 3  # none better than the first
     with pytest.raises(Fault):
