@@ -244,7 +244,7 @@ def error_of(capfd):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_write_of_a_command_in_turn(command, place, disk, capfd):
-    pytest.importorskip("safetensors")
+    pytest.importorskip("safetensors", reason="it is the file's format")
     written = {}
     for at in range(1, COMMANDS[command] + 1):
         disk.fill(at)
@@ -265,7 +265,7 @@ def test_every_write_of_a_command_in_turn(command, place, disk, capfd):
     "command", [*COMMANDS, f"train --arch resnet8 {DATA} --output-dir {{}}run"]
 )
 def test_a_place_where_even_root_cannot_write(command, place, capfd):
-    pytest.importorskip("safetensors")
+    pytest.importorskip("safetensors", reason="it is the file's format")
     before = contents(place)
     assert run(command.format("/proc/")) == 2
     assert "/proc/" in error_of(capfd)

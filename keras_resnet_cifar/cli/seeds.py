@@ -102,10 +102,11 @@ def run(
     ]
     go_on = f"{args.parser.prog} --resume {shlex.quote(str(folder))}"
     failed = many_runs.run_all(tasks, go_on, jobs, report=report)
-    if not any(run.path.exists() for run in found.values()):
+    begun = args.resume or any(run.path.exists() for run in found.values())
+    if not begun and many_runs.REFUSED in failed.values():
         (folder / _FILE).unlink()
         folder.rmdir()
-        raise SystemExit(max(failed.values()))
+        raise SystemExit(many_runs.REFUSED)
     done, missing = [], {}
     for run in found.values():
         progress = many_runs.read_progress(run)

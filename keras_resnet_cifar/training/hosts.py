@@ -161,8 +161,8 @@ def check_same(*values: Any) -> None:
     number = zlib.crc32(json.dumps(values, sort_keys=True).encode()) >> 1
     if largest(number) != -largest(-number):
         raise InputError(
-            "the processes differ in an option, the data or a version: start "
-            "all of them alike, apart from process_id="
+            "the processes differ in an option or in their data: start all of "
+            "them alike, apart from process_id="
         )
 
 

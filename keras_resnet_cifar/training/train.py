@@ -52,7 +52,9 @@ from keras_resnet_cifar.training.recipes import (
 from keras_resnet_cifar.training.run_directory import Interval, RunDirectory
 from keras_resnet_cifar.training.tracking import Tracking, check_trackers
 
-_LATE = 60  # seconds until a shared file system shows a new file everywhere
+# Seconds until a shared file system shows a new file everywhere; Gloo lets
+# processes wait for each other for 30.
+_LATE = 20
 
 
 @dataclass(frozen=True)

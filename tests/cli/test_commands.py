@@ -133,7 +133,7 @@ def test_a_moved_model_names_its_classes(trained, run, tmp_path, capsys):
 
 
 def test_convert_names_the_classes(trained, run, tmp_path, capsys):
-    pytest.importorskip("safetensors")
+    pytest.importorskip("safetensors", reason="it is the file's format")
     checkpoint, out = tmp_path / "net.safetensors", tmp_path / "net.keras"
     to_torch = ("-o", checkpoint, "--to-torch", "akamaster")
     assert run("convert", trained[0], *to_torch) == 0

@@ -288,7 +288,7 @@ def test_tensorflow_prints_nothing(backend, fast, tmp_path):
 
 def test_a_shell_completes(tmp_path):
     """By argcomplete, which an extra brings."""
-    pytest.importorskip("argcomplete")
+    pytest.importorskip("argcomplete", reason="it completes words")
     line = "keras-resnet-cifar exp"
     out = tmp_path / "completions"
     variables = {
