@@ -49,8 +49,9 @@ def count_program(
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
         os.environ["XLA_FLAGS"] = (
-            f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder} "
-            "--xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_run_steps"
+            f"--xla_dump_to={folder} --xla_dump_hlo_as_text "
+            "--xla_dump_hlo_module_re=jit_run_steps "
+            f"{os.environ.get('XLA_FLAGS', '')}"
         )
         _compile(arch, recipe, batch_size, precision)
 
@@ -89,7 +90,8 @@ def _compile(arch, recipe, batch_size, precision):
     from keras_resnet_cifar.training.recipes import get_recipe
 
     model = build_resnet(arch)
-    images = np.zeros((_IMAGES, 32, 32, 3), "uint8")
+    shape = (_IMAGES, 32, 32, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, "uint8")
     data = as_dataset(model, (images, np.arange(_IMAGES) % 10))
     chosen = get_recipe(recipe, batch_size=batch_size, precision=precision)
     feed = ShuffledBatches(data.train, data.num_classes, batch_size, seed=0)
@@ -156,24 +158,28 @@ def count_bytes(hlo: str, resident: str) -> int:
     body = re.search(rf"\n%{re.escape(name)} \(.*?\n}}", hlo, re.S)
     assert body
     instruction = r"^ *(?:ROOT )?%(\S+) = (.*?) ([\w\-]+)\((.*?)\)(?:,|$)"
-    shapes, total = {}, 0
+    sizes: dict[str, list[int]] = {}  # of an array, or of a tuple's elements
+    total = 0
     for result, shape, kind, operands in re.findall(instruction, body[0], re.M):
-        shapes[result] = 0 if shape.startswith(resident) else _size(shape)
+        sizes[result] = _sizes(shape, resident)
         if kind in ("fusion", "custom-call", "copy"):
-            total += shapes[result]
-            total += sum(
-                shapes.get(operand, 0)
-                for operand in re.findall(r"%([\w.\-]+)", operands)
-            )
+            total += sum(sizes[result])
+            for operand, element in re.findall(
+                r"%([\w.\-]+)(?:#(\d+))?", operands
+            ):
+                read = sizes.get(operand, [0])
+                total += read[int(element)] if element else sum(read)
     return total
 
 
-def _size(shape):
-    return sum(
-        _BYTES[kind] * math.prod(map(int, filter(None, sides.split(","))))
-        for kind, sides in re.findall(r"\b(\w+)\[([\d,]*)\]", shape)
-        if kind in _BYTES
-    )
+def _sizes(shape, resident):
+    """Returns the bytes of each array in a shape; the resident ones have 0."""
+    sizes = []
+    for kind, sides in re.findall(r"\b(\w+)\[([\d,]*)\]", shape):
+        elements = math.prod(map(int, filter(None, sides.split(","))))
+        counted = not f"{kind}[{sides}".startswith(resident)
+        sizes.append(counted * elements * _BYTES.get(kind, 0))
+    return sizes
 
 
 if __name__ == "__main__":

@@ -110,10 +110,11 @@ Line = tuple[str, str]
 
 
 def _quick(args: argparse.Namespace) -> Iterator[Line]:
-    """The contenders of `scripts/benchmark.py --quick`."""
+    """`scripts/benchmark.py --quick`, with PyTorch's CUDA graphs."""
     path = args.output / "benchmark.json"
     tiny = ("--arch=resnet8", "--steps=1", "--rounds=1", "--contenders=fit")
-    options = tiny if args.smoke else ("--quick",)
+    names = "--contenders=fit,step,torch-eager,torch-graphs"
+    options = tiny if args.smoke else ("--quick", names)
     if fault := _benchmark(*options, f"--output={path}"):
         yield "benchmark", fault
         return
@@ -129,15 +130,14 @@ def _variants(args: argparse.Namespace) -> Iterator[Line]:
     tiny = ("--arch=resnet8", "--images=256", "--epochs=1")
     for turn in (1,) if args.smoke else (1, 2):
         for name, (flags, options) in _VARIANTS.items():
-            environment = {
-                "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"
-            }
+            # XLA takes a value that begins with a space for a file's name.
+            flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
             command = ("-m", "benchmarks.gpu_epochs", *options)
             code, output = _run(
                 *command,
                 *tiny * args.smoke,
                 seconds=_SECONDS if args.smoke else _SECONDS / 8,
-                **environment,
+                XLA_FLAGS=flags,
             )
             last = (output.splitlines() or [""])[-1]
             yield f"{name}, round {turn}", _fault(code) or last

@@ -54,6 +54,7 @@ def record(job: Job) -> dict[str, Any] | None:
         "recipe": recipe,
         "precision": config["precision"],
         "backend": config["backend"],
+        "accelerator": config.get("accelerator"),
         "machine": _json(job.machine) if job.machine.exists() else None,
         "versions": config["versions"],
     }
@@ -184,6 +185,8 @@ def _section(result):
         place = "an unknown machine"
         if host:
             place = f"{host['processor']}, cores: {host['cores']}"
+        if seed.get("accelerator"):
+            place = f"{seed['accelerator']}, {place}"
         versions = ", ".join(f"{k} {v}" for k, v in seed["versions"].items())
         block = [
             f"```bash\n{seed['command']}\n```\n",

@@ -166,7 +166,7 @@ class Processes:
 
     Args:
         jobs: Number of processes at a time. If there are several, each gets a
-            GPU.
+            GPU, or a share of the memory of one.
         seconds: Time limit for all of them, after which they get a SIGTERM.
 
     Attributes:
@@ -181,6 +181,12 @@ class Processes:
         self._places: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         gpus = _gpus() if jobs > 1 else []
         places = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}]
+        if jobs > len(gpus) > 0:
+            # By default, JAX reserves most of the memory of a GPU.
+            share = 0.9 * len(gpus) / jobs
+            memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{share:.2f}"}
+            memory["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+            places = [memory | os.environ | place for place in places]
         for job in range(jobs):
             self._places.put(places[job % len(places)])
         self.signal: int | None = None

@@ -49,6 +49,8 @@ def model_card(
         for key in ("optimizer", "loss")
         if isinstance(recipe.get(key), dict)
     )
+    device = config.get("accelerator")
+    device = f" on {device}" if device else ""
     classes = [_by_class(x, row["test"]) for x, row in metrics.items()][:1]
     return f"""\
 # {config["arch"]} on {data["name"]}
@@ -66,7 +68,7 @@ validation, {data["test"]:,} test images, \
 {recipe["batch_size"]}, seed {config["seed"]}, {config["precision"]} |
 | source of the recipe | {recipe["source"]} |
 | expected result of the recipe | {recipe["expected"]} |
-| backend | {config["backend"]}, keras {config["versions"]["keras"]} |
+| backend | {config["backend"]}{device}, keras {config["versions"]["keras"]} |
 
 ## Results on the test split
 

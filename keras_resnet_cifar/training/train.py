@@ -18,6 +18,7 @@ from keras_resnet_cifar.data.augmentation import check_crop
 from keras_resnet_cifar.data.batches import StreamedSplit
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.device import (
+    accelerator_name,
     is_out_of_memory,
     make_deterministic,
     resolve_precision,
@@ -292,6 +293,7 @@ def run_config(
         "precision": precision,
         "request": data.request,
         "backend": keras.backend.backend(),
+        "accelerator": accelerator_name(),
         "versions": run_directory.versions(),
     }
 
