@@ -110,6 +110,15 @@ ROWS = (
         source=_HE,
     ),
     Row(
+        name="cifar10-resnet20-100",
+        recipe=recipe_for(DEFAULT, 100),
+        arch="resnet20",
+        dataset="cifar10",
+        epochs=100,
+        expected=0.9256,
+        source=_CHENYAOFO,
+    ),
+    Row(
         name="coursework-resnet20-200",
         recipe="coursework-resnet20",
         arch="resnet20-projection",

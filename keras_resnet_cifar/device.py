@@ -112,6 +112,25 @@ def compiler_options() -> dict[str, str]:
     return {_COMMAND_BUFFER: _COMMANDS}
 
 
+def start_cudnn() -> None:
+    """Makes each GPU of this process compute a convolution under JAX.
+
+    cuDNN cannot start while a CUDA graph is recorded. Usually, XLA has started
+    it before, to choose the algorithms of convolutions, but it has no need to
+    if a cache holds its choices.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    for device in jax.local_devices():
+        with jax.default_device(device):
+            images, kernels = (
+                jnp.ones((8, 16, 32, 32)),
+                jnp.ones((16, 16, 3, 3)),
+            )
+            jax.lax.conv(images, kernels, (1, 1), "SAME").block_until_ready()
+
+
 def steps_per_execution(
     operations: float, steps: int, resident: bool = False
 ) -> int:

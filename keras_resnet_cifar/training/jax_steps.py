@@ -12,7 +12,7 @@ import jax
 from jax import lax
 from jax import numpy as jnp
 
-from keras_resnet_cifar.device import compiler_options
+from keras_resnet_cifar.device import compiler_options, start_cudnn
 
 _MOST_BYTES = 1 << 28  # of the stacked batches of one call
 
@@ -71,11 +71,13 @@ def compiled(step: Callable, shardings: Any = None) -> Any:
         state, logs = lax.scan(body, state, batches)
         return jax.tree.map(lambda leaf: leaf[-1], logs), state
 
+    if options := compiler_options():
+        start_cudnn()
     return jax.jit(
         run_steps,
         donate_argnums=0,
         out_shardings=shardings and (None, shardings),
-        compiler_options=compiler_options(),
+        compiler_options=options,
     )
 
 

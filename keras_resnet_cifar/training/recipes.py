@@ -194,10 +194,10 @@ _FAST = replace(
     "settings searched on validation images: docs/recipe_search.md",
     expected="CIFAR-10 in 12 epochs: resnet20 89.9 % (two seeds)",
     optimizer="muon",
-    learning_rate=0.08,
+    learning_rate=0.06,
     momentum=0.6,
     schedule=("one_cycle", {"warmup": 0.05}),
-    padding=2,
+    padding=1,
 )
 _STRONG = replace(
     _COSINE,
