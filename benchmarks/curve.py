@@ -125,19 +125,25 @@ def _points(jobs) -> list[dict[str, Any]]:
         if done:
             point = {"recipe": family, "arch": arch, "epochs": epochs}
             points.append(point | {"seeds": done})
+    paces = results.paces(seed for point in points for seed in point["seeds"])
+    for point in points:
+        pace = paces[results.pace_key(point["seeds"][0])]
+        point["seconds"] = point["epochs"] * pace
     return sorted(points, key=lambda p: (p["recipe"], p["arch"], p["epochs"]))
 
 
 def _cells(point):
     seeds = point["seeds"]
     recipe = seeds[0]["recipe"]["name"]
-    seconds = f"{results.mean_of(seeds, 'seconds'):,.0f}"
+    seconds = f"{point['seconds']:,.0f}"
     numbers = (results.accuracy(seeds), str(len(seeds)), seconds)
     return (recipe, point["arch"], str(point["epochs"]), *numbers)
 
 
 def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws accuracy against epochs and seconds, one line per recipe and net.
+
+    The seconds are those of `results.paces`.
 
     Args:
         points: As the JSON file has them; bars show the standard deviation.
@@ -155,9 +161,8 @@ def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
         values = [100 * seed["accuracy"] for seed in point["seeds"]]
         mean = statistics.mean(values)
         spread = statistics.stdev(values) if len(values) > 1 else 0
-        seconds = results.mean_of(point["seeds"], "seconds")
         name = f"{point['recipe']}, {point['arch']}"
-        entry = (point["epochs"], seconds, mean, spread)
+        entry = (point["epochs"], point["seconds"], mean, spread)
         lines.setdefault(name, []).append(entry)
     for name, entries in lines.items():
         epochs, seconds, means, spreads = zip(*entries, strict=True)
@@ -165,10 +170,13 @@ def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
             axis.errorbar(
                 values, means, spreads, fmt="o-", capsize=3, label=name
             )
-    for axis, label in zip(axes, ("epochs", "seconds"), strict=True):
-        axis.set(xscale="log", xlabel=f"{label} of training")
+    places = sorted({results.place(point["seeds"][0]) for point in points})
+    labels = "epochs", f"seconds of training on {' and '.join(places)}"
+    for axis, label in zip(axes, labels, strict=True):
+        axis.set(xscale="log", xlabel=label)
         axis.grid(alpha=0.3, which="both")
         axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.xaxis.set_minor_formatter("{x:,.0f}")
     lengths = sorted({point["epochs"] for point in points})
     axes[0].set_xticks(lengths, [str(length) for length in lengths])
     axes[0].minorticks_off()

@@ -12,18 +12,20 @@ from benchmarks.runs import Job, evaluation, seconds_left
 from keras_resnet_cifar.cli.options import aligned, mean_and_deviation
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import make_folder, write_json, write_text
+from keras_resnet_cifar.training.many_runs import epoch_seconds
 
 # The part of the README between these lines is replaced.
 BEGIN = "<!-- results: written by scripts/reproduce.py --write -->"
 END = "<!-- end of results -->"
 _HEAD = (
     *("row", "net", "data", "epochs", "top-1, last epoch", "seeds"),
-    *("seconds", "source", "difference"),
+    *("s / epoch", "source", "difference"),
 )
 _HOW = (
     "Test accuracy after the last epoch: mean ± standard deviation over seeds. "
-    "Seconds of training: mean; the machine may have done other work. To "
-    "repeat a row, run `.venv/bin/python scripts/reproduce.py --only ROW`"
+    "Seconds are those of the fastest epoch of this net on this device, "
+    "which other work did not slow. To repeat a row, run "
+    "`.venv/bin/python scripts/reproduce.py --only ROW`"
 )
 
 
@@ -45,6 +47,7 @@ def record(job: Job) -> dict[str, Any] | None:
         "epochs": progress.epochs,
         "accuracy": progress.accuracy,
         "seconds": round(progress.seconds, 1),
+        "epoch_seconds": min(epoch_seconds(job.run, config)),
         "checkpoints": checkpoints,
         "command": f"python scripts/train.py {shlex.join(job.options())}",
         "arch": config["arch"],
@@ -94,9 +97,16 @@ def write(jobs: Sequence[Job], rows: Sequence[Row], root: Path) -> list[Path]:
         raise InputError(
             "no training has finished an epoch: train first, without write="
         )
-    table = markdown([_HEAD, *map(_cells, results)])
+    pace = paces(seed for result in results for seed in result["seeds"])
+    table = markdown([_HEAD, *(_cells(result, pace) for result in results)])
     sections = "\n\n".join(map(_section, results))
-    page = f"# Results\n\n{_HOW}.\n\n{table}\n\n{sections}\n"
+    missing = [
+        row.name
+        for row, path in zip(rows, paths, strict=True)
+        if not path.exists()
+    ]
+    to_do = f"Not trained yet: {', '.join(missing)}.\n\n" if missing else ""
+    page = f"# Results\n\n{_HOW}.\n\n{table}\n\n{to_do}{sections}\n"
     write_text(root / "docs" / "results.md", page)
     line = f"{_HOW}. [Results](docs/results.md) lists each seed, the machine "
     line += "and the versions."
@@ -152,11 +162,33 @@ def mean_of(records: Iterable[dict[str, Any]], key: str) -> float | None:
     return statistics.mean(values) if values else None
 
 
-def _cells(result):
+def paces(seeds: Iterable[dict[str, Any]]) -> dict[tuple, float]:
+    """Returns the seconds of the fastest epoch of each kind of training."""
+    fastest: dict[tuple, float] = {}
+    for seed in seeds:
+        key, seconds = pace_key(seed), seed["epoch_seconds"]
+        fastest[key] = min(seconds, fastest.get(key, seconds))
+    return fastest
+
+
+def pace_key(seed: dict[str, Any]) -> tuple:
+    """Returns what decides the speed of a training."""
+    recipe = seed["recipe"]
+    how = recipe["batch_size"], str(recipe["optimizer"]), seed["precision"]
+    return seed["arch"], seed["images"][0], place(seed), *how
+
+
+def place(seed: dict[str, Any]) -> str:
+    """Returns the accelerator, or else the processor."""
+    machine = seed["machine"] or {"processor": "an unknown machine"}
+    return seed["accelerator"] or machine["processor"]
+
+
+def _cells(result, pace):
     """Returns a row of the table."""
     seeds, expected = result["seeds"], result["expected"]
     first, mean = seeds[0], mean_of(seeds, "accuracy")
-    seconds = mean_of(seeds, "seconds")
+    seconds = pace[pace_key(first)]
     unfinished = [
         f"seed {s['seed']}: {s['epochs_done']} of {s['epochs']} epochs done"
         for s in seeds
@@ -170,7 +202,7 @@ def _cells(result):
         str(first["epochs"]),
         "; ".join(filter(None, [accuracy(seeds), *unfinished])),
         str(len(seeds) - len(unfinished)),
-        "" if seconds is None else f"{seconds:,.0f}",
+        f"{seconds:.2f}" if seconds < 10 else f"{seconds:,.0f}",
         source,
         f"{100 * (mean - expected):+.2f}" if mean and expected else "",
     )

@@ -93,7 +93,7 @@ def read_progress(
         config = run.read_config()
         check(config)
         epochs = epochs or config["recipe"]["epochs"]
-        seconds = _seconds(run, config)
+        seconds = epoch_seconds(run, config)
         done = len(seconds), sum(seconds)
         if run.metrics.exists():
             last = json.loads(run.metrics.read_text())["last"]
@@ -106,8 +106,8 @@ def read_progress(
     return Progress(state, epochs, *done)
 
 
-def _seconds(run, config):
-    """Returns the seconds of each epoch.
+def epoch_seconds(run: RunDirectory, config: dict[str, Any]) -> list[float]:
+    """Returns the seconds of each epoch of a run.
 
     For an epoch that was resumed in the middle, a run records the seconds since
     then, and the speed: the epoch counts as all of its images at that speed.

@@ -172,14 +172,15 @@ def test_the_results_are_written(root):
     assert readme.startswith("before\n") and readme.endswith("\nafter\n")
     assert "old" not in readme
     assert (
-        "| tiny | resnet8 | shapes | 2 | 61.00 ± 1.41 % | 2 | 40 | "
+        "| tiny | resnet8 | shapes | 2 | 61.00 ± 1.41 % | 2 | 10 | "
         "50.00 %, a paper | +11.00 |" in readme
     )
-    assert "| seed 0: 1 of 2 epochs done | 0 |  |  |  |" in readme
+    assert "| seed 0: 1 of 2 epochs done | 0 | 10 |  |  |" in readme
     page = (root / "docs/results.md").read_text()
     assert "python scripts/train.py --recipe onecycle" in page
     assert "a CPU, cores: 2 (keras 3.15.1)" in page
     assert "after epoch 1: 30.00%" in page
+    assert "Not trained yet: unborn." in page
 
     # The table comes from the JSON files, and is the same the second time.
     results.write([], rows, root)
@@ -256,8 +257,8 @@ def test_finished_trainings_become_a_curve(tmp_path, capsys):
     picture = tmp_path / "docs" / "curve.png"
     assert curve.main([*arguments, "--picture", str(picture)]) == 0
     _, four, eight, _, rest = capsys.readouterr().out.splitlines()
-    assert "55.00 ± 7.07 %" in four and four.split()[-2:] == ["2", "20"]
-    assert "70.00 %" in eight and eight.split()[-2:] == ["1", "20"]
+    assert "55.00 ± 7.07 %" in four and four.split()[-2:] == ["2", "40"]
+    assert "70.00 %" in eight and eight.split()[-2:] == ["1", "80"]
     assert rest == "trainings not finished: 1"
     assert picture.read_bytes().startswith(b"\x89PNG")
     points = json.loads(picture.with_suffix(".json").read_text())

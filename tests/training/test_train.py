@@ -172,7 +172,7 @@ def test_training_learns(tiny_model, tiny_data):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"learning_rate": 0.01}, "learning_rate=0.01, which was 0.08"),
+        ({"learning_rate": 0.01}, "learning_rate=0.01, which was 0.06"),
         ({"seed": 3}, "seed=3, which was 0"),
         ({"epochs": 9}, "it changes the rates of the one_cycle schedule"),
         ({"recipe": "cosine"}, "recipe='cosine', which was 'fast'"),
