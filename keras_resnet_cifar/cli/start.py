@@ -33,7 +33,7 @@ def import_keras(deterministic: bool = False) -> None:
 
     if deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{JAX_DETERMINISTIC} {flags}"
+        os.environ["XLA_FLAGS"] = f"{flags} {JAX_DETERMINISTIC}".strip()
     cache_compilations()
 
 
