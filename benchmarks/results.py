@@ -23,8 +23,8 @@ _HEAD = (
 )
 _HOW = (
     "Test accuracy after the last epoch: mean ± standard deviation over seeds. "
-    "Seconds are those of the fastest epoch of this net on this device, "
-    "which other work did not slow. To repeat a row, run "
+    "Seconds per epoch are those of the fastest epoch of this net on this "
+    "device; runs that shared the device took longer. To repeat a row, run "
     "`.venv/bin/python scripts/reproduce.py --only ROW`"
 )
 
@@ -172,10 +172,11 @@ def paces(seeds: Iterable[dict[str, Any]]) -> dict[tuple, float]:
 
 
 def pace_key(seed: dict[str, Any]) -> tuple:
-    """Returns what decides the speed of a training."""
+    """Returns what trainings of about the same speed have in common."""
     recipe = seed["recipe"]
     how = recipe["batch_size"], str(recipe["optimizer"]), seed["precision"]
-    return seed["arch"], seed["images"][0], place(seed), *how
+    where = seed["backend"], place(seed)
+    return seed["arch"], seed["parameters"], seed["images"][0], *how, *where
 
 
 def place(seed: dict[str, Any]) -> str:

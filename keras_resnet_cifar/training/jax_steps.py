@@ -71,13 +71,13 @@ def compiled(step: Callable, shardings: Any = None) -> Any:
         state, logs = lax.scan(body, state, batches)
         return jax.tree.map(lambda leaf: leaf[-1], logs), state
 
-    if options := compiler_options():
+    if jax.default_backend() == "gpu":
         start_cudnn()
     return jax.jit(
         run_steps,
         donate_argnums=0,
         out_shardings=shardings and (None, shardings),
-        compiler_options=options,
+        compiler_options=compiler_options(),
     )
 
 

@@ -183,7 +183,7 @@ class Processes:
         places = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}]
         if jobs > len(gpus) > 0:
             # By default, JAX reserves most of the memory of a GPU.
-            share = 0.9 * len(gpus) / jobs
+            share = 0.9 / -(-jobs // len(gpus))
             memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{share:.2f}"}
             memory["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
             places = [memory | os.environ | place for place in places]

@@ -109,7 +109,7 @@ def test_ctrl_c_and_resume_in_processes(fast, tmp_path):
     assert history(directory, "epoch") == list(range(1, 41))
     # One line down to zero from a twentieth on, as if never interrupted.
     steps = 4 * np.arange(1, 41) - 1  # the last of each epoch
-    expected = np.interp(steps, [0, 8, 160], [0, 0.08, 0])
+    expected = np.interp(steps, [0, 8, 160], [0, 0.06, 0])
     rates = history(directory, "learning_rate")
     np.testing.assert_allclose(rates, expected, atol=1e-6)
 

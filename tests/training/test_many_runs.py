@@ -60,11 +60,14 @@ def test_processes_at_a_time_share_the_gpus(monkeypatch, tmp_path):
     assert files[0].read_text() == "3,5"  # it has them all
 
 
-def test_processes_on_one_gpu_share_its_memory(monkeypatch, tmp_path):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+@pytest.mark.parametrize(("gpus", "first"), [("0", "0.30"), ("0,1", "0.45")])
+def test_processes_on_a_gpu_share_its_memory(
+    gpus, first, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     name, file = "XLA_PYTHON_CLIENT_MEM_FRACTION", tmp_path / "share"
     code = f"import os; open({str(file)!r}, 'w').write(os.environ['{name}'])"
-    for share in "0.30", "0.1":
+    for share in first, "0.1":
         assert run_all([Task("", "", iter([python(code)]))], "", jobs=3) == {}
         assert file.read_text() == share
         monkeypatch.setenv(name, "0.1")  # the user's own value stays
