@@ -77,6 +77,25 @@ def test_convolutions_join_cuda_graphs_on_a_gpu_alone(monkeypatch):
     assert hardware.compiler_options() == {}
 
 
+def test_cudnn_starts_before_a_cuda_graph(monkeypatch):
+    if keras.backend.backend() != "jax":
+        pytest.skip("JAX alone: KERAS_BACKEND=jax")
+    import jax
+
+    from keras_resnet_cifar.training import jax_steps
+
+    devices = jax.local_devices()
+    convolutions, conv = [], jax.lax.conv
+    monkeypatch.setattr(
+        jax.lax, "conv", lambda *a: convolutions.append(conv(*a)) or conv(*a)
+    )
+    jax_steps.compiled(lambda state, batch: (state, batch))
+    assert not convolutions
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    jax_steps.compiled(lambda state, batch: (state, batch))
+    assert [y.devices() for y in convolutions] == [{d} for d in devices]
+
+
 COMPILING = """
 import sys, warnings
 if sys.argv[1] == "without":
