@@ -17,6 +17,8 @@ class Row:
         arch: Name of the net.
         dataset: Name of the dataset.
         epochs: Number of epochs, or `None` for the recipe's.
+        weights: Name of the trained weights that are fine-tuned, with all
+            layers from the first step; `None` trains from scratch.
         options: Other fields of the recipe to override; each is an option of
             `train`.
         seeds: Number of seeds: 0, 1, ...
@@ -29,6 +31,7 @@ class Row:
     arch: str
     dataset: str
     epochs: int | None = None
+    weights: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     seeds: int = 3
     expected: float | None = None
@@ -145,6 +148,15 @@ ROWS = (
         epochs=40,
         expected=0.6883,
         source=_CHENYAOFO,
+    ),
+    Row(
+        name="cifar100-from-cifar10-12",
+        recipe=recipe_for(DEFAULT, 12),
+        arch="resnet20",
+        dataset="cifar100",
+        epochs=12,
+        weights="cifar10",
+        seeds=1,
     ),
     Row(
         name="coursework-cifar100-100",

@@ -49,7 +49,8 @@ def record(job: Job) -> dict[str, Any] | None:
         "seconds": round(progress.seconds, 1),
         "epoch_seconds": min(epoch_seconds(job.run, config)),
         "checkpoints": checkpoints,
-        "command": f"python scripts/train.py {shlex.join(job.options())}",
+        "command": f"python scripts/{job.script}.py "
+        + shlex.join(job.options()),
         "arch": config["arch"],
         "parameters": config["parameters"],
         "dataset": config["dataset"]["name"],

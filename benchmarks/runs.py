@@ -15,6 +15,7 @@ from benchmarks.manifest import Row
 from benchmarks.throughput import machine
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.files import write_json
+from keras_resnet_cifar.finetuning.phases import PhasedDirectory
 from keras_resnet_cifar.models.architectures import parse
 from keras_resnet_cifar.training import many_runs
 from keras_resnet_cifar.training.many_runs import Progress
@@ -43,8 +44,21 @@ class Job:
         return f"{self.row.name}-seed{self.seed}"
 
     @property
+    def path(self) -> Path:
+        """The folder of the training."""
+        return self.folder / self.name
+
+    @property
     def run(self) -> RunDirectory:
-        return RunDirectory(self.folder / self.name)
+        """The run directory, which is within `path` for fine-tuning."""
+        if self.row.weights:
+            return PhasedDirectory(self.path).phase("tuned")
+        return RunDirectory(self.path)
+
+    @property
+    def script(self) -> str:
+        """The command of the package that trains it."""
+        return "finetune" if self.row.weights else "train"
 
     @property
     def machine(self) -> Path:
@@ -52,23 +66,25 @@ class Job:
         return self.run.path / "machine.json"
 
     def options(self, data_dir: Path | None = None) -> list[str]:
-        """Returns the options of `train` that begin this training."""
+        """Returns the options of the command that begins this training."""
         row, recipe = self.row, self.row.applied()
-        options: dict[str, Any] = {"recipe": recipe.name, "arch": row.arch}
+        options: dict[str, Any] = {"recipe": recipe.name}
+        if row.weights:
+            options |= {"backbone": row.arch, "weights": row.weights}
+            options |= {"head_epochs": 0, "train_norm": True}
+        else:
+            options["arch"] = row.arch
         options |= {"dataset": row.dataset, "epochs": recipe.epochs}
         flags = many_runs.flags(options | row.options | {"seed": self.seed})
-        return [*flags, *self._data(data_dir), "--output-dir", self._path()]
+        return [*flags, *self._data(data_dir), "--output-dir", str(self.path)]
 
     def command(self, data_dir: Path | None = None) -> list[str]:
         """Returns the command that begins or resumes this training."""
         if self.run.config.exists():
-            options = [*self._data(data_dir), "--resume", self._path()]
+            options = [*self._data(data_dir), "--resume", str(self.path)]
         else:
             options = self.options(data_dir)
-        return [*many_runs.PACKAGE, "train", *options]
-
-    def _path(self):
-        return str(self.run.path)
+        return [*many_runs.PACKAGE, self.script, *options]
 
     def _data(self, data_dir):
         if data_dir is None or self.row.dataset == "shapes":
@@ -85,7 +101,9 @@ class Job:
         recipe = json.loads(json.dumps(asdict(self.row.applied())))
         for name in _NOT_COMPARED:
             del recipe[name]
-        wanted = {"arch": parse(self.row.arch).name, "seed": self.seed}
+        net = parse(self.row.arch).name
+        net = f"finetuned-{net}" if self.row.weights else net
+        wanted = {"arch": net, "seed": self.seed}
         wanted |= {"dataset": self.row.dataset, **recipe}
         actual = {**config["recipe"], "arch": config["arch"]}
         actual |= {"dataset": config["dataset"]["name"], "seed": config["seed"]}

@@ -77,6 +77,20 @@ def test_each_row_can_be_trained(row, tmp_path):
     command = runs.Job(row, 0, tmp_path).command(tmp_path)
     assert command[command.index("--epochs") + 1] == str(recipe.epochs)
     assert ("--data-dir" in command) == (row.dataset != "shapes")
+    assert ("--backbone" in command) == (row.weights is not None)
+
+
+@pytest.mark.slow
+def test_a_row_with_weights_is_fine_tuned(tmp_path):
+    options = {"validation": 9500}
+    tiny = {"epochs": 1, "weights": "shapes", "seeds": 1, "options": options}
+    row = Row("tuned", "fast", "resnet8", "shapes", **tiny)
+    (job,) = runs.jobs([row], None, tmp_path)
+    assert runs.train_all([job], "again") == []
+    assert job.progress().state == "done"
+    record = results.record(job)
+    assert record["accuracy"] == job.progress().accuracy
+    assert "finetune.py --recipe fast --backbone resnet8" in record["command"]
 
 
 def test_row_names_are_unique():
