@@ -143,7 +143,7 @@ def _cells(point):
 def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws accuracy against epochs and seconds, one line per recipe and net.
 
-    The seconds are those of `results.paces`.
+    The seconds are the epochs at the speed of `results.paces`.
 
     Args:
         points: As the JSON file has them; bars show the standard deviation.

@@ -10,10 +10,9 @@ prints the table of docs/scale.md. A step on N devices takes
 seconds. The terms are the net's operations, divided equally; the launches and
 short kernels of each layer, counted by its BatchNorm; sending the float32
 gradients around a ring; and the latency of each collective. There is one
-collective for the gradients and two for each BatchNorm, as in the step
-that tests/training/test_data_parallel.py compiles.
-Those of BatchNorm cannot be combined, since each layer waits for the previous
-one. Nothing overlaps.
+collective for the gradients and two for each BatchNorm, as in the step that
+tests/training/test_data_parallel.py compiles. Those of BatchNorm cannot be
+combined, since each layer waits for the previous one. Nothing overlaps.
 """
 
 import math

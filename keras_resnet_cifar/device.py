@@ -124,10 +124,8 @@ def start_cudnn() -> None:
 
     for device in jax.local_devices():
         with jax.default_device(device):
-            images, kernels = (
-                jnp.ones((8, 16, 32, 32)),
-                jnp.ones((16, 16, 3, 3)),
-            )
+            images = jnp.ones((8, 16, 32, 32))
+            kernels = jnp.ones((16, 16, 3, 3))
             jax.lax.conv(images, kernels, (1, 1), "SAME").block_until_ready()
 
 
