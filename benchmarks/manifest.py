@@ -1,7 +1,7 @@
 """The rows of the results table, and the recipes of the accuracy curve."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from keras_resnet_cifar.training.recipes import DEFAULT, Recipe, get_recipe
@@ -31,6 +31,7 @@ class Row:
     arch: str
     dataset: str
     epochs: int | None = None
+    _: KW_ONLY
     weights: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     seeds: int = 3

@@ -11,7 +11,7 @@ from benchmarks import results, runs
 from benchmarks.manifest import ROWS
 from keras_resnet_cifar.cli.main import Parser
 from keras_resnet_cifar.cli.main import run as run_command
-from keras_resnet_cifar.cli.options import JOBS
+from keras_resnet_cifar.cli.options import JOBS, exit_if
 from keras_resnet_cifar.errors import InputError, unknown
 from keras_resnet_cifar.training.many_runs import checked_jobs
 
@@ -86,8 +86,7 @@ def train(args: argparse.Namespace, jobs: Sequence[runs.Job]) -> None:
         report=lambda line: print(line, flush=True),
         processes=checked_jobs(args.jobs),
     )
-    if failed:
-        sys.exit(1)
+    exit_if(failed, args.go_on)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -176,7 +176,7 @@ def train_all(
     seconds: float | None = None,
     report: Callable[[str], Any] = print,
     processes: int = 1,
-) -> list[str]:
+) -> dict[str, int]:
     """Trains unfinished jobs; evaluates the checkpoints that a recipe saves.
 
     A run that another process is training is skipped, and so are the other
@@ -191,7 +191,7 @@ def train_all(
         processes: Number of trainings at a time.
 
     Returns:
-        The names of the trainings that failed, without refused ones.
+        The exit codes of the trainings that failed, by name.
 
     Raises:
         Stopped: On a signal, after the trainings have been saved.
@@ -207,8 +207,7 @@ def train_all(
         return many_runs.Task(job.name, job.row.name, commands, record_machine)
 
     tasks = list(map(task, jobs))
-    failed = many_runs.run_all(tasks, go_on, processes, seconds, report)
-    return [name for name in failed if failed[name] != many_runs.REFUSED]
+    return many_runs.run_all(tasks, go_on, processes, seconds, report)
 
 
 def _commands(job, data_dir, report, quiet):

@@ -86,11 +86,22 @@ def test_a_row_with_weights_is_fine_tuned(tmp_path):
     tiny = {"epochs": 1, "weights": "shapes", "seeds": 1, "options": options}
     row = Row("tuned", "fast", "resnet8", "shapes", **tiny)
     (job,) = runs.jobs([row], None, tmp_path)
-    assert runs.train_all([job], "again") == []
+    assert runs.train_all([job], "again") == {}
     assert job.progress().state == "done"
     record = results.record(job)
     assert record["accuracy"] == job.progress().accuracy
     assert "finetune.py --recipe fast --backbone resnet8" in record["command"]
+
+
+def test_a_refused_row_is_an_error(tmp_path, monkeypatch, capfd):
+    row = replace(ROW, weights="nobody")
+    monkeypatch.setattr(reproduce, "ROWS", (row,))
+    with pytest.raises(SystemExit, match="2"):
+        reproduce.main(["--output", str(tmp_path)])
+    output, errors = capfd.readouterr()
+    assert "tiny: skipped" in output
+    assert "unknown weights 'nobody'" in errors
+    assert "tiny-seed0 (exit code 2); to continue" in errors
 
 
 def test_row_names_are_unique():
@@ -155,7 +166,7 @@ def test_an_unusable_run_is_neither_resumed_nor_reported(damage, tmp_path):
         getattr(run, damage).write_text("{")
     job, lines = runs.Job(row, 0, tmp_path), []
     assert job.progress().state == "unusable"
-    assert runs.train_all([job], "again", report=lines.append) == []
+    assert runs.train_all([job], "again", report=lines.append) == {}
     assert len(lines) == 1 and str(run.path) in lines[0]
     assert results.record(job) is None
     assert lines[0] in results.status([job])
@@ -284,9 +295,9 @@ PROGRAM = """
 import sys
 from benchmarks import reproduce
 from benchmarks.manifest import Row
-options = {"validation": 9000, "precision": "float32"}
+tiny = {"validation": 9000, "precision": "float32"}
 reproduce.ROWS = (
-    Row("tiny", "onecycle", "resnet8", "shapes", 6, options, seeds=1),
+    Row("tiny", "onecycle", "resnet8", "shapes", 6, options=tiny, seeds=1),
 )
 sys.exit(reproduce.main())
 """
