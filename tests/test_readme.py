@@ -33,8 +33,8 @@ SHORTER = {
 }
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
 
 
 def shortened(text):
@@ -156,6 +156,21 @@ def test_the_notebook_runs(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "interrupted" in result.stdout
+
+
+@pytest.mark.slow
+def test_the_sweep_by_ray_runs(tmp_path):
+    pytest.importorskip("ray")
+    (code,) = blocks("python", (ROOT / "docs" / "sweeps.md").read_text())
+    result = subprocess.run(
+        [sys.executable, "-c", code.replace("num_samples=4", "num_samples=2")],
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    last = result.stdout.splitlines()[-1]
+    assert re.fullmatch(r"\{'learning_rate': 0\.\d+\} 0\.\d+", last), last
 
 
 @pytest.mark.slow
