@@ -25,6 +25,7 @@ from keras_resnet_cifar.data import shapes
 from keras_resnet_cifar.data.batches import ShuffledBatches
 from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.data.load import Dataset, Split
+from keras_resnet_cifar.finetuning.finetune import build_finetuned, finetune
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.training import compilation
 from keras_resnet_cifar.training.compilation import compile_for_training
@@ -84,6 +85,15 @@ def run(data, folder=None, **settings):
     } | settings
     model = build_resnet(**TINY, normalization="shapes")
     return train(model, data, output_dir=folder, **settings)
+
+
+def tuned(devices):
+    """A small backbone at 224 pixels: a step of the head, a step of all."""
+    keras.utils.set_random_seed(0)
+    model = build_finetuned("resnet8", 10, weights="shapes", image_size=224)
+    settings = {"head_epochs": 1, "epochs": 1, "batch_size": 32}
+    settings |= {"precision": "float32", "devices": devices, "verbose": False}
+    return finetune(model, data_of(32), **settings)
 
 
 def difference(one, other):
@@ -153,6 +163,8 @@ def main(folder):
         found[f"warnings on {name}"] = [
             str(w.message) for w in caught if w.category is UserWarning
         ]
+
+    found["fine-tuned"] = difference(tuned(1), tuned(DEVICES))
 
     # The user's own distribution.
     keras.distribution.set_distribution(

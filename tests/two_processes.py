@@ -45,7 +45,7 @@ def main(folder, action, coordinator=None, process=0):
         return built
 
     four_devices.build_resnet = net
-    if action == "killed":
+    if action in ("killed", "first-killed"):
         hosts._SHUTDOWN = 10  # what the other one waits for at its end
     if coordinator == "auto":
         hosts.join(coordinator)
@@ -57,7 +57,7 @@ def main(folder, action, coordinator=None, process=0):
     settings = {"devices": devices, "backup_every": 1}
     if action == "seeded":
         settings |= {"seed": process}
-    if action == "killed" and process == 1:
+    if (action, process) in (("killed", 1), ("first-killed", 0)):
         callbacks = [SignalAt(3, signal.SIGKILL)]
     if action == "resumed":
         settings |= {"resume": True}

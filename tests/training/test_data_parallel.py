@@ -54,6 +54,11 @@ def test_four_devices_train_as_one(found):
 
 
 @pytest.mark.slow
+def test_four_devices_fine_tune_as_one(found):
+    assert found["fine-tuned"] <= 1e-4
+
+
+@pytest.mark.slow
 def test_a_run_on_four_devices_resumes_to_the_same_bits(found):
     assert found["resumed on same"] == 0.0
     assert found["warnings on same"] == []

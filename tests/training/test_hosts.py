@@ -145,6 +145,17 @@ def test_a_killed_process_ends_the_others(whole, folder):
 
 
 @pytest.mark.slow
+def test_the_first_process_may_die(folder):
+    """It writes the run, and the others are connected through it."""
+    (first, *_), (second, _, errors) = pair(folder, "first-killed")
+    assert first == -signal.SIGKILL
+    assert second > 0 or second == -signal.SIGABRT
+    assert errors
+    run = RunDirectory(folder / "first-killed")
+    assert run.config.exists() and not run.metrics.exists()
+
+
+@pytest.mark.slow
 def test_processes_that_are_not_alike_are_refused(folder):
     for action, devices, text in (
         ("seeded", (2, 2), "the processes differ in an option"),
