@@ -19,7 +19,7 @@ BEGIN = "<!-- results: written by scripts/reproduce.py --write -->"
 END = "<!-- end of results -->"
 _HEAD = (
     *("row", "net", "data", "epochs", "top-1, last epoch", "seeds"),
-    *("s / epoch", "source", "difference"),
+    *("s / epoch", "device", "source", "difference"),
 )
 _HOW = (
     "Test accuracy after the last epoch: mean ± standard deviation over seeds. "
@@ -205,6 +205,7 @@ def _cells(result, pace):
         "; ".join(filter(None, [accuracy(seeds), *unfinished])),
         str(len(seeds) - len(unfinished)),
         f"{seconds:.2f}" if seconds < 10 else f"{seconds:,.0f}",
+        place(first),
         source,
         f"{100 * (mean - expected):+.2f}" if mean and expected else "",
     )

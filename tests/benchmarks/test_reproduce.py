@@ -198,7 +198,7 @@ def test_the_results_are_written(root):
     assert "old" not in readme
     assert (
         "| tiny | resnet8 | shapes | 2 | 61.00 ± 1.41 % | 2 | 10 | "
-        "50.00 %, a paper | +11.00 |" in readme
+        "an unknown machine | 50.00 %, a paper | +11.00 |" in readme
     )
     assert "| seed 0: 1 of 2 epochs done | 0 | 10 |  |  |" in readme
     page = (root / "docs/results.md").read_text()
