@@ -97,10 +97,12 @@ def run(args: argparse.Namespace) -> None:
     for name in args.only or ():
         if name not in rows:
             raise unknown("row", name, rows)
+    if args.only == []:
+        raise InputError(f"only= names no row: give some of {', '.join(rows)}")
     chosen = [rows[name] for name in rows if name in (args.only or rows)]
     jobs = runs.jobs(chosen, args.seeds, args.output)
     if args.write:
-        for path in results.write(jobs, ROWS, ROOT):
+        for path in results.write(jobs, ROWS, ROOT, report=print):
             print(f"wrote {path}")
         return
     if not args.status:

@@ -3,7 +3,8 @@
 import json
 import shlex
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ _HEAD = (
 _HOW = (
     "Test accuracy after the last epoch: mean ± standard deviation over seeds. "
     "Seconds per epoch are those of the fastest epoch of this net on this "
-    "device; runs that shared the device took longer. To repeat a row, run "
+    "device; runs that shared the device took longer. The difference is to the "
+    "source, which may have trained for longer. To repeat a row, run "
     "`.venv/bin/python scripts/reproduce.py --only ROW`"
 )
 
@@ -35,7 +37,7 @@ def record(job: Job) -> dict[str, Any] | None:
     if progress.state == "unusable" or not progress.epoch:
         return None
     config = job.run.read_config()
-    recipe = dict(config["recipe"])
+    usual = replace(job, folder=Path("runs/reproduce"))
     checkpoints = {
         str(int(path.stem.rpartition("-")[2])): _json(evaluation(path))["top1"]
         for path in job.run.checkpoints()
@@ -49,13 +51,13 @@ def record(job: Job) -> dict[str, Any] | None:
         "seconds": round(progress.seconds, 1),
         "epoch_seconds": min(epoch_seconds(job.run, config)),
         "checkpoints": checkpoints,
-        "command": f"python scripts/{job.script}.py "
-        + shlex.join(job.options()),
+        "command": f"KERAS_BACKEND={config['backend']} python scripts/"
+        f"{job.script}.py {shlex.join(usual.options())}",
         "arch": config["arch"],
         "parameters": config["parameters"],
         "dataset": config["dataset"]["name"],
         "images": [config["dataset"][s] for s in ("train", "test")],
-        "recipe": recipe,
+        "recipe": config["recipe"],
         "precision": config["precision"],
         "backend": config["backend"],
         "accelerator": config.get("accelerator"),
@@ -64,7 +66,12 @@ def record(job: Job) -> dict[str, Any] | None:
     }
 
 
-def write(jobs: Sequence[Job], rows: Sequence[Row], root: Path) -> list[Path]:
+def write(
+    jobs: Sequence[Job],
+    rows: Sequence[Row],
+    root: Path,
+    report: Callable[[str], Any] = print,
+) -> list[Path]:
     """Writes docs/results/ from the runs, then the tables from docs/results/.
 
     Args:
@@ -72,6 +79,7 @@ def write(jobs: Sequence[Job], rows: Sequence[Row], root: Path) -> list[Path]:
             docs/results/ are kept if their recipe is the same.
         rows: The rows, in the order of the tables.
         root: The folder with README.md and docs/.
+        report: Called with a line about each run that is left out.
 
     Returns:
         The files written.
@@ -82,24 +90,27 @@ def write(jobs: Sequence[Job], rows: Sequence[Row], root: Path) -> list[Path]:
     folder, written = root / "docs" / "results", []
     readme = root / "README.md"
     before, after = _around_the_table(readme)
-    for row in rows:
+    paths = [folder / f"{row.name}.json" for row in rows]
+    earlier = {path: _saved(path) for path in paths if path.exists()}
+    for fault in filter(None, (job.progress().fault for job in jobs)):
+        report(fault)
+    for row, path in zip(rows, paths, strict=True):
         records = [record(job) for job in jobs if job.row is row]
         if seeds := [entry for entry in records if entry is not None]:
             make_folder(folder)
-            path = folder / f"{row.name}.json"
             value: dict[str, Any] = {"row": row.name}
-            value["seeds"] = _with_earlier(seeds, path)
+            value["seeds"] = _with_earlier(seeds, earlier.get(path, []))
             value |= {"expected": row.expected, "source": row.source}
             write_json(path, value)
             written.append(path)
-    paths = [folder / f"{row.name}.json" for row in rows]
     results = [_json(path) for path in paths if path.exists()]
     if not results:
         raise InputError(
             "no training has finished an epoch: train first, without write="
         )
     pace = paces(seed for result in results for seed in result["seeds"])
-    table = markdown([_HEAD, *(_cells(result, pace) for result in results)])
+    rest = [_cells(result, pace) for result in results]
+    done = [cells for cells in rest if cells[_HEAD.index("seeds")] != "0"]
     sections = "\n\n".join(map(_section, results))
     missing = [
         row.name
@@ -107,23 +118,38 @@ def write(jobs: Sequence[Job], rows: Sequence[Row], root: Path) -> list[Path]:
         if not path.exists()
     ]
     to_do = f"Not trained yet: {', '.join(missing)}.\n\n" if missing else ""
+    table = markdown([_HEAD, *rest])
     page = f"# Results\n\n{_HOW}.\n\n{table}\n\n{to_do}{sections}\n"
     write_text(root / "docs" / "results.md", page)
     line = f"{_HOW}. [Results](docs/results.md) lists each seed, the machine "
-    line += "and the versions."
+    line += "and the versions, and has the rows that are not finished."
+    table = markdown([_HEAD, *done])
     write_text(readme, f"{before}{BEGIN}\n\n{line}\n\n{table}\n\n{END}{after}")
     return [*written, root / "docs" / "results.md", readme]
 
 
-def _with_earlier(seeds, path):
-    """Adds the seeds that were trained elsewhere with the same recipe."""
-    found = {seed["seed"]: seed for seed in seeds}
-    if path.exists():
-        recipe = _settings(seeds[0])
-        for seed in _json(path)["seeds"]:
-            if _settings(seed) == recipe and seed["accuracy"] is not None:
-                found.setdefault(seed["seed"], seed)
+def _with_earlier(seeds, earlier):
+    """Adds the seeds that were finished elsewhere with the same recipe."""
+    found = {
+        seed["seed"]: seed
+        for seed in earlier
+        if seed["accuracy"] is not None
+        and _settings(seed) == _settings(seeds[0])
+    }
+    for seed in seeds:
+        if seed["accuracy"] is not None or seed["seed"] not in found:
+            found[seed["seed"]] = seed
     return [found[seed] for seed in sorted(found)]
+
+
+def _saved(path):
+    """Returns the seeds that a file of docs/results/ has."""
+    try:
+        return [seed for seed in _json(path)["seeds"] if _settings(seed)]
+    except (TypeError, LookupError):
+        raise InputError(
+            f"{path} holds no results: restore or remove it"
+        ) from None
 
 
 def _settings(seed):
@@ -189,7 +215,9 @@ def place(seed: dict[str, Any]) -> str:
 def _cells(result, pace):
     """Returns a row of the table."""
     seeds, expected = result["seeds"], result["expected"]
-    first, mean = seeds[0], mean_of(seeds, "accuracy")
+    mean = mean_of(seeds, "accuracy")
+    finished = [seed for seed in seeds if seed["accuracy"] is not None]
+    first = (finished or seeds)[0]
     seconds = pace[pace_key(first)]
     unfinished = [
         f"seed {s['seed']}: {s['epochs_done']} of {s['epochs']} epochs done"
@@ -216,18 +244,18 @@ def _section(result):
     lines = [f"## {result['row']}"]
     for seed in result["seeds"]:
         outcome = accuracy([seed]) or "not finished"
-        host = seed["machine"]
-        place = "an unknown machine"
+        device, host = place(seed), seed["machine"]
+        if host and seed["accelerator"]:
+            device += f", {host['processor']}"
         if host:
-            place = f"{host['processor']}, cores: {host['cores']}"
-        if seed.get("accelerator"):
-            place = f"{seed['accelerator']}, {place}"
+            device += f", cores: {host['cores']}"
         versions = ", ".join(f"{k} {v}" for k, v in seed["versions"].items())
         block = [
             f"```bash\n{seed['command']}\n```\n",
             f"- seed {seed['seed']}: {outcome}, epochs: {seed['epochs_done']} "
             f"of {seed['epochs']}, seconds: {seed['seconds']:,.0f}",
-            f"- {seed['precision']} on {seed['backend']}, {place} ({versions})",
+            f"- {seed['precision']} on {seed['backend']}, {device} "
+            f"({versions})",
         ]
         if seed["checkpoints"]:
             each = [f"{k}: {v:.2%}" for k, v in seed["checkpoints"].items()]

@@ -21,8 +21,8 @@ from keras_resnet_cifar.training import many_runs
 from keras_resnet_cifar.training.many_runs import Progress
 from keras_resnet_cifar.training.run_directory import Interval, RunDirectory
 
-# Fields that only describe a recipe, or that a run records in another form.
-_NOT_COMPARED = ("source", "expected", "arch", "dataset", "validation")
+# Fields that only describe a recipe, or that a run records elsewhere.
+_NOT_COMPARED = ("source", "expected", "arch", "dataset")
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,20 @@ class Job:
             del recipe[name]
         net = parse(self.row.arch).name
         net = f"finetuned-{net}" if self.row.weights else net
-        wanted = {"arch": net, "seed": self.seed}
-        wanted |= {"dataset": self.row.dataset, **recipe}
-        actual = {**config["recipe"], "arch": config["arch"]}
-        actual |= {"dataset": config["dataset"]["name"], "seed": config["seed"]}
+        data = config["dataset"]
+        wanted = {"arch": net, "seed": self.seed, "class_weight": None}
+        wanted |= {"dataset": self.row.dataset, "verified": True, **recipe}
+        actual = {**config["recipe"], "dataset": data["name"]}
+        actual["verified"] = data["verified"]
+        actual |= {key: config[key] for key in ("arch", "seed", "class_weight")}
+        if config["weights"] or not self.row.weights:
+            # At first, a fine-tuned run did not record its weights.
+            wanted["weights"] = self.row.weights
+            actual["weights"] = config["weights"]
         different = [
-            f"{name} is {actual[name]!r} instead of {value!r}"
+            f"{name} is {actual.get(name)!r} instead of {value!r}"
             for name, value in wanted.items()
-            if name in actual and actual[name] != value
+            if actual.get(name) != value
         ]
         if different:
             raise InputError(
@@ -207,7 +213,9 @@ def train_all(
         return many_runs.Task(job.name, job.row.name, commands, record_machine)
 
     tasks = list(map(task, jobs))
-    return many_runs.run_all(tasks, go_on, processes, seconds, report)
+    failed = many_runs.run_all(tasks, go_on, processes, seconds, report)
+    unusable = [job.name for job in jobs if job.progress().fault]
+    return failed | dict.fromkeys(unusable, many_runs.REFUSED)
 
 
 def _commands(job, data_dir, report, quiet):

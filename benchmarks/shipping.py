@@ -1,6 +1,7 @@
 """Puts the weights of a finished run into the package, as float16."""
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -61,14 +62,15 @@ def ship(
     data = load_dataset(**config["request"] | moved)
     make_folder(cards)
     path = shipped / f"{name}-{arch}.keras"
-    save_model(clone_with(load_model(run.last), _as_float16), path)
-    try:
-        size = _checked_size(path)
-        model = build_resnet(arch, weights=path)
+    clone = clone_with(load_model(run.last), _as_float16)
+    clone.class_names = data.class_names
+    with tempfile.TemporaryDirectory(dir=shipped) as folder:
+        staged = Path(folder, path.name)
+        save_model(clone, staged)
+        size = _checked_size(staged, path)
+        model = build_resnet(arch, weights=staged)
         result = evaluate(model, data.test, data.class_names)
-    except InputError:
-        path.unlink()
-        raise
+        staged.replace(path)
     row = Weights(
         name=name,
         arch=arch,
@@ -125,9 +127,11 @@ def _as_float16(
     return type(layer), config | ({"dtype": "float16"} if layer.weights else {})
 
 
-def _checked_size(path):
-    size = path.stat().st_size
-    total = sum(file.stat().st_size for file in path.parent.glob("*.keras"))
+def _checked_size(staged, path):
+    """Returns the bytes of a file that will replace the one at `path`."""
+    size = staged.stat().st_size
+    others = {*path.parent.glob("*.keras")} - {path}
+    total = size + sum(file.stat().st_size for file in others)
     if size > LARGEST or total > LARGEST_TOGETHER:
         raise InputError(
             f"{path} has {size:,} bytes, and all together {total:,}: ship a "
@@ -143,6 +147,6 @@ def _use(row):
     logits = model.predict(images)
 
 The file {row.where}, {row.size:,} bytes, {row.digest}, licence {row.licence},
-is part of the package. The mean top-1 of runs by this recipe, before the
+is part of the package. The mean top-1 of runs by this recipe, before
 rounding to float16, is {row.top1_mean:.2%} (seeds: {row.seeds}).
 """

@@ -1,5 +1,6 @@
 """Evaluates a model on a split: logits, metrics and files with the results."""
 
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -151,6 +152,13 @@ def split_logits(
     check_name("tta", tta, TEST_TIME_AUGMENTATIONS)
     check_classifier(model, len(class_names), split.images.shape[1:])
     check_names(model, class_names)
+    known = getattr(model, "class_names", None) or class_names
+    if {*known}.isdisjoint(class_names) and not class_names[0].isdigit():
+        warnings.warn(
+            f"{model.name} was trained on other classes ({known[0]}, ...) than "
+            f"those of the images ({class_names[0]}, ...)",
+            stacklevel=3,
+        )
     logits = logits_of(model, split.images, *options)
     if tta == "flip":
         logits += logits_of(model, split.images[:, :, ::-1], *options)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_resnet_cifar.errors import spelled, unknown
+from keras_resnet_cifar.errors import InputError, spelled, unknown
 from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.models import architectures
 from keras_resnet_cifar.models.weights import find_weights
@@ -92,6 +92,11 @@ def check_backbone(name: str | Path, weights: str | Path) -> None:
     if name in BACKBONES or str(name).endswith(".keras"):
         return
     if weights in ("imagenet", "none", "hub"):
+        if str(name) in architectures.ARCHITECTURES:
+            raise InputError(
+                f"backbone={name} has no ImageNet weights: give weights=, such "
+                "as weights=cifar10"
+            )
         others = [
             "a run",
             "a .keras file",

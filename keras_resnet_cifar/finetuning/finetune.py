@@ -11,7 +11,7 @@ import keras
 from keras import layers
 
 from keras_resnet_cifar.errors import InputError, check_name
-from keras_resnet_cifar.finetuning.backbones import FREEZE
+from keras_resnet_cifar.finetuning.backbones import FREEZE, found_backbone
 from keras_resnet_cifar.finetuning.features import train_head
 from keras_resnet_cifar.finetuning.phases import PhasedDirectory
 from keras_resnet_cifar.finetuning.pretrained import load_backbone
@@ -97,6 +97,9 @@ def build_finetuned(
     name = f"finetuned-{Path(backbone).stem}"
     model = keras.Model(inputs, nets.head(x, num_classes), name=name)
     freeze_backbone(model, freeze, train_norm)
+    own = str(found_backbone(backbone)).endswith(".keras")
+    if own or str(weights) != "none":  # for the config of a run
+        model.pretrained = str(backbone if own else weights)
     return model
 
 
@@ -248,7 +251,7 @@ def finetune(
     started: list[str] = []
     with contextlib.ExitStack() as stack:
         if resume:
-            started = _resume(directory, plan)
+            started = _resume(directory, plan, model)
         with hosts.together():
             if directory and not resume and hosts.is_first():
                 directory.check_unused()
@@ -289,7 +292,7 @@ def _head_recipe(recipe, epochs, learning_rate):
         raise InputError(f"head_{error}") from None
 
 
-def _resume(directory, plan):
+def _resume(directory, plan, model):
     """Completes a plan from a run's; returns the phases that have started."""
     if directory is None:
         raise InputError("resume=True needs the output_dir= of a run")
@@ -307,4 +310,8 @@ def _resume(directory, plan):
     plan["deterministic"] |= saved.get("deterministic", False)
     if plan["devices"] is None:
         plan["devices"] = saved.get("devices")
-    return directory.started_phases()
+    started = directory.started_phases()
+    if started:  # a second phase keeps what the first started from
+        config = directory.phase(started[0]).read_config()
+        model.pretrained = config.get("weights")
+    return started

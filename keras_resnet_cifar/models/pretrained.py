@@ -1,6 +1,5 @@
 """Loads trained weights, and copies them into a net of `assemble`."""
 
-import contextlib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -59,8 +58,8 @@ def load_donor(
     classes = donor.output_shape[-1]
     if num_classes not in (None, classes):
         raise InputError(
-            f"weights={text!r} have {classes} classes, not {num_classes}: omit "
-            f"num_classes={num_classes}, or fine-tune them with a new head"
+            f"weights={text!r} have {classes} classes, not {num_classes}: for "
+            "other classes, fine-tune them with a new head"
         )
     return donor
 
@@ -103,10 +102,14 @@ def fetch(row: table.Weights) -> Path:
         return shipped
     name = Path(row.where).name
     path = keras_home() / "models" / name.removesuffix(".zip")
+    remedy = f"check the network, or put a copy of {path.name} there"
     if path.is_file():
-        with contextlib.suppress(InputError):  # else it is downloaded again
+        try:
             check_digest(path, row.digest)
             return path
+        except InputError:  # it is downloaded again
+            remedy = f"the copy in {path.parent} is damaged or another file; "
+            remedy += "check the network, or replace it"
 
     def check(temporary):
         if name.endswith(".zip"):
@@ -116,6 +119,5 @@ def fetch(row: table.Weights) -> Path:
             temporary.write_bytes(content)
         check_digest(temporary, row.digest)
 
-    remedy = f"check the network, or put a copy of {path.name} there"
     download(row.where, path, check, remedy)
     return path

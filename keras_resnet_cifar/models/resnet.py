@@ -6,8 +6,9 @@ from typing import Any
 
 import keras
 
+from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models.architectures import resolve
-from keras_resnet_cifar.models.nets import assemble
+from keras_resnet_cifar.models.nets import assemble, check_head
 from keras_resnet_cifar.models.pretrained import copy_weights, load_donor
 
 
@@ -97,16 +98,24 @@ def build_resnet(
         stem_width=stem_width,
         final_norm=final_norm,
     )
+    if num_classes is not None:
+        check_head(num_classes, activation)
     auto = isinstance(normalization, str) and normalization == "auto"
+    shape = input_shape if isinstance(input_shape, tuple | list) else ()
+    channels = tuple(shape[2:])
     donor = None
     if weights is not None:
         given = None if auto else normalization
         donor = load_donor(weights, net.name, num_classes, given)
+        if channels not in ((), donor.input_shape[3:]):
+            raise InputError(
+                f"weights={str(weights)!r} are for {donor.input_shape[3]} "
+                f"channels, not for input_shape={input_shape}"
+            )
         num_classes = donor.output_shape[-1]
         normalization = donor.get_layer("normalization") if auto else given
     elif auto:
-        shape = input_shape if isinstance(input_shape, tuple | list) else ()
-        normalization = None if tuple(shape[2:]) == (1,) else "cifar10"
+        normalization = None if channels == (1,) else "cifar10"
     classes = 10 if num_classes is None else num_classes
     model = assemble(net, classes, input_shape, normalization, activation)
     if donor is not None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.errors import InputError, spelled, unknown
 from keras_resnet_cifar.pytorch.files import FORMATS
 
 SHIPPED = Path(__file__).with_name("shipped")
@@ -140,17 +140,22 @@ def find_weights(weights: str | Path, arch: str) -> Weights | None:
     Raises:
         InputError: There are no such weights, or none for this net.
     """
-    text = str(weights)
+    names = dict.fromkeys(name for name, _ in WEIGHTS)
+    text = spelled(str(weights), names)
     nets = [row.arch for row in WEIGHTS.values() if row.name == text]
     if arch in nets:
         return WEIGHTS[text, arch]
     if nets:
         raise InputError(
-            f"weights={text!r} do not exist for {arch}, only for "
+            f"weights={text!r} are not available for {arch}, only for "
             f"{', '.join(nets)}"
         )
     if text.startswith(HUB) or Path(text).suffix in (".keras", *FORMATS):
         return None
-    names = dict.fromkeys(name for name, _ in WEIGHTS)
+    if Path(text).is_dir():
+        raise InputError(
+            f"weights={text!r} is a folder: give a file in it, such as "
+            "last.keras"
+        )
     others = [f"{HUB}user/name", f"a file ({', '.join(('.keras', *FORMATS))})"]
     raise unknown("weights", text, [*names, *others])

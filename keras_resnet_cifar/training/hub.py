@@ -1,5 +1,6 @@
 """Publishes a run on the Hugging Face Hub."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from keras_resnet_cifar.data.checks import explained
 from keras_resnet_cifar.data.huggingface import REPOSITORIES
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.files import with_checksum, write_json
+from keras_resnet_cifar.models.architectures import parse
 from keras_resnet_cifar.models.hub import MODEL, import_hub
 from keras_resnet_cifar.models.weights import HUB
 from keras_resnet_cifar.training.model_card import model_card
@@ -115,15 +117,19 @@ def _card(
         eval_results=results or None,
     )
     use = f"""\
-    import keras_resnet_cifar as krc
-    model = krc.build_resnet("{config["arch"]}", weights="{HUB}{repository}")
-
-or, without the package, since the file contains stock Keras layers only:
+The file contains stock Keras layers only, and loads without the package:
 
     import huggingface_hub, keras
     path = huggingface_hub.hf_hub_download("{repository}", "{MODEL}")
     model = keras.saving.load_model(path)
 """
+    with contextlib.suppress(InputError):  # not for fine-tuned or own models
+        parse(config["arch"])
+        use = f"""\
+    import keras_resnet_cifar as krc
+    model = krc.build_resnet("{config["arch"]}", weights="{HUB}{repository}")
+
+{use}"""
     epochs = metrics["last"]["epoch"] if metrics else config["recipe"]["epochs"]
     text = model_card(config, epochs, metrics, use)
     return client.ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}")

@@ -97,7 +97,10 @@ def read_progress(
         done = len(seconds), sum(seconds)
         if run.metrics.exists():
             last = json.loads(run.metrics.read_text())["last"]
-            float(last["test"]["top1"])
+            if not last["epoch"] == len(seconds) <= epochs:
+                raise ValueError(f"timing.csv has {len(seconds)} epochs")
+            if not 0 <= last["test"]["top1"] <= 1:
+                raise ValueError("top1 in metrics.json is not from 0 to 1")
             return Progress("done", epochs, *done, last["test"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         fault = f"{run.path} is unusable: {one_line(error)}"

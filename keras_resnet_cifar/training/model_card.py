@@ -79,7 +79,7 @@ validation, {data["test"]:,} test images, \
 ## Limits
 
 - It knows only the {len(data["class_names"])} classes of {data["name"]}: any \
-other image gets one of them, too, sometimes with a high probability.
+other image is assigned one of them, sometimes with a high probability.
 - Its accuracy and calibration were measured on the test split of \
 {data["name"]}. Expect less on photos from elsewhere, and on enlarged, \
 reduced, blurred or noisy images. Adversarial images were not tested.

@@ -167,7 +167,7 @@ _COSINE = Recipe(
     name="cosine",
     source="chenyaofo/pytorch-cifar-models, kuangliu/pytorch-cifar",
     expected="CIFAR-10: resnet20-projection 92.56, 56 94.21, resnet18 "
-    "95.3 to 95.7 %; CIFAR-100: 20 68.8, 56 72.4 %",
+    "95.3 to 95.7 %; CIFAR-100: 20 68.8, 56 72.4 % (last epoch)",
     arch="resnet20-projection",
     nesterov=True,
     weight_decay=5e-4,

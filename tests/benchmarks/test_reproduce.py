@@ -42,9 +42,16 @@ def fake_run(row, seed, folder, accuracy=None, epochs=None, seconds=(10, 10)):
     config = {
         "arch": row.arch,
         "parameters": 77,
-        "dataset": {"name": row.dataset, "train": 1000, "test": 2000},
+        "weights": None,
+        "dataset": {
+            "name": row.dataset,
+            "train": 1000,
+            "test": 2000,
+            "verified": True,
+        },
         "recipe": recipe,
         "seed": seed,
+        "class_weight": None,
         "precision": "float32",
         "request": {},
         "backend": "tensorflow",
@@ -57,7 +64,8 @@ def fake_run(row, seed, folder, accuracy=None, epochs=None, seconds=(10, 10)):
         for epoch, value in enumerate(seconds, 1):
             writer.writerow([epoch, 89.6, value])
     if accuracy is not None:
-        write_json(run.metrics, {"last": {"test": {"top1": accuracy}}})
+        test = {"epoch": len(seconds), "test": {"top1": accuracy}}
+        write_json(run.metrics, {"last": test})
     return run
 
 
@@ -156,19 +164,33 @@ def test_an_epoch_resumed_in_the_middle_counts_whole(tmp_path):
     assert runs.Job(ROW, 0, tmp_path).progress().seconds == 20.5
 
 
-@pytest.mark.parametrize("damage", ["length", "rate", "config", "metrics"])
+@pytest.mark.parametrize(
+    "damage", ["length", "rate", "config", "metrics", "timing", "start", "top1"]
+)
 def test_an_unusable_run_is_neither_resumed_nor_reported(damage, tmp_path):
     row = ROW
     run = fake_run(row, 0, tmp_path, 0.6, epochs=9 if damage == "length" else 2)
     if damage == "rate":
         row = replace(row, options=ROW.options | {"learning_rate": 0.7})
+    elif damage == "start":
+        config = run.read_config() | {"weights": "shapes"}
+        write_json(run.config, with_checksum(config))
+    elif damage == "top1":
+        last = {"epoch": 2, "test": {"top1": 60.0}}
+        write_json(run.metrics, {"last": last})
     elif damage != "length":
         getattr(run, damage).write_text("{")
     job, lines = runs.Job(row, 0, tmp_path), []
     assert job.progress().state == "unusable"
-    assert runs.train_all([job], "again", report=lines.append) == {}
+    failed = runs.train_all([job], "again", report=lines.append)
+    assert failed == {job.name: 2}
     assert len(lines) == 1 and str(run.path) in lines[0]
     assert results.record(job) is None
+    text = f"{results.BEGIN}{results.END}"
+    (tmp_path / "README.md").write_text(text)
+    job_alone = [job], [row], tmp_path, lines.append
+    assert "no training has finished" in refusal(results.write, *job_alone)
+    assert lines[1] == lines[0]
     assert lines[0] in results.status([job])
 
 
@@ -201,8 +223,8 @@ def test_the_results_are_written(root):
         "an unknown machine | 50.00 %, a paper | +11.00 |" in readme
     )
     to_do = "| seed 0: 1 of 2 epochs done | 0 | 10 | an unknown machine |  |  |"
-    assert to_do in readme
     page = (root / "docs/results.md").read_text()
+    assert to_do in page and to_do not in readme
     assert "python scripts/train.py --recipe onecycle" in page
     assert "a CPU, cores: 2 (keras 3.15.1)" in page
     assert "after epoch 1: 30.00%" in page
@@ -211,6 +233,12 @@ def test_the_results_are_written(root):
     # The table comes from the JSON files, and is the same the second time.
     results.write([], rows, root)
     assert (root / "README.md").read_text() == readme
+
+    # A seed finished elsewhere stays while it is trained again.
+    again = root / "again"
+    fake_run(ROW, 0, again, seconds=[10])
+    results.write([runs.Job(ROW, 0, again)], rows, root)
+    assert accuracies(root) == {0: 0.6, 1: 0.62}
 
     # Seeds trained elsewhere stay, unless the recipe has changed.
     elsewhere = root / "elsewhere"
@@ -232,6 +260,10 @@ def test_nothing_is_written_without_results_or_markers(root):
     assert "train first, without write=" in refusal(
         results.write, [], ROWS, root
     )
+    saved = root / "docs" / "results" / f"{ROWS[0].name}.json"
+    saved.parent.mkdir(parents=True)
+    saved.write_text("{}")
+    assert "holds no results" in refusal(results.write, [], ROWS, root)
     (root / "README.md").write_text("no place")
     assert results.END in refusal(results.write, [], ROWS, root)
     assert (root / "README.md").read_text() == "no place"
@@ -243,6 +275,7 @@ def test_nothing_is_written_without_results_or_markers(root):
         (["--only", "cifar10-resnet20-2"], "did you mean"),
         (["--budget", "5"], "--budget 5: give a time such as"),
         (["--seeds", "0"], "--seeds 0"),
+        (["--only", ","], "--only names no row"),
         (["--jobs", "0"], "--jobs 0: give 1 or more"),
         (["--status", "--write"], "--status cannot be combined with --write"),
         (["--rows", "1"], "--help"),

@@ -50,6 +50,14 @@ def test_flips_at_test_time_do_not_see_a_mirrored_split(tiny_model, tiny_data):
     assert "flip" in refusal(lambda: evaluate(model, split, names, tta="crop"))
 
 
+def test_images_of_other_classes_are_noticed(tiny_model, tiny_data):
+    model = tiny_model()
+    model.class_names = tuple(f"kind {i}" for i in range(10))
+    with pytest.warns(UserWarning, match="trained on other classes"):
+        evaluate(model, tiny_data.test, tiny_data.class_names)
+    evaluate(model, tiny_data.test, tuple("0123456789"))
+
+
 def test_a_report_is_json_and_two_pictures(tiny_model, tiny_data, tmp_path):
     names, test = tiny_data.class_names, tiny_data.test
     logits = split_logits(tiny_model(), test, names)

@@ -174,6 +174,14 @@ def test_the_saved_model_needs_nothing_of_this_package(
     )
 
 
+def test_a_run_says_what_was_fine_tuned(finished, own_net):
+    for phase in PHASES:
+        run = PhasedDirectory(finished.directory.parent).phase(phase)
+        assert run.read_config()["weights"] == str(own_net)
+    card = (finished.directory / "README.md").read_text()
+    assert f"started from the weights {own_net}" in card
+
+
 def test_what_training_saves_has_stock_layers(finished):
     model = load_model(finished.directory / "last.keras")
     kinds = {type(layer) for layer in leaf_layers(model)}

@@ -294,7 +294,7 @@ def test_a_copy_in_the_cache_of_torch_is_taken(downloads, tmp_path):
     ("backbone", "arguments", "part"),
     [
         ("resnet19", {}, "resnet18"),
-        ("resnet20", {}, "with weights= a net such as resnet20"),
+        ("resnet20", {}, "such as weights=cifar10"),
         ("resnet19", {"weights": "shapes"}, "no ResNet of basic blocks"),
         ("resnet20", {"weights": "shapes"}, "only for resnet8"),
         ("nowhere.keras", {}, "no model at"),

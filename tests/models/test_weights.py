@@ -176,6 +176,14 @@ def test_bad_weights_are_one_line(trained, tmp_path):
     other.save(tmp_path / "other.keras")
     for words, arch, weights, arguments in (
         ("did you mean", "resnet20", "cifar11", {}),
+        ("such as last.keras", "resnet20", tmp_path, {}),
+        (
+            "are for 3 channels, not for input_shape=(32, 32, 1)",
+            "resnet8",
+            "Shapes",
+            {"input_shape": (32, 32, 1)},
+        ),
+        ("num_classes='10'", "resnet8", "shapes", {"num_classes": "10"}),
         ("only for resnet8", "resnet20", "shapes", {}),
         (
             "only for resnet20-projection, resnet32",
@@ -183,7 +191,7 @@ def test_bad_weights_are_one_line(trained, tmp_path):
             "chenyaofo/cifar10",
             {},
         ),
-        ("omit num_classes=100", "resnet8", "shapes", {"num_classes": 100}),
+        ("have 10 classes, not 100", "resnet8", "shapes", {"num_classes": 100}),
         ("are for resnet8-custom, not for resnet20", "resnet20", path, {}),
         ("no model at", "resnet20", tmp_path / "absent.keras", {}),
         ("bad.keras is damaged", "resnet20", tmp_path / "bad.keras", {}),

@@ -12,6 +12,7 @@ import pytest
 from helpers import refusal, serve
 
 from keras_resnet_cifar.models.resnet import build_resnet
+from keras_resnet_cifar.training import hub as training_hub
 from keras_resnet_cifar.training.hub import push_to_hub
 from keras_resnet_cifar.training.train import train
 
@@ -103,6 +104,10 @@ def test_a_run_there_and_back(hub, run, capsys):
     assert (top1.metric_type, top1.metric_value) == ("accuracy", test["top1"])
     assert ece.metric_value == test["ece"]
     assert f'weights="hf://{NAME}"' in card.text
+
+    other = run.config | {"arch": "finetuned-resnet8"}
+    card = training_hub._card(hub.client, other, run.metrics, NAME, "mit")
+    assert "load_model" in card.text and "build_resnet" not in card.text
 
     for _ in range(2):
         model = build_resnet("resnet8", weights=f"hf://{NAME}")
