@@ -157,7 +157,7 @@ def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
 def _time_to(args: argparse.Namespace) -> list[dict[str, Any]]:
     changes = _given(args, ("batch_size", "precision", "epochs"))
     recipe = get_recipe(args.recipe or DEFAULT, **changes)
-    arch = architectures.parse(args.arch or recipe.arch).name
+    arch = architectures.resolve(args.arch or recipe.arch).name
     name = args.dataset or recipe.dataset
     check_known(name, args.source)
     import_keras()

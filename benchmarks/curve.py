@@ -15,7 +15,7 @@ from keras_resnet_cifar.cli.options import aligned
 from keras_resnet_cifar.data.datasets import check_known
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.files import atomic_write, make_folder, write_json
-from keras_resnet_cifar.models.architectures import parse
+from keras_resnet_cifar.models.architectures import resolve
 from keras_resnet_cifar.training.recipes import RECIPES
 
 _HEAD = ("recipe", "net", "epochs", "top-1, last epoch", "seeds", "seconds")
@@ -109,7 +109,8 @@ def _rows(args) -> list[tuple[tuple[str, str, int], Row]]:
             for arch in args.archs:
                 recipe = recipe_for(family, epochs)
                 data = args.dataset
-                name = f"{recipe}-{parse(arch).name}-{Path(data).name}-{epochs}"
+                net = resolve(arch).name
+                name = f"{recipe}-{net}-{Path(data).name}-{epochs}"
                 row = Row(name, recipe, arch, data, epochs, seeds=1)
                 row.applied()  # raises where it is out of range
                 rows.append(((family, arch, epochs), row))

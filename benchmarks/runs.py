@@ -16,10 +16,10 @@ from benchmarks.throughput import machine
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.files import write_json
 from keras_resnet_cifar.finetuning.phases import PhasedDirectory
-from keras_resnet_cifar.models.architectures import parse
+from keras_resnet_cifar.models.architectures import resolve
 from keras_resnet_cifar.training import many_runs
 from keras_resnet_cifar.training.many_runs import Progress
-from keras_resnet_cifar.training.run_directory import Interval, RunDirectory
+from keras_resnet_cifar.training.run_directory import RunDirectory, interval
 
 # Fields that only describe a recipe, or that a run records elsewhere.
 _NOT_COMPARED = ("source", "expected", "arch", "dataset")
@@ -101,7 +101,7 @@ class Job:
         recipe = json.loads(json.dumps(asdict(self.row.applied())))
         for name in _NOT_COMPARED:
             del recipe[name]
-        net = parse(self.row.arch).name
+        net = resolve(self.row.arch).name
         net = f"finetuned-{net}" if self.row.weights else net
         data = config["dataset"]
         wanted = {"arch": net, "seed": self.seed, "class_weight": None}
@@ -152,7 +152,7 @@ def budget(text: str | None) -> float | None:
     if text is None:
         return None
     with contextlib.suppress(InputError):
-        if seconds := Interval.parse(text).seconds:
+        if seconds := interval(text)[1]:
             return seconds
     raise InputError(f"budget={text}: give a time such as 30s, 10min or 2h")
 

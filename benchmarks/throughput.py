@@ -25,7 +25,7 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.setting import Setting
 from benchmarks.workers import LeftOut, Worker, run_rounds
 from keras_resnet_cifar.errors import InputError, spelled, unknown
-from keras_resnet_cifar.models.architectures import parse
+from keras_resnet_cifar.models.architectures import resolve
 from keras_resnet_cifar.training.recipes import CHOICES
 
 _BUSY = 0.1  # share of the cores in use above which the machine is busy
@@ -212,7 +212,7 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def _check(setting: Setting, names: Sequence[str] | None) -> None:
     """Raises `InputError` for bad input before anything is started."""
-    parse(setting.arch)
+    resolve(setting.arch)
     if setting.precision not in CHOICES["precision"]:
         raise unknown("precision", setting.precision, CHOICES["precision"])
     names = names or ()

@@ -12,7 +12,7 @@ from benchmarks.torch_loop import TorchLoop
 from benchmarks.workers import LeftOut, Rounds
 from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.errors import InputError, one_line
-from keras_resnet_cifar.models.architectures import parse
+from keras_resnet_cifar.models.architectures import resolve
 
 
 def train(
@@ -74,7 +74,7 @@ def _loop(setting: Setting, compiler: str | None = None) -> TorchLoop:
         raise LeftOut("PyTorch and Keras use different kinds of device")
     if setting.precision not in ("float32", "mixed_bfloat16"):
         raise LeftOut(f"the PyTorch loop does not support {setting.precision}")
-    info, arch = DATASETS["cifar10"], parse(setting.arch)
+    info, arch = DATASETS["cifar10"], resolve(setting.arch)
     data = (*setting.noise(), info.mean, info.std)
     try:
         return TorchLoop(

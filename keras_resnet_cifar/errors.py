@@ -1,8 +1,9 @@
 """Errors that a user can fix."""
 
+import contextlib
 import difflib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 _ALIASES = {"tflite": "litert"}
@@ -86,6 +87,18 @@ def spelled(name: Any, known: Iterable[str]) -> Any:
     meant = plain(str(name))
     meant = _ALIASES.get(meant, meant)
     return next((each for each in known if plain(each) == meant), name)
+
+
+@contextlib.contextmanager
+def explained(failure: str, remedy: str) -> Iterator[None]:
+    """Re-raises any error as an `InputError` with failure, reason and remedy.
+
+    Libraries raise many kinds of errors for damaged files.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"{failure} ({one_line(error)}); {remedy}") from error
 
 
 def one_line(error: BaseException) -> str:

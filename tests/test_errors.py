@@ -10,7 +10,7 @@ import keras_resnet_cifar as krc
 from keras_resnet_cifar.data.datasets import DATASETS, check_known
 from keras_resnet_cifar.errors import spelled
 from keras_resnet_cifar.export.verify import FORMATS
-from keras_resnet_cifar.models.architectures import parse
+from keras_resnet_cifar.models.architectures import resolve
 from keras_resnet_cifar.models.normalization import input_normalization
 from keras_resnet_cifar.training.recipes import CHOICES, get_recipe
 
@@ -48,7 +48,7 @@ def test_spelled(name, known, meant):
     ],
 )
 def test_architectures(name, meant):
-    assert parse(name).name == meant
+    assert resolve(name).name == meant
 
 
 def test_recipes_and_their_fields():

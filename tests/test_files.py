@@ -147,3 +147,11 @@ def test_an_empty_folder_is_not_replaced(tmp_path):
         assert "File exists" in refusal(
             files.move_folder, staged, tmp_path / "1"
         )
+
+
+def test_a_checksum_survives_numbers_as_keys(tmp_path):
+    """JSON has text as keys, which sorts "10" before "9"."""
+    path = tmp_path / "plan.json"
+    plan = {"class_weight": {9: 1.0, 10: 2.0}}
+    files.write_json(path, files.with_checksum(plan))
+    assert files.check_checksum(json.loads(path.read_text()))

@@ -98,7 +98,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.output.exists():
         raise InputError(f"{args.output} exists: name another file with -o")
     if args.arch:
-        architectures.parse(args.arch)
+        architectures.resolve(args.arch)
     if args.evaluate and args.dataset is None:
         raise InputError("--evaluate needs a --dataset, e.g. cifar10")
     if args.dataset is not None:

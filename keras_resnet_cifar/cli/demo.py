@@ -8,7 +8,7 @@ from pathlib import Path
 
 from keras_resnet_cifar.cli import options
 from keras_resnet_cifar.cli.start import import_keras
-from keras_resnet_cifar.errors import InputError, check_name, one_line
+from keras_resnet_cifar.errors import InputError, check_name, explained
 from keras_resnet_cifar.models.weights import SHIPPED, read_shipped
 from keras_resnet_cifar.training.run_directory import find_run
 
@@ -65,10 +65,5 @@ def _check_port(port: int) -> None:
     """Raises `InputError` if a port is not available."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with explained(f"port={port} is not available", "choose another"):
             probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise InputError(
-                f"port={port} is not available ({one_line(error)}): choose "
-                "another"
-            ) from error

@@ -157,7 +157,8 @@ def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
             args.run(args)
         sys.stdout.flush()  # a full disk fails here, not at exit
     except tuple(EXIT_CODES) as error:
-        return _fail(parser.in_options(str(error)), EXIT_CODES[type(error)])
+        codes = (c for kind, c in EXIT_CODES.items() if isinstance(error, kind))
+        return _fail(parser.in_options(str(error)), next(codes))
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
         _discard_output()
     except OSError as error:

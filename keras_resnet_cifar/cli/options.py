@@ -149,12 +149,8 @@ def loaded(
         if request != loaded:  # most often, all models share one dataset
             data, loaded = load_dataset(**request), request
         config, changed = run.read_config() if run else {}, ""
-        if (
-            config
-            and config["dataset"]["name"] == data.name
-            and not check_data(config, data.fingerprints, allow_changed_data)
-        ):
-            changed = ", changed since the training"
+        if config and config["dataset"]["name"] == data.name:
+            changed = check_data(config, data.fingerprints, allow_changed_data)
         yield model, data, config, changed
 
 

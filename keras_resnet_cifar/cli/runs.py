@@ -18,9 +18,9 @@ from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.training import recipes
 from keras_resnet_cifar.training.run_directory import (
     DEFAULT_INTERVAL,
-    Interval,
     RunDirectory,
     check_same,
+    interval,
 )
 
 _DEVICES = (
@@ -51,8 +51,6 @@ def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
     options.add_data_options(parser, dataset)
     often = "time between backups, e.g. 30s, 10min, 1h, or a number of epochs"
     add = partial(options.add, parser)
-    names = f"{', '.join(recipes.RECIPES)} (default: {recipe})"
-    add("--recipe", str, names, type=partial(spelled, known=recipes.RECIPES))
     add("--output-dir", Path, "run directory to create (default: one in runs/)")
     add("--resume", Path, "run directory to resume")
     add("--backup-every", str, often, DEFAULT_INTERVAL)
@@ -67,7 +65,13 @@ def add_run_options(parser: Any, recipe: str, dataset: str) -> None:
 
 
 def add_recipe_options(parser: Any, recipe: str) -> None:
-    """Adds an option for each field; the help shows the values of a recipe."""
+    """Adds `--recipe`, and an option for each field of a recipe.
+
+    `recipe` is the default; the help shows its values.
+    """
+    names = f"{', '.join(recipes.RECIPES)} (default: {recipe})"
+    known = partial(spelled, known=recipes.RECIPES)
+    options.add(parser, "--recipe", str, names, type=known)
     title = f"fields of the recipe to override (defaults of {recipe})"
     group = parser.add_argument_group(title)
     for field in recipes.OPTIONS:
@@ -170,7 +174,7 @@ def resumed_run(
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    Interval.parse(args.backup_every)
+    interval(args.backup_every)
     return {
         "deterministic": args.deterministic,
         "devices": args.devices,

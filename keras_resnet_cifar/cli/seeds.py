@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from keras_resnet_cifar.cli import options, runs
-from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.errors import InputError, explained
 from keras_resnet_cifar.files import make_folder, write_json
 from keras_resnet_cifar.training import hosts, many_runs
 from keras_resnet_cifar.training.recipes import checked_seed
@@ -124,14 +124,10 @@ def _read(args):
     if args.seeds is not None:
         raise InputError("seeds= is fixed by the runs to resume: omit it")
     path = args.resume / _FILE
-    try:
+    remedy = f"resume each of the runs in {args.resume} separately"
+    with explained(f"cannot read {path}", remedy):
         saved = json.loads(path.read_text(encoding="utf-8"))
         return list(saved["options"]), parse(str(saved["seeds"]))
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(
-            f"cannot read {path} ({one_line(error)}): resume each of the runs "
-            f"in {args.resume} separately"
-        ) from error
 
 
 def _summarize(done, folder):

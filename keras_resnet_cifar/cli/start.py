@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 
-from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.errors import explained
 
 
 def import_keras(deterministic: bool = False) -> None:
@@ -20,15 +20,13 @@ def import_keras(deterministic: bool = False) -> None:
     """
     # It warns about models that are traced one after the other.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    try:
-        with silent_stderr():
-            import keras  # noqa: F401
-    except Exception as error:  # each backend fails in its own way
-        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-        raise InputError(
-            f"Keras cannot start on the backend {backend} ({one_line(error)}): "
-            "set KERAS_BACKEND to an installed one of tensorflow, jax, torch"
-        ) from error
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    remedy = "set KERAS_BACKEND to an installed one of tensorflow, jax, torch"
+    with (
+        explained(f"Keras cannot start on the backend {backend}", remedy),
+        silent_stderr(),
+    ):
+        import keras  # noqa: F401
     from keras_resnet_cifar.device import JAX_DETERMINISTIC, cache_compilations
 
     if deterministic:

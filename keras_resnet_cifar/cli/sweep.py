@@ -36,7 +36,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "hosts may share (default: sqlite:///OUTPUT_DIR/sweep.db)"
     )
     folder = "folder of the results (default: one in runs/ for these options)"
-    names = f"{', '.join(recipes.RECIPES)} (default: {recipes.DEFAULT})"
     param_settings: dict[str, Any] = {"action": "append", "required": True}
     add("--param", str, param, metavar="NAME=RANGE", **param_settings)
     add("--trials", int, "finished trials to reach, in all processes", 40)
@@ -45,7 +44,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--output-dir", Path, folder)
     add("--arch", str, "the net (default: the recipe's)")
     add("--weights", str, options.WEIGHTS)
-    add("--recipe", str, names)
     add("--seed", int, "random seed of every trial", 0)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options.add_data_options(parser, "as in train")
@@ -55,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Search for the best values of recipe fields by validation accuracy."""
     recipe = train.recipe_of(args)
-    net = architectures.parse(recipe.arch).name
+    net = architectures.resolve(recipe.arch).name
     if args.weights:
         find_weights(args.weights, net)
     if not recipe.validation:

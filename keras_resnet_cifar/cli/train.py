@@ -6,7 +6,7 @@ from typing import Any
 
 from keras_resnet_cifar.cli import options, runs, seeds
 from keras_resnet_cifar.data.datasets import DATASETS, check_known
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, explained
 from keras_resnet_cifar.models import architectures
 from keras_resnet_cifar.models.weights import find_weights
 from keras_resnet_cifar.training.recipes import (
@@ -79,7 +79,7 @@ def _new(args: argparse.Namespace) -> runs.Request:
         options.checkpoints(args.init_from)
         net = args.init_from.stem
     else:
-        net = architectures.parse(recipe.arch).name
+        net = architectures.resolve(recipe.arch).name
     if args.weights:
         find_weights(args.weights, net)
     check_known(recipe.dataset, image_size=args.image_size)
@@ -113,14 +113,10 @@ def new_model(args: Any, settings: dict[str, Any], data: Any) -> Any:
 
 def _resumed(args: argparse.Namespace) -> runs.Request:
     config = RunDirectory(args.resume).read_config()
-    try:
+    remedy = "restore its config.json or start a new run"
+    with explained(f"cannot read the recipe of {args.resume}", remedy):
         recipe = get_recipe(Recipe(**config["recipe"]))
-    except (TypeError, InputError) as error:
-        raise InputError(
-            f"cannot read the recipe of {args.resume}: {error}; restore its "
-            "config.json or start a new run"
-        ) from error
-    arch = args.arch and architectures.parse(args.arch).name
+    arch = args.arch and architectures.resolve(args.arch).name
     size = args.image_size and [args.image_size] * 2
     start = args.weights or (args.init_from and str(args.init_from))
     changes = {"arch": arch, "weights": start}

@@ -18,10 +18,12 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers, ops, random
+from scipy.special import betaincinv
 
 from keras_resnet_cifar.errors import InputError, check_name
 
 Tensor = Any  # of the backend
+_QUANTILES = 2048  # of MixUp's Beta distribution
 PADDING_MODES = ("zero", "reflect")
 
 _register = keras.saving.register_keras_serializable("keras_resnet_cifar")
@@ -276,7 +278,8 @@ class QuantileMixUp(layers.MixUp):
         count = ops.shape(data["images"])[0]
         seed = self.generator if seed is None else seed
         order = random.shuffle(ops.arange(count, dtype="int32"), seed=seed)
-        quantiles = beta_quantiles(self.alpha).astype("float32")
+        shares = np.linspace(0, 1, _QUANTILES + 1)
+        quantiles = betaincinv(self.alpha, self.alpha, shares).astype("float32")
         place = random.uniform((count,), 0, len(quantiles) - 1, seed=seed)
         before = ops.cast(place, "int32")
         share = place - ops.cast(before, place.dtype)
@@ -286,28 +289,10 @@ class QuantileMixUp(layers.MixUp):
         return {"mix_weight": weight, "permutation_order": order}
 
 
-def beta_quantiles(alpha: float, steps: int = 2048) -> np.ndarray:
-    """Returns quantiles of the distribution Beta(alpha, alpha).
-
-    Args:
-        alpha: Above 0.
-        steps: An even number.
-
-    Returns:
-        Those at `0, 1 / steps, ..., 1`, float64 `[steps + 1]`.
-    """
-    # The density is symmetric. In t = x**alpha its lower half is smooth.
-    x = np.linspace(0, 0.5**alpha, 8 * steps + 1) ** (1 / alpha)
-    density = (1 - x) ** (alpha - 1)
-    below = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
-    half = np.linspace(0, 0.5, steps // 2 + 1)
-    lower = np.interp(half, below / below[-1] / 2, x)
-    return np.concatenate([lower, 1 - lower[-2::-1]])
-
-
 def _reflected(positions, size):
     """Positions outside 0 to size - 1, mirrored at the border pixels."""
-    return (size - 1) - ops.abs(size - 1 - ops.abs(positions))
+    positions = ops.abs(positions) % max(2 * (size - 1), 1)
+    return (size - 1) - ops.abs(size - 1 - positions)
 
 
 def _gather_pixels(images, rows, columns):

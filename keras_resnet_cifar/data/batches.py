@@ -265,13 +265,19 @@ class ResidentSplit(keras.layers.Layer):
     they are neither copied nor compiled in.
     """
 
-    def __init__(self, feed: "ShuffledBatches | EvenBatches"):
+    def __init__(
+        self,
+        split: Any,
+        num_classes: int,
+        order: np.ndarray,
+        alternating_flip: bool = False,
+    ):
         super().__init__(trainable=False)
-        self.num_classes = feed.num_classes
-        self.alternating_flip = feed.alternating_flip
-        self.images = _variable(feed.split.images, "images")
-        self.labels = _variable(feed.split.labels.astype("int32"), "labels")
-        self.order = _variable(feed.order, "order")
+        self.num_classes = num_classes
+        self.alternating_flip = alternating_flip
+        self.images = _variable(split.images, "images")
+        self.labels = _variable(split.labels.astype("int32"), "labels")
+        self.order = _variable(order, "order")
         self.built = True
 
     def call(self, step: Any) -> tuple:
@@ -300,22 +306,6 @@ def _variable(array, name):
     return keras.Variable(
         array, dtype=array.dtype.name, trainable=False, name=name
     )
-
-
-class EvenBatches:
-    """The batches of a held-out split, in its order, for a `ResidentSplit`.
-
-    Args:
-        devices: Number that should divide a batch.
-    """
-
-    alternating_flip = False
-
-    def __init__(self, split: Any, num_classes: int, devices: int = 1):
-        self.split = split
-        self.num_classes = num_classes
-        size = even_batch_size(len(split), devices=devices)
-        self.order = np.arange(len(split), dtype="int32").reshape(-1, size)
 
 
 def even_batch_size(count: int, devices: int = 1) -> int:

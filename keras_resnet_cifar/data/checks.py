@@ -1,27 +1,12 @@
-"""Checks that all readers share: one-line errors, the form of the arrays."""
-
-import contextlib
-from collections.abc import Iterator
+"""Checks the form of the arrays that readers return."""
 
 import numpy as np
 
 from keras_resnet_cifar.data.datasets import DATASETS
-from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.errors import InputError
 
 # Images uint8 [N, H, W, 3] and labels uint8 or uint16 [N], per split.
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
-
-
-@contextlib.contextmanager
-def explained(failure: str, remedy: str) -> Iterator[None]:
-    """Re-raises any error as an `InputError` with failure, reason and remedy.
-
-    Libraries raise many kinds of errors for damaged files.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise InputError(f"{failure} ({one_line(error)}); {remedy}") from error
 
 
 def check_form(

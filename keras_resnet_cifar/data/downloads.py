@@ -10,8 +10,7 @@ from pathlib import Path
 
 import keras
 
-from keras_resnet_cifar.data.checks import explained
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, explained
 from keras_resnet_cifar.files import atomic_write, make_folder
 
 TIMEOUT = 60  # seconds without a byte

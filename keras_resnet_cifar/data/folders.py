@@ -1,11 +1,12 @@
 """The user's own images as a dataset: one folder per class."""
 
 import hashlib
+import operator
 import os
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -101,10 +102,16 @@ def load_folders(
     if image_size is None:
         shorter_sides = map(_shorter_side, files["train"][0])
         image_size = min(statistics.median_low(shorter_sides), LARGEST_SIDE)
-    size = [image_size] * 2 if isinstance(image_size, int) else image_size
-    height, width = map(int, size)
+    sides: Any = image_size if np.ndim(image_size) else [image_size] * 2
+    try:
+        height, width = map(operator.index, sides)
+    except (TypeError, ValueError):
+        height = width = 0
     if min(height, width) < 1:
-        raise InputError(f"image_size={image_size}: give a number of pixels")
+        raise InputError(
+            f"image_size={image_size!r}: give (height, width), or the side of "
+            "squares, in pixels"
+        )
     dtype = "uint8" if len(names) <= 256 else "uint16"
     splits = {}
     for split, (paths, labels) in files.items():

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_resnet_cifar.data.checks import Splits, check_form, explained
+from keras_resnet_cifar.data.checks import Splits, check_form
 from keras_resnet_cifar.data.downloads import download
 from keras_resnet_cifar.data.images import opened
+from keras_resnet_cifar.errors import explained
 
 # (repository, folder of its files, column of the labels) per dataset
 REPOSITORIES = {

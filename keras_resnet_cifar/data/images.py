@@ -1,4 +1,4 @@
-"""Decodes image files; no other module passes bytes to Pillow."""
+"""Decodes image files; no other module opens files with Pillow."""
 
 import contextlib
 import os
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_resnet_cifar.data.checks import explained
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, explained
 
 if TYPE_CHECKING:
     from PIL.Image import Image

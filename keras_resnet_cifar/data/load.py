@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from keras_resnet_cifar.data import folders, huggingface, readers, shapes, tfds
-from keras_resnet_cifar.data.checks import explained
 from keras_resnet_cifar.data.datasets import (
     DATASETS,
     FINE_TO_COARSE,
@@ -25,7 +24,7 @@ from keras_resnet_cifar.data.splits import (
     hold_out,
     paired,
 )
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, explained
 
 DATA_VARIABLE = "KERAS_RESNET_CIFAR_DATA"
 _LAST_CLASS = 2**16  # if no names tell how many classes there are

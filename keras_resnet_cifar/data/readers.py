@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from keras_resnet_cifar.data import pickles, tfds
-from keras_resnet_cifar.data.checks import Splits, check_form, explained
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.data.checks import Splits, check_form
+from keras_resnet_cifar.errors import InputError, explained
 
 MOST_BYTES = 1 << 30  # of a file, unpacked; the largest official has 0.2e9
 

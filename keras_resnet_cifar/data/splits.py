@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.errors import InputError, explained
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +50,8 @@ def checked_split(name: str, images: Any, labels: Any, classes: int) -> Split:
     Raises:
         InputError: They are something else, or look like images from 0 to 1.
     """
-    try:
+    with explained(f"{name}: no arrays", "give (images, labels) as arrays"):
         images, labels = np.asarray(images), np.asarray(labels)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{name}: give (images, labels) as arrays ({one_line(error)})"
-        ) from error
     if (
         images.ndim != 4
         or images.shape[3] not in (1, 3)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import keras
 
-from keras_resnet_cifar.data.checks import Splits, check_form, explained
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.data.checks import Splits, check_form
+from keras_resnet_cifar.errors import InputError, explained
 
 HOST = "https://www.cs.toronto.edu/~kriz/cifar.html"  # tfds downloads from it
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")

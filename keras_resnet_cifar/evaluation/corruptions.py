@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from keras_resnet_cifar.data.checks import explained
 from keras_resnet_cifar.data.splits import Split
-from keras_resnet_cifar.errors import InputError, check_name
+from keras_resnet_cifar.errors import InputError, check_name, explained
 
 SEVERITIES = range(1, 6)
 _TOGETHER = 500 * 32 * 32  # pixels corrupted at once, to bound the memory
@@ -94,18 +93,15 @@ def _clouds(x, decay, rng):
     return clouds[:, :height, :width]
 
 
-def _sampled(x, rows, columns, edge):
+def _sampled(x, rows, columns, mode):
     """Returns x at fractional places `[N, H, W]`, by linear interpolation."""
-    pad = max(x.shape[1:3]) // 2
-    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), edge)
-    rows = (rows + pad).clip(0, x.shape[1] - 1.001)
-    columns = (columns + pad).clip(0, x.shape[2] - 1.001)
-    top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
-    down, right = (rows - top)[..., None], (columns - left)[..., None]
     n = np.arange(len(x))[:, None, None]
-    upper = (1 - right) * x[n, top, left] + right * x[n, top, left + 1]
-    lower = (1 - right) * x[n, top + 1, left] + right * x[n, top + 1, left + 1]
-    return (1 - down) * upper + down * lower
+    places = np.stack(np.broadcast_arrays(n, rows, columns)).astype(float)
+    planes = [
+        ndimage.map_coordinates(plane, places, order=1, mode=mode)
+        for plane in np.moveaxis(x, -1, 0)
+    ]
+    return np.stack(planes, axis=-1)
 
 
 def _with_hsv(x, channel, factor, shift):
@@ -306,10 +302,10 @@ def _elastic_transform(x, c, rng):
     row, column = np.mgrid[:height, :width]
     grid = np.stack([column, row, np.ones_like(row)], axis=-1)
     places = np.einsum("hwi,nij->jnhw", grid, back)
-    x = _sampled(x, places[1], places[0], "reflect")
+    x = _sampled(x, places[1], places[0], "mirror")
     shift = rng.uniform(-1, 1, (2, *x.shape[:3]))
     right, down = (amount * _blurred(s, sigma, "reflect", 3) for s in shift)
-    return _sampled(x, row + down, column + right, "symmetric")
+    return _sampled(x, row + down, column + right, "reflect")
 
 
 def _pixelate(x, c, rng):
@@ -402,7 +398,7 @@ def corrupt(
         >>> foggy = corrupt(data.test.images, "fog", severity=3)
     """
     check_name("corruption", name, CORRUPTIONS)
-    if severity not in SEVERITIES:
+    if isinstance(severity, float) or severity not in SEVERITIES:
         raise InputError(f"severity={severity}: give 1 to 5")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise InputError(

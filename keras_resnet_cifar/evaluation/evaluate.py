@@ -195,13 +195,15 @@ def evaluate(
             invalid, or there is no test split.
     """
     if isinstance(split, Dataset):
-        class_names = class_names or split.class_names
+        if class_names is None:
+            class_names = split.class_names
         if split.test is None:
             raise InputError(f"{split.name} has no test split: give a Split")
         split = split.test
     elif not isinstance(split, Split):
         split = Split(*paired("split", split))
-    class_names = class_names or names_of(model)
+    if class_names is None:
+        class_names = names_of(model)
     check_classifier(model, len(class_names))
     split = checked_split("split", split.images, split.labels, len(class_names))
     logits = split_logits(model, split, class_names, tta, batch_size, callbacks)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import special
 
 from keras_resnet_cifar.errors import InputError
 
@@ -103,7 +104,7 @@ def score(
     np.add.at(confusion, (labels, predicted), 1)
     with np.errstate(invalid="ignore"):  # a class without images is 0 / 0
         per_class = confusion.diagonal() / confusion.sum(axis=1)
-    log_probability = _log_softmax(logits)
+    log_probability = special.log_softmax(logits, axis=1)
     bins = reliability(logits, labels)
     gaps = bins.images * np.nan_to_num(bins.accuracy - bins.confidence)
     return Evaluation(
@@ -187,12 +188,7 @@ def most_confident_mistakes(
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Returns probabilities float64 `[N, C]` of logits `[N, C]`."""
-    return np.exp(_log_softmax(np.asarray(logits, "float64")))
-
-
-def _log_softmax(logits):
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return special.softmax(np.asarray(logits, "float64"), axis=1)
 
 
 def checked(

@@ -168,9 +168,10 @@ def plot_grad_cam(
     """Draws images, each with its heatmap below.
 
     Args:
-        images: uint8 `[N, H, W, 3]`.
+        images: `[N, H, W, 3]`, 0 to 255.
         heat: Float `[N, H, W]`, 0 to 1, as from `grad_cam`.
     """
+    images = images.clip(0, 255).astype("uint8")  # floats would be 0 to 1
     columns = min(len(images), 6)
     rows = math.ceil(len(images) / columns)
     figure = _figure(2.2 * columns, 4.4 * rows)

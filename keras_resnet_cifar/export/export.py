@@ -45,7 +45,6 @@ from keras_resnet_cifar.evaluation.metrics import score
 from keras_resnet_cifar.export import verify
 from keras_resnet_cifar.export.verify import FORMATS, TOLERANCE
 from keras_resnet_cifar.files import (
-    atomic_write,
     move_folder,
     staged_folder,
     write_text,
@@ -203,10 +202,10 @@ def export_model(
         config = config or {"request": {}, "dataset": {}}
         dataset, same = _loaded(config["request"], data, model)
         description, sample = _sample(model, config, dataset, int8, images)
-        if same and not check_data(
-            config, dataset.fingerprints, allow_changed_data
-        ):
-            description += ", changed since the training"
+        if same:
+            description += check_data(
+                config, dataset.fingerprints, allow_changed_data
+            )
         if dataset and format == "saved_model":
             _copy_files(dataset.test_files[:images], sample, scratch / "files")
         if calibrated:
@@ -214,8 +213,7 @@ def export_model(
             write_text(staged / "README.md", f"{card}\n{text}")
         if batch_sizes:
             sample["batch_sizes"] = np.array(batch_sizes)
-        with atomic_write(scratch / "sample.npz") as file:
-            np.savez(file, **sample)
+        np.savez(scratch / "sample.npz", **sample)
         _save(model, scratch / "model.keras", format)
         _run_python(
             f"cannot export to {format}",
@@ -337,25 +335,20 @@ def _calibrated(model, data):
         logits_of(model, held_out.images), held_out.labels
     )
     scaled = keras.layers.Rescaling(1 / temperature, name="temperature")
-    measured = ""
-    if data.test:
-        logits = logits_of(model, data.test.images)
-        before, after = (
-            score(x, data.test.labels, data.class_names)
-            for x in (logits, logits / temperature)
-        )
-        measured = (
-            f"On the {after.n:,} images of the test split, the expected "
-            f"calibration error is {before.ece:.4f} without it and "
-            f"{after.ece:.4f} with it; the loss is {before.loss:.4f} and "
-            f"{after.loss:.4f}.\n"
-        )
+    logits = logits_of(model, data.test.images)
+    before, after = (
+        score(x, data.test.labels, data.class_names)
+        for x in (logits, logits / temperature)
+    )
     model = keras.Model(model.inputs, scaled(model.outputs[0]), name=model.name)
     return model, (
         "## Temperature\n\nThe exported model divides the logits by "
         f"{temperature:.4f} before the softmax; no prediction changes. The "
         f"temperature was fitted on the {len(held_out):,} images of the "
-        f"validation split of {data.name}. {measured}"
+        f"validation split of {data.name}. On the {after.n:,} images of the "
+        f"test split, the expected calibration error is {before.ece:.4f} "
+        f"without it and {after.ece:.4f} with it; the loss is "
+        f"{before.loss:.4f} and {after.loss:.4f}.\n"
     )
 
 

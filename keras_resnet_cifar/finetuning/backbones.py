@@ -103,4 +103,4 @@ def check_backbone(name: str | Path, weights: str | Path) -> None:
             "with weights= a net such as resnet20",
         ]
         raise unknown("backbone", name, [*BACKBONES, *others])
-    find_weights(weights, architectures.parse(str(name)).name)
+    find_weights(weights, architectures.resolve(str(name)).name)

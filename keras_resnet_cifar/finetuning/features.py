@@ -3,7 +3,6 @@
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -13,15 +12,13 @@ from keras_resnet_cifar import files
 from keras_resnet_cifar.data.batches import StreamedSplit, one_hot
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.device import jit_compile
-from keras_resnet_cifar.errors import Diverged, InputError, one_line
+from keras_resnet_cifar.errors import Diverged, InputError, explained
 from keras_resnet_cifar.evaluation.evaluate import evaluate, logits_of
-from keras_resnet_cifar.evaluation.plots import plot_curves
 from keras_resnet_cifar.models import saving
 from keras_resnet_cifar.training import run_directory
 from keras_resnet_cifar.training.inputs import ClassWeight, class_weights
-from keras_resnet_cifar.training.model_card import model_card
 from keras_resnet_cifar.training.recipes import Recipe
-from keras_resnet_cifar.training.train import Run, run_config
+from keras_resnet_cifar.training.train import Run, run_config, write_results
 
 _BATCH_SIZE = 64  # of the backbone: a few hundred MiB at 224x224
 
@@ -61,12 +58,6 @@ def train_head(
     saving.check_classifier(
         model, data.num_classes, data.train.images.shape[1:]
     )
-    recipe = replace(
-        recipe,
-        arch=model.name,
-        dataset=data.name,
-        validation=len(data.validation or ()),
-    )
     config = run_config(model, data, recipe, seed, precision="float32")
     config["cache_features"] = True
     weights = class_weights(class_weight, data)
@@ -79,7 +70,7 @@ def train_head(
         directory.check_unused()
     options = {
         "class_weight": weights and dict(enumerate(weights)),
-        "callbacks": [*callbacks],
+        "callbacks": keras.tree.flatten(callbacks or []),
         "verbose": 2 if verbose else 0,
     }
     history = _fit(model, data, recipe, seed, options)
@@ -141,10 +132,7 @@ def _write(directory, run):
         staged = run_directory.RunDirectory(folder)
         saving.save_model(run.model, staged.last)
         run_directory.write_history(staged, run.history)
-        files.write_json(staged.metrics, run.metrics)
-        plot_curves(run.history, staged.curves)
-        card = model_card(run.config, len(run.history), run.metrics)
-        files.write_text(staged.card, card)
+        write_results(staged, run, len(run.history))
         files.write_json(staged.config, files.with_checksum(run.config))
         with contextlib.suppress(OSError):  # an empty folder is replaced
             directory.path.rmdir()
@@ -156,16 +144,14 @@ def _read(directory, model, config):
     saved = directory.read_config()
     run_directory.check_same(saved, run_directory.resume_keys(config))
     model.set_weights(saving.load_model(directory.last).get_weights())
-    try:
+    with explained(
+        f"cannot read the finished head in {directory.path}",
+        "restore its files, or start a new run",
+    ):
         rows = [
             {name: float(value) for name, value in row.items()}
             | {"epoch": int(row["epoch"])}
             for row in run_directory.read_csv(directory.history)
         ]
         metrics = json.loads(directory.metrics.read_text(encoding="utf-8"))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"cannot read the finished head in {directory.path} "
-            f"({one_line(error)}): restore its files, or start a new run"
-        ) from error
     return Run(model, rows, metrics, saved, directory.path)

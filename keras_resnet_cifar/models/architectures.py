@@ -86,7 +86,7 @@ class Architecture:
         ]
         for name in [*names, *ARCHITECTURES]:
             with contextlib.suppress(InputError):
-                if parse(name) == self:
+                if resolve(name) == self:
                     return name
         return f"resnet{self.depth}-custom"
 
@@ -137,11 +137,6 @@ def resolve(name: str | None = None, **fields: Any) -> Architecture:
     if "stage_blocks" in given:
         named.pop("depth", None)  # it follows from the blocks
     return _complete(named | given)
-
-
-def parse(name: str) -> Architecture:
-    """Returns the `Architecture` of a name, or raises `InputError`."""
-    return resolve(name)
 
 
 def _fields_of(name: str) -> dict[str, Any]:
@@ -256,8 +251,8 @@ def list_architectures() -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "depth": parse(name).depth,
-            "block": parse(name).block,
+            "depth": resolve(name).depth,
+            "block": resolve(name).block,
             "parameters": entry.parameters,
             "source": entry.source,
         }

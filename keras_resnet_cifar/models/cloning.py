@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.errors import explained
 
 Change = Callable[[keras.layers.Layer, dict[str, Any]], tuple[type, dict]]
 
@@ -31,18 +31,17 @@ def clone_with(
     """
 
     def clone(layer):
-        try:
-            layer_class, config = type(layer), layer.get_config()
+        kind = type(layer)
+        with explained(
+            f"the layer {layer.name} ({kind.__name__}) cannot be built from "
+            "its config",
+            "use no lambda, and decorate your classes and functions with "
+            "keras.saving.register_keras_serializable()",
+        ):
+            config = layer.get_config()
             if change is not None:
-                layer_class, config = change(layer, config)
-            return layer_class.from_config(config)
-        except Exception as error:  # of the user's own class, or a lambda
-            raise InputError(
-                f"the layer {layer.name} ({type(layer).__name__}) cannot be "
-                f"built from its config ({one_line(error)[:80]}): use no "
-                "lambda, and decorate your classes and functions with "
-                "keras.saving.register_keras_serializable()"
-            ) from error
+                kind, config = change(layer, config)
+            return kind.from_config(config)
 
     copy = keras.models.clone_model(
         model, input_tensors=inputs, clone_function=clone, recursive=True

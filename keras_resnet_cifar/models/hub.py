@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from keras_resnet_cifar.data.checks import explained
+from keras_resnet_cifar.errors import explained
 
 MODEL = "last.keras"  # the model's file in a repository
 

@@ -34,6 +34,11 @@ def assemble(
         InputError: An argument does not fit.
     """
     check_head(num_classes, activation)
+    if keras.config.image_data_format() != "channels_last":
+        raise InputError(
+            "nets take [N, H, W, C]: call "
+            "keras.config.set_image_data_format('channels_last')"
+        )
     side = 224 if net.stem == "imagenet" else 32
     shape = input_shape or (side, side, 3)
     shape = _checked_input_shape(shape, len(net.widths))
@@ -85,7 +90,7 @@ def leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
 def head(
     x: KerasTensor, num_classes: int, activation: str | None = None
 ) -> KerasTensor:
-    """Global average pooling and a dense layer, in float32."""
+    """Global average pooling, and a dense layer in float32."""
     x = layers.GlobalAveragePooling2D(name="head_pool")(x)
     return layers.Dense(
         num_classes,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.errors import InputError, explained, one_line
 from keras_resnet_cifar.files import atomic_write, check_zip
 
 FORMATS = (".th", ".pt", ".pth", ".safetensors")
@@ -128,12 +128,8 @@ def _import_library(path):
     module, remedy = "torch", "torch, or use .safetensors"
     if _is_safetensors(path):
         module, remedy = "safetensors.numpy", "safetensors"
-    try:
+    with explained(f"{path} needs {module}", f"pip install {remedy}"):
         return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(
-            f"{path} needs {module} ({one_line(error)}): pip install {remedy}"
-        ) from error
 
 
 def _unwrapped(state: Any) -> Any:
@@ -187,13 +183,9 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     library = _import_library(path)
-    try:
+    failure = f"{path} is damaged or not a safetensors file"
+    with explained(failure, "copy it again"):
         tensors = library.load_file(path)
-    except Exception as error:  # its own kind, and those of the system
-        raise InputError(
-            f"{path} is damaged or not a safetensors file "
-            f"({one_line(error)[:120]}): copy it again"
-        ) from error
     # The kind of ml_dtypes' bfloat16 and float8 is "V".
     return {
         name: array.astype("float32") if array.dtype.kind in "fV" else array

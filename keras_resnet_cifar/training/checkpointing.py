@@ -20,7 +20,7 @@ from keras_resnet_cifar.files import atomic_write, check_zip
 from keras_resnet_cifar.training import hosts
 from keras_resnet_cifar.training.callbacks import Logs
 from keras_resnet_cifar.training.recipes import Recipe, get_recipe
-from keras_resnet_cifar.training.run_directory import Interval, RunDirectory
+from keras_resnet_cifar.training.run_directory import RunDirectory
 from keras_resnet_cifar.training.training_model import TrainingModel
 from keras_resnet_cifar.training.variables import arrays, assign
 
@@ -153,7 +153,7 @@ class Backup(keras.callbacks.Callback):
     Args:
         run: The identity of the run.
         rows: Its history, to which another callback appends.
-        interval: How often to write.
+        interval: Epochs and seconds between backups; one of them is 0.
         within_epochs: Whether an epoch can be resumed in the middle.
     """
 
@@ -161,7 +161,7 @@ class Backup(keras.callbacks.Callback):
     trained: InitVar[TrainingModel]
     run: str
     rows: list[dict]
-    interval: Interval
+    interval: tuple[int, float]
     within_epochs: bool = True
 
     def __post_init__(self, trained: TrainingModel) -> None:
@@ -234,7 +234,7 @@ class Backup(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         self._metrics = None
         self._epochs = epoch + 1
-        every = self.interval.epochs
+        every, _ = self.interval
         if (
             (every and (epoch + 1) % every == 0)
             or self._is_due()
@@ -246,7 +246,7 @@ class Backup(keras.callbacks.Callback):
         self.save_if_new()
 
     def _is_due(self):
-        seconds = self.interval.seconds
+        _, seconds = self.interval
         return seconds and time.monotonic() - self._saved_at >= seconds
 
 

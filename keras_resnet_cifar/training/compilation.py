@@ -1,13 +1,14 @@
 """Compiles a model for training with a recipe and data."""
 
 import keras
+import numpy as np
 
 from keras_resnet_cifar.data.augmentation import image_layers, mixing_layers
 from keras_resnet_cifar.data.batches import (
-    EvenBatches,
     Feed,
     ResidentSplit,
     ShuffledBatches,
+    even_batch_size,
     has_even_batches,
 )
 from keras_resnet_cifar.data.datasets import DATASETS
@@ -44,10 +45,13 @@ def compile_for_training(
     mean = known.mean if known else (0.5,)
     source = held_out = None
     if isinstance(feed, ShuffledBatches) and feed.resident:
-        source = ResidentSplit(feed)
+        flip = feed.alternating_flip
+        source = ResidentSplit(data.train, classes, feed.order, flip)
     if data.validation is not None and has_even_batches(data.validation):
-        batches = EvenBatches(data.validation, classes, devices)
-        held_out = ResidentSplit(batches)
+        count = len(data.validation)
+        shape = (-1, even_batch_size(count, devices))
+        order = np.arange(count, dtype="int32").reshape(shape)
+        held_out = ResidentSplit(data.validation, classes, order)
     trained = TrainingModel(
         training_clone(model, precision),
         model,

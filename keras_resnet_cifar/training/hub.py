@@ -8,11 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from keras_resnet_cifar.data.checks import explained
 from keras_resnet_cifar.data.huggingface import REPOSITORIES
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, explained
 from keras_resnet_cifar.files import with_checksum, write_json
-from keras_resnet_cifar.models.architectures import parse
+from keras_resnet_cifar.models.architectures import resolve
 from keras_resnet_cifar.models.hub import MODEL, import_hub
 from keras_resnet_cifar.models.weights import HUB
 from keras_resnet_cifar.training.model_card import model_card
@@ -124,7 +123,7 @@ The file contains stock Keras layers only, and loads without the package:
     model = keras.saving.load_model(path)
 """
     with contextlib.suppress(InputError):  # not for fine-tuned or own models
-        parse(config["arch"])
+        resolve(config["arch"])
         use = f"""\
     import keras_resnet_cifar as krc
     model = krc.build_resnet("{config["arch"]}", weights="{HUB}{repository}")

@@ -16,7 +16,7 @@ from keras_resnet_cifar.data.batches import (
 )
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.data.splits import Split, checked_split, paired
-from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.errors import InputError, explained
 from keras_resnet_cifar.models.saving import check_classifier, names_of
 from keras_resnet_cifar.training.recipes import Recipe
 
@@ -64,9 +64,8 @@ def as_dataset(
 
 def _stream(data, classes):
     """Returns a stream as a split, if its first batch can be trained on."""
-    if not isinstance(data, keras.utils.PyDataset) and not hasattr(
-        data, "element_spec"
-    ):
+    is_keras = isinstance(data, keras.utils.PyDataset)
+    if not is_keras and not hasattr(data, "element_spec"):
         raise InputError(
             f"data is {type(data).__name__}: give a Dataset, (images, labels), "
             "a tf.data.Dataset or a keras.utils.PyDataset"
@@ -80,14 +79,9 @@ def _stream(data, classes):
         ) from error
     if steps < 1:
         raise InputError("data has no batches: give at least one")
-    is_keras = isinstance(data, keras.utils.PyDataset)
-    try:
+    remedy = "give (images, labels) batches"
+    with explained("the first batch of data cannot be read", remedy):
         batch = data[0] if is_keras else next(iter(data))
-    except Exception as error:  # the user's own code may raise any
-        raise InputError(
-            f"the first batch of data cannot be read ({one_line(error)}): "
-            "give (images, labels) batches"
-        ) from error
     if not isinstance(batch, tuple) or len(batch) not in (2, 3):
         raise InputError("data: give batches (images, labels)")
     checked_split("the first batch of data", *batch[:2], classes)
@@ -155,11 +149,11 @@ def class_weights(
     weights = np.ones(classes)
     try:
         for label, weight in dict(class_weight).items():  # type: ignore
-            if not (
-                0 <= int(label) < classes and 0 <= float(weight) < math.inf
-            ):
+            number = int(label)  # JSON has text as keys
+            known = number == float(label) and 0 <= number < classes
+            if not (known and 0 <= float(weight) < math.inf):
                 raise ValueError
-            weights[int(label)] = weight
+            weights[number] = weight
     except (TypeError, ValueError):
         raise InputError(
             f"class_weight={class_weight!r}: give 'balanced', or a dict from "

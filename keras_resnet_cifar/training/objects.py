@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.errors import InputError, explained
 from keras_resnet_cifar.training.schedules import Constant
 
 # Losses of Keras that have no `from_logits`, classes and functions alike.
@@ -42,13 +42,9 @@ def serialized(name: str, value: Any) -> dict[str, Any]:
             "keras.optimizers.AdamW(1e-3) or "
             "keras.losses.CategoricalFocalCrossentropy(from_logits=True)"
         )
-    try:
+    remedy = "give it get_config, and use no lambda"
+    with explained(f"{name}={value!r} has no config", remedy):
         saved = keras.saving.serialize_keras_object(value)
-    except Exception as error:  # of the user's own `get_config`
-        raise InputError(
-            f"{name}={value!r} has no config ({one_line(error)[:80]}): give it "
-            "get_config, and use no lambda"
-        ) from error
     _built(name, saved)
     config, kind = saved["config"], _kind(saved)
     if name == "optimizer" and (
@@ -116,13 +112,11 @@ def loss_of(recipe: Any, classes: int) -> Any:
         return keras.losses.CategoricalCrossentropy(from_logits=True)
     loss, kind = _built("loss", recipe.loss), _kind(recipe.loss)
     blank = np.zeros((classes + 1, classes), "float32")
-    try:
+    with explained(
+        f"loss={kind} fails on one-hot targets and logits [N, {classes}]",
+        "give one that takes these, not a sparse one",
+    ):
         loss(blank, blank)
-    except Exception as error:  # the user's own code may raise any
-        raise InputError(
-            f"loss={kind} fails on one-hot targets and logits [N, {classes}] "
-            f"({one_line(error)}): give one that takes these, not a sparse one"
-        ) from error
     config = recipe.loss["config"]
     smooths = isinstance(config, dict) and config.get("label_smoothing")
     if smooths and recipe.label_smoothing:
@@ -134,15 +128,13 @@ def loss_of(recipe: Any, classes: int) -> Any:
 
 
 def _built(name, saved):
-    try:
+    with explained(
+        f"{name}={_kind(saved)} cannot be built from its config, so the run "
+        "could not be resumed",
+        "decorate it with keras.saving.register_keras_serializable()",
+    ):
         # A copy, since `from_config` changes it.
         return keras.saving.deserialize_keras_object(copy.deepcopy(saved))
-    except Exception as error:  # Keras and the user's own classes raise many
-        raise InputError(
-            f"{name}={_kind(saved)} cannot be built from its config "
-            f"({one_line(error)[:80]}), so the run could not be resumed: "
-            "decorate it with keras.saving.register_keras_serializable()"
-        ) from error
 
 
 def _kind(saved):

@@ -28,6 +28,7 @@ class _CoupledDecay:
         self._decayed = [
             bool(self.coupled_decay)
             and (self.decay_on == "all" or variable.name == "kernel")
+            and self._use_weight_decay(variable)
             for variable in variables
         ]
 

@@ -55,34 +55,25 @@ _MAY_CHANGE = ("recipe.epochs", "recipe.source", "recipe.expected")
 _TIMING = ("images_per_second", "seconds")  # not reproducible
 
 
-@dataclass(frozen=True)
-class Interval:
-    """How often a run is backed up, in epochs or seconds; the other is 0.
+def interval(text: str | int) -> tuple[int, float]:
+    """Returns the epochs or the seconds between backups; the other is 0.
 
-    Attributes:
-        seconds: Seconds between backups, which may be within an epoch.
+    Args:
+        text: `5` (epochs), `"30s"`, `"10min"` or `"1h"`.
+
+    Raises:
+        InputError: It is none of these.
     """
-
-    epochs: int = 0
-    seconds: float = 0.0
-
-    @classmethod
-    def parse(cls, text: str | int) -> "Interval":
-        """Parses `5` (epochs), `"30s"`, `"10min"` or `"1h"`.
-
-        Raises:
-            InputError: It is none of these.
-        """
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip())
-        number, unit = match.groups() if match else ("0", "")
-        if not unit and number.isdigit() and int(number):
-            return cls(epochs=int(number))
-        if unit in _SECONDS and float(number):
-            return cls(seconds=float(number) * _SECONDS[unit])
-        raise InputError(
-            f"backup_every={text}: give a number of epochs, or a time such as "
-            "30s, 10min or 1h"
-        )
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip())
+    number, unit = match.groups() if match else ("0", "")
+    if not unit and number.isdigit() and int(number):
+        return int(number), 0.0
+    if unit in _SECONDS and float(number):
+        return 0, float(number) * _SECONDS[unit]
+    raise InputError(
+        f"backup_every={text}: give a number of epochs, or a time such as "
+        "30s, 10min or 1h"
+    )
 
 
 def _file(name: str) -> Any:
@@ -264,13 +255,13 @@ def check_data(
     config: Mapping[str, Any],
     fingerprints: Mapping[str, str],
     allow_changed_data: bool | None = None,
-) -> bool:
-    """Returns whether the data of a run are unchanged since training.
+) -> str:
+    """Returns words for changed data; `""` if they are those of the training.
 
     Args:
         fingerprints: Fingerprints of the `Dataset` that its request loads now.
-        allow_changed_data: Whether to return `False` for changed data instead
-            of raising; `None` if changed data can never be allowed.
+        allow_changed_data: Whether changed data are allowed; `None` if they can
+            never be.
     """
     old = config["dataset"].get("fingerprints", {})
     changed = {split for split in old if old[split] != fingerprints.get(split)}
@@ -283,7 +274,7 @@ def check_data(
             f"({', '.join(sorted(changed))}) have changed since the run was "
             f"trained: restore them, or {remedy}"
         )
-    return not changed
+    return ", changed since the training" if changed else ""
 
 
 def identity(config: Mapping[str, Any]) -> str:

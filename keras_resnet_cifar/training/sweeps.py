@@ -15,6 +15,7 @@ from keras_resnet_cifar.errors import (
     InputError,
     OutOfMemory,
     check_name,
+    explained,
     one_line,
 )
 from keras_resnet_cifar.files import atomic_write
@@ -127,16 +128,14 @@ def open_study(storage: str, name: str, epochs: int) -> "optuna.Study":
     import sqlalchemy
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
+    with explained(
+        f"storage={storage}: no database",
+        "give a URL such as sqlite:///sweep.db, or install its driver",
+    ):
         url = sqlalchemy.make_url(storage)
         sqlite = url.get_backend_name() == "sqlite"
         arguments = {"connect_args": {"timeout": _LOCKED}} if sqlite else {}
         engine = sqlalchemy.create_engine(url, **arguments)
-    except (sqlalchemy.exc.ArgumentError, ImportError) as error:
-        raise InputError(
-            f"storage={storage}: {one_line(error)}; give a URL such as "
-            "sqlite:///sweep.db, or install the driver of the database"
-        ) from error
     tables = {*sqlalchemy.inspect(engine).get_table_names()}
     engine.dispose()
     memory = url.database in (None, "", ":memory:")

@@ -50,7 +50,7 @@ from keras_resnet_cifar.training.recipes import (
     checked_seed,
     get_recipe,
 )
-from keras_resnet_cifar.training.run_directory import Interval, RunDirectory
+from keras_resnet_cifar.training.run_directory import RunDirectory
 from keras_resnet_cifar.training.tracking import Tracking, check_trackers
 
 # Seconds until a shared file system shows a new file everywhere; Gloo lets
@@ -181,7 +181,7 @@ def train(
         data = inputs.as_dataset(model, data, validation_data)
         recipe = _recipe_for(model, data, recipe, changes)
         seed = checked_seed(seed)
-        interval = Interval.parse(backup_every)
+        interval = run_directory.interval(backup_every)
         check_steps(steps_per_execution)
         feed = inputs.feed_of(data, recipe, seed)
         schedule = recipe.schedule_for(feed.steps)
@@ -230,7 +230,7 @@ def train(
         stack.enter_context(tracking)
 
         # Fit.
-        every, best = recipe.checkpoint_every, bool(recipe.validation)
+        every, best = recipe.checkpoint_every, data.validation is not None
         callback_list = [
             cb.StopOnDivergence(_advice(precision, directory)),
             cb.RunEpoch(feed, schedule, rows, recipe.patience, written),
@@ -262,7 +262,7 @@ def train(
             if written:
                 steps = np.arange(len(rows) * feed.steps)
                 rates = np.reshape(schedule(steps), (-1, feed.steps))
-                _write_results(written, finished, epoch, rates)
+                write_results(written, finished, epoch, rates)
                 tracking.finish(metrics, epoch)
     return finished
 
@@ -275,6 +275,12 @@ def run_config(
     precision: str,
 ) -> dict[str, Any]:
     """Returns everything needed to repeat a run, as JSON."""
+    recipe = replace(
+        recipe,
+        arch=model.name,
+        dataset=data.name,
+        validation=len(data.validation or ()),
+    )
     return {
         "arch": model.name,
         "weights": getattr(model, "pretrained", None),
@@ -299,7 +305,7 @@ def run_config(
 
 
 def _recipe_for(model, data, recipe, changes) -> Recipe:
-    """Returns the recipe with the net, the data and the split it is used on."""
+    """Returns the recipe, if the net and the data fit it."""
     for name in ("arch", "dataset", "normalization"):
         if name in changes:
             raise InputError(
@@ -325,10 +331,7 @@ def _recipe_for(model, data, recipe, changes) -> Recipe:
                 f"validation={recipe.validation or 5000}), or train with "
                 f"{name}=0"
             )
-    held_out = len(data.validation or ())
-    return replace(
-        recipe, arch=model.name, dataset=data.name, validation=held_out
-    )
+    return recipe
 
 
 def _advice(precision, directory):
@@ -525,7 +528,9 @@ def _final_metrics(model, data, rows, epoch, directory, stop):
     return metrics
 
 
-def _write_results(directory, run, epoch, rates):
+def write_results(
+    directory: RunDirectory, run: Run, epoch: int, rates: Any = None
+) -> None:
     """Writes metrics.json, curves.png and the model card, README.md."""
     files.write_json(directory.metrics, run.metrics)
     title = f"{run.model.name} on {Path(run.config['dataset']['name']).name}"

@@ -361,22 +361,14 @@ class TrainingModel(keras.Model):
             assign(self.averages, weights)
 
     def save(
-        self,
-        filepath: str | Path,
-        overwrite: bool = True,
-        zipped: bool | None = None,
-        **kwargs: Any,
+        self, filepath: str | Path, overwrite: bool = True, **kwargs: Any
     ) -> None:
-        """Saves the stock model, a file atomically.
+        """Saves the stock model as a file, atomically.
 
         Raises:
             InputError: The system refuses to write.
         """
-        stock = self.update_stock_model()
-        if overwrite and zipped is not False:
-            save_model(stock, filepath, zipped=zipped, **kwargs)
-        else:
-            stock.save(filepath, overwrite, zipped, **kwargs)
+        save_model(self.update_stock_model(), filepath, **kwargs)
 
     def save_weights(self, filepath: str | Path, **kwargs: Any) -> None:
         """Saves the stock model's weights atomically."""

@@ -17,7 +17,7 @@ from helpers import refusal
 from benchmarks import curve, manifest, reproduce, results, runs
 from benchmarks.manifest import ROWS, Row
 from keras_resnet_cifar.files import with_checksum, write_json
-from keras_resnet_cifar.models.architectures import parse
+from keras_resnet_cifar.models.architectures import resolve
 from keras_resnet_cifar.training.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +80,7 @@ def root(tmp_path):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_each_row_can_be_trained(row, tmp_path):
     recipe = row.applied()
-    assert parse(row.arch).name == row.arch
+    assert resolve(row.arch).name == row.arch
     assert row.expected is None or (0 < row.expected < 1 and row.source)
     command = runs.Job(row, 0, tmp_path).command(tmp_path)
     assert command[command.index("--epochs") + 1] == str(recipe.epochs)

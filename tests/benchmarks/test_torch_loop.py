@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="it is PyTorch's loop")
 from benchmarks import torch_loop
 from benchmarks.torch_nets import net_like
 from keras_resnet_cifar.data import shapes
-from keras_resnet_cifar.models.architectures import ARCHITECTURES, parse
+from keras_resnet_cifar.models.architectures import ARCHITECTURES, resolve
 from keras_resnet_cifar.training.recipes import get_recipe
 
 
@@ -27,7 +27,7 @@ from keras_resnet_cifar.training.recipes import get_recipe
     ],
 )
 def test_its_nets_have_the_parameters_of_the_table(name):
-    net = net_like(parse(name))
+    net = net_like(resolve(name))
     count = sum(p.numel() for p in net.parameters())
     assert count == ARCHITECTURES[name].parameters
 
@@ -84,7 +84,7 @@ def small_loop(precision):
     images = images[:, 8:24, 8:24]
     statistics = (0.5,) * 3, (0.27,) * 3
     return torch_loop.TorchLoop(
-        parse("resnet8"), recipe, images, labels, *statistics, precision
+        resolve("resnet8"), recipe, images, labels, *statistics, precision
     )
 
 

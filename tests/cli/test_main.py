@@ -20,6 +20,7 @@ from keras_resnet_cifar.errors import (
     Diverged,
     ExportFailed,
     InputError,
+    OutOfMemory,
     Stopped,
 )
 from keras_resnet_cifar.finetuning.backbones import BACKBONES
@@ -92,6 +93,7 @@ def test_python_arguments_become_options(message):
 
 OUTCOMES = [
     (InputError("batch_size=0: too\nsmall"), 2, "--batch-size 0: too small"),
+    (OutOfMemory("lower batch_size="), 2, "error: lower --batch-size"),
     (ExportFailed("source='x' failed"), 1, "error: --source x failed"),
     (Diverged("try learning_rate=0.1"), 3, "error: try --learning-rate 0.1"),
     (OSError(28, "No space left"), 2, "No space left"),

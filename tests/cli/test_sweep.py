@@ -28,7 +28,7 @@ PARAM = ("--param", "learning_rate=log:0.05:0.8")
         ([*PARAM, "--trials", "0"], "--trials 0: give 1 or more"),
         ([*PARAM, "--jobs", "0"], "--jobs 0: give 1 or more"),
         ([*PARAM, "--arch", "resnet21"], "depth 21"),
-        ([*PARAM, "--storage", "x"], "--storage x: ArgumentError"),
+        ([*PARAM, "--storage", "x"], "--storage x: no database (ArgumentError"),
         ([*PARAM, "--storage", "x://a/b"], "give a URL such as sqlite:///"),
         ([*PARAM, "--storage", "sqlite://"], "not a database of studies"),
         ([*PARAM, "--storage", "sqlite:////no/where"], "unable to open"),

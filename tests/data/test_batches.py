@@ -66,7 +66,7 @@ def test_alternating_flip_mirrors_each_image_in_every_second_epoch():
         )
 
     on_host, on_device = batches(0), batches(2**20)
-    resident = ResidentSplit(on_device)
+    resident = ResidentSplit(split, 24, on_device.order, alternating_flip=True)
     mirrored = []
     for epoch in range(3):
         on_host.begin(epoch)

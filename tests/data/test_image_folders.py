@@ -151,6 +151,10 @@ def test_images_are_read_at_the_size_asked_for(flat):
     assert by_median.request["image_size"] == [20, 20]
     with pytest.raises(InputError, match=r"image_size=\[0, 3\]"):
         load_dataset(str(flat), image_size=[0, 3])
+    with pytest.raises(InputError, match="image_size='16': give"):
+        load_dataset(str(flat), image_size="16")
+    small = load_dataset(str(flat), image_size=np.int64(8))
+    assert small.train.images.shape[1:] == (8, 8, 3)
     with pytest.raises(InputError, match="image_size=20 is for a folder"):
         load_dataset("shapes", image_size=20)
 

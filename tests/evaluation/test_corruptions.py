@@ -78,6 +78,10 @@ def test_noise_has_the_published_strength():
     assert impulses.mean() == pytest.approx(0.07, rel=0.05)
 
 
+def test_a_severity_is_a_whole_number():
+    assert "severity=2.0: give 1 to 5" in refusal(corrupt, GREY, "fog", 2.0)
+
+
 def test_brightness_contrast_and_saturation_are_the_published_maps():
     image = np.zeros((1, 4, 4, 3), "uint8")
     image[:, :2] = 100, 50, 50

@@ -8,14 +8,13 @@ from keras_resnet_cifar.models.architectures import (
     FOUR_STAGE_WIDTHS,
     THREE_STAGE_WIDTHS,
     list_architectures,
-    parse,
     resolve,
 )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_name_of_the_table_means_itself(name):
-    assert parse(name).name == name
+    assert resolve(name).name == name
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def test_a_name_of_the_table_means_itself(name):
     ],
 )
 def test_the_rule(name, block, stage_blocks, widths, shortcut):
-    arch = parse(name)
+    arch = resolve(name)
     assert arch.block == block
     assert arch.stage_blocks == stage_blocks
     assert arch.widths == widths
@@ -84,7 +83,7 @@ def test_blocks_replace_the_depth_of_a_name():
 
 
 def test_arguments_replace_what_a_name_says():
-    assert resolve("resnet20", shortcut="projection") == parse(
+    assert resolve("resnet20", shortcut="projection") == resolve(
         "resnet20-projection"
     )
 
@@ -103,7 +102,7 @@ def test_arguments_replace_what_a_name_says():
 )
 def test_a_wrong_name_says_what_is_near(name, near):
     with pytest.raises(InputError) as error:
-        parse(name)
+        resolve(name)
     for word in near:
         assert word in str(error.value)
     assert "\n" not in str(error.value)

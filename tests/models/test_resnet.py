@@ -7,7 +7,6 @@ import pytest
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models.architectures import (
     ARCHITECTURES,
-    parse,
     resolve,
 )
 from keras_resnet_cifar.models.resnet import build_resnet
@@ -52,7 +51,7 @@ def parameters(arch, classes):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_table_has_the_parameters_for_10_classes(name):
-    assert ARCHITECTURES[name].parameters == parameters(parse(name), 10)
+    assert ARCHITECTURES[name].parameters == parameters(resolve(name), 10)
 
 
 # As published: option A, option B with BatchNorm, and pre-activation nets with
@@ -80,7 +79,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_parameters_for_100_classes(name):
-    assert parameters(parse(name), 100) == PUBLISHED[name]
+    assert parameters(resolve(name), 100) == PUBLISHED[name]
 
 
 def test_a_built_net_has_the_published_parameters():

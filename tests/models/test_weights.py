@@ -18,7 +18,7 @@ from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.data.downloads import check_digest
 from keras_resnet_cifar.evaluation.evaluate import evaluate
 from keras_resnet_cifar.models import nets
-from keras_resnet_cifar.models.architectures import parse
+from keras_resnet_cifar.models.architectures import resolve
 from keras_resnet_cifar.models.normalization import describe_normalization
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.models.torch_checkpoints import save_torch_checkpoint
@@ -56,7 +56,7 @@ def test_list_weights_has_a_row_for_each():
     assert [(row["name"], row["arch"]) for row in rows] == list(WEIGHTS)
     assert len(rows) == len(OURS) + len(OTHERS)
     for row in rows:
-        assert parse(row["arch"]).name == row["arch"]
+        assert resolve(row["arch"]).name == row["arch"]
         assert 0.5 < row["top1"] <= 1
         assert row["licence"]
 

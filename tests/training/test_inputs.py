@@ -112,6 +112,7 @@ def test_balanced_weights_even_out_the_classes(tiny_data):
     assert weights @ counts == pytest.approx(100)
     assert class_weights({1: 3}, data) == [1.0, 3.0, 1.0, 1.0]
     assert class_weights(None, data) is None
+    assert "class_weight=" in refusal(class_weights, {0.7: 5}, data)
 
 
 def test_weights_enter_the_loss_of_training():

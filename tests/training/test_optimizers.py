@@ -63,6 +63,14 @@ def test_decay_on_kernels_spares_the_rest():
         assert values == [0.5] * decayed + [1.0] * (4 - decayed)
 
 
+def test_excluded_variables_do_not_decay():
+    optimizer = CoupledSGD(1.0, 0.0, weight_decay=0.5)
+    weights = [keras.Variable([1.0], name=name) for name in ("one", "two")]
+    optimizer.exclude_from_weight_decay(var_names=["two"])
+    optimizer.apply([keras.ops.zeros(1)] * 2, weights)
+    assert [float(weight[0]) for weight in weights] == [0.5, 1.0]
+
+
 def test_weight_decay_is_coupled_alone():
     """Keras's own decay of that name must not act as well."""
     optimizer = CoupledSGD(0.1, 0.0, weight_decay=0.5)

@@ -19,7 +19,8 @@ from keras_resnet_cifar.training.recipes import (
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_recipe_stands_on_the_other_tables(recipe):
-    assert architectures.parse(recipe.arch).name in architectures.ARCHITECTURES
+    net = architectures.resolve(recipe.arch).name
+    assert net in architectures.ARCHITECTURES
     assert recipe.dataset in DATASETS
     assert recipe.source
     assert recipe.expected
