@@ -219,6 +219,7 @@ def _cells(result, pace):
     finished = [seed for seed in seeds if seed["accuracy"] is not None]
     first = (finished or seeds)[0]
     seconds = pace[pace_key(first)]
+    shown = f"{seconds:.2f}" if seconds < 10 else f"{seconds:,.0f}"
     unfinished = [
         f"seed {s['seed']}: {s['epochs_done']} of {s['epochs']} epochs done"
         for s in seeds
@@ -232,7 +233,7 @@ def _cells(result, pace):
         str(first["epochs"]),
         "; ".join(filter(None, [accuracy(seeds), *unfinished])),
         str(len(seeds) - len(unfinished)),
-        f"{seconds:.2f}" if seconds < 10 else f"{seconds:,.0f}",
+        shown if finished else "",
         place(first),
         source,
         f"{100 * (mean - expected):+.2f}" if mean and expected else "",
