@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
     chosen = [rows[name] for name in rows if name in (args.only or rows)]
     jobs = runs.jobs(chosen, args.seeds, args.output)
     if args.write:
-        for path in results.write(jobs, ROWS, ROOT, report=print):
+        for path in results.write(jobs, ROWS, ROOT):
             print(f"wrote {path}")
         return
     if not args.status:

@@ -109,8 +109,8 @@ def write(
             "no training has finished an epoch: train first, without write="
         )
     pace = paces(seed for result in results for seed in result["seeds"])
-    rest = [_cells(result, pace) for result in results]
-    done = [cells for cells in rest if cells[_HEAD.index("seeds")] != "0"]
+    lines = [_cells(result, pace) for result in results]
+    done = [cells for cells in lines if cells[_HEAD.index("seeds")] != "0"]
     sections = "\n\n".join(map(_section, results))
     missing = [
         row.name
@@ -118,7 +118,7 @@ def write(
         if not path.exists()
     ]
     to_do = f"Not trained yet: {', '.join(missing)}.\n\n" if missing else ""
-    table = markdown([_HEAD, *rest])
+    table = markdown([_HEAD, *lines])
     page = f"# Results\n\n{_HOW}.\n\n{table}\n\n{to_do}{sections}\n"
     write_text(root / "docs" / "results.md", page)
     line = f"{_HOW}. [Results](docs/results.md) lists each seed, the machine "

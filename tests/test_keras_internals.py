@@ -18,6 +18,15 @@ def test_optimizers_find_the_index_of_a_variable():
     assert indices == [0, 1, 2]
 
 
+def test_optimizers_know_what_is_excluded_from_decay():
+    """`optimizers._CoupledDecay` asks for each variable."""
+    variables = [keras.Variable(np.zeros(2), name=name) for name in "ab"]
+    optimizer = keras.optimizers.SGD()
+    optimizer.build(variables)
+    optimizer.exclude_from_weight_decay(var_names=["b"])
+    assert [optimizer._use_weight_decay(v) for v in variables] == [True, False]
+
+
 def test_an_optimizer_updates_all_variables_in_one_call():
     """`Muon` takes the gradients of kernels of one shape together there."""
     seen = []

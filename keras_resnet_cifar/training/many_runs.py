@@ -98,7 +98,10 @@ def read_progress(
         if run.metrics.exists():
             last = json.loads(run.metrics.read_text())["last"]
             if not last["epoch"] == len(seconds) <= epochs:
-                raise ValueError(f"timing.csv has {len(seconds)} epochs")
+                raise ValueError(
+                    f"metrics.json is of epoch {last['epoch']}, but timing.csv "
+                    f"has {len(seconds)} epochs"
+                )
             if not 0 <= last["test"]["top1"] <= 1:
                 raise ValueError("top1 in metrics.json is not from 0 to 1")
             return Progress("done", epochs, *done, last["test"])

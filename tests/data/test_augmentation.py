@@ -196,15 +196,17 @@ def test_mixing_mixes_labels_in_the_proportion_of_the_pixels(changes):
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.5, 1.0, 3.0])
 def test_beta_by_its_quantiles(alpha):
-    """As NumPy draws it, up to the spread of 100,000 draws."""
-    draws = np.random.default_rng(0).beta(alpha, alpha, 100_000)
+    """As NumPy draws it, up to the spread of 400,000 draws."""
+    draws = np.random.default_rng(0).beta(alpha, alpha, 400_000)
     drawn = QuantileMixUp(alpha, seed=0).get_random_transformation(
-        {"images": np.zeros((100_000, 1, 1, 3), "float32")}
+        {"images": np.zeros((400_000, 1, 1, 3), "float32")}
     )
     weights = ops.convert_to_numpy(drawn["mix_weight"])
-    for level in (0.01, 0.05, 0.1, 0.3, 0.7):  # near 1, float32 is coarse
-        below = (draws <= np.quantile(weights, level)).mean()
-        assert below == pytest.approx(level, abs=0.008)
+    draws = draws.astype("float32")  # in which many are equal near 1
+    for level in (0.01, 0.1, 0.3, 0.7, 0.95):
+        quantile = np.quantile(weights, level)
+        assert (draws < quantile).mean() <= level + 0.005
+        assert (draws <= quantile).mean() >= level - 0.005
 
 
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")
