@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -27,12 +28,16 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--run-slow"):
-        return
-    skip = pytest.mark.skip(reason="slow: runs with --run-slow")
-    for item in items:
-        if "slow" in item.keywords:
+    slow = [item for item in items if "slow" in item.keywords]
+    if not config.getoption("--run-slow"):
+        skip = pytest.mark.skip(reason="slow: runs with --run-slow")
+        for item in slow:
             item.add_marker(skip)
+    # The files that take longest come first: none is left to a single process.
+    cost = Counter(item.path for item in items)
+    if config.getoption("--run-slow"):
+        cost.update({item.path: 100 for item in slow})
+    items.sort(key=lambda item: -cost[item.path])
 
 
 @pytest.fixture
