@@ -56,7 +56,11 @@ def push_to_hub(
         raise InputError("the run has no directory: train it with output_dir=")
     directory = RunDirectory(path)
     config = directory.read_config()
-    config["request"].pop("data_dir", None)  # a folder of this machine
+    config["request"].pop("data_dir", None)
+    for part in (config, config["dataset"], config["request"]):
+        for key in {"name", "weights"} & part.keys():
+            if os.path.isabs(part[key] or ""):  # a folder of this machine
+                part[key] = Path(part[key]).name
     with tempfile.TemporaryDirectory() as folder:
         with explained(f"{path} is not a finished run", "resume it first"):
             metrics = json.loads(directory.metrics.read_text("utf-8"))

@@ -22,11 +22,14 @@ COMMIT = "0" * 40
 
 @pytest.fixture(scope="module")
 def run(tiny_data, tmp_path_factory):
-    """A finished run of a net that has a name."""
+    """A finished run of a net that has a name, from weights in a file."""
+    folder = tmp_path_factory.mktemp("published")
+    start = folder / "start.keras"
+    build_resnet("resnet8", normalization="shapes").save(start)
     return train(
-        build_resnet("resnet8", normalization="shapes"),
+        build_resnet("resnet8", weights=start),
         tiny_data,
-        output_dir=tmp_path_factory.mktemp("published") / "run",
+        output_dir=folder / "run",
         epochs=1,
         batch_size=128,
         verbose=False,
@@ -93,7 +96,11 @@ def test_a_run_there_and_back(hub, run, capsys):
         "last.keras",
         "metrics.json",
     }
-    assert "data_dir" not in json.loads(hub.files["config.json"])["request"]
+    config = json.loads(hub.files["config.json"])
+    assert config["weights"] == "start.keras"
+    assert "data_dir" not in config["request"]
+    for name in ("config.json", "metrics.json", "README.md"):
+        assert str(run.directory.parent) not in hub.files[name].decode()
 
     card = hub.client.ModelCard(hub.files["README.md"].decode())
     test = run.metrics["last"]["test"]
