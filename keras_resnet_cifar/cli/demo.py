@@ -49,7 +49,10 @@ def run(args: argparse.Namespace) -> None:
     import_keras()
     from keras_resnet_cifar.demo.explorer import Explorer
     from keras_resnet_cifar.demo.page import serve
+    from keras_resnet_cifar.models.pretrained import fetch
 
+    if args.weights is not None:
+        fetch(_SHIPPED[args.weights])  # refuses a damaged file
     explorers = []
     requests = [(path, request) for _, path, request in jobs]
     models = options.loaded(requests, args.allow_changed_data)

@@ -1,5 +1,6 @@
 """What the commands do, and what they say of bad input."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -436,6 +437,10 @@ def test_demo_of_a_run(trained, run, capfd, monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     command = ["demo", "--port", port]
+    row = dataclasses.replace(cli_demo._SHIPPED["shapes"], digest="sha256:0")
+    monkeypatch.setitem(cli_demo._SHIPPED, "shapes", row)
+    options = ["--weights", "shapes"]
+    assert "is damaged" in refused(run, capfd, *command, *options)
     assert run(*command, trained[0]) == 0
     assert served == [port]
     assert ": evaluating on cifar10\n" in capfd.readouterr().out
