@@ -15,10 +15,9 @@ from keras_resnet_cifar.cli.start import import_keras
 class Contender(NamedTuple):
     """A row of the table.
 
-    Attributes:
-        kind: `"train"` or `"evaluate"`: rows of one kind are compared.
-        runs: When it runs by default: in `"quick"` and full runs, in `"full"`
-            runs only, or in full runs on an `"accelerator"`.
+    Rows of one `kind`, `"train"` or `"evaluate"`, are compared. `runs` says
+    when a row runs by default: in `"quick"` and full runs, in `"full"` runs
+    only, or in full runs on an `"accelerator"`.
     """
 
     kind: str
@@ -42,8 +41,7 @@ CONTENDERS = {
 def run(name: str, setting: Setting, rounds: Rounds) -> None:
     """Runs a contender, or `"machine"`, in this process.
 
-    Raises:
-        LeftOut: It cannot run here.
+    Raises `LeftOut` if it cannot run here.
     """
     library = "torch" if name.startswith("torch-") else "keras"
     if library == "keras":

@@ -148,10 +148,9 @@ def _body(thunks):
 def count_bytes(hlo: str, resident: str) -> int:
     """Returns the bytes that the kernels of the loop's body read and write.
 
-    Args:
-        hlo: The program after all optimizations.
-        resident: Start of the shape of the resident images, which are not
-            counted, because a step reads only one batch of them.
+    `hlo` is the program after all optimizations. The shape of the resident
+    images starts with `resident`; they are not counted, because a step reads
+    only one batch of them.
     """
     entry = hlo[hlo.index("\nENTRY ") :]
     (name,) = set(re.findall(r"body=%([\w.\-]+)", entry))

@@ -144,14 +144,8 @@ def _cells(point):
 def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws accuracy against epochs and seconds, one line per recipe and net.
 
-    The seconds are the epochs at the speed of `results.paces`.
-
-    Args:
-        points: As the JSON file has them; bars show the standard deviation.
-        path: PNG file to write.
-
-    Raises:
-        InputError: The file cannot be written.
+    The points are as in the JSON file; their seconds are the epochs at the
+    speed of `results.paces`. Bars show the standard deviation.
     """
     from matplotlib.figure import Figure
 

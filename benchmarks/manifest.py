@@ -13,17 +13,13 @@ class Row:
 
     Attributes:
         name: Prefix of its run directories, and name of its JSON file.
-        recipe: A name of `RECIPES`.
-        arch: Name of the net.
-        dataset: Name of the dataset.
         epochs: Number of epochs, or `None` for the recipe's.
         weights: Name of the trained weights that are fine-tuned, with all
             layers from the first step; `None` trains from scratch.
         options: Other fields of the recipe to override; each is an option of
             `train`.
         seeds: Number of seeds: 0, 1, ...
-        expected: Accuracy of the source, 0 to 1, or `None`.
-        source: Source of that accuracy.
+        expected: Accuracy that the source reports, 0 to 1, or `None`.
     """
 
     name: str
@@ -55,9 +51,7 @@ FAMILIES = {
 def recipe_for(name: str, epochs: int) -> str:
     """Returns the recipe that a family has for a number of epochs.
 
-    Args:
-        name: A name of `FAMILIES`, or a recipe, which is its own family.
-        epochs: Number of epochs.
+    A recipe that is not in `FAMILIES` is its own family.
     """
     members = FAMILIES.get(name, ((math.inf, name),))
     return next(recipe for most, recipe in members if epochs <= most)

@@ -74,18 +74,10 @@ def write(
 ) -> list[Path]:
     """Writes docs/results/ from the runs, then the tables from docs/results/.
 
-    Args:
-        jobs: The jobs whose runs are read. Finished seeds that exist only in
-            docs/results/ are kept if their recipe is the same.
-        rows: The rows, in the order of the tables.
-        root: The folder with README.md and docs/.
-        report: Called with a line about each run that is left out.
-
-    Returns:
-        The files written.
-
-    Raises:
-        InputError: There are no results, or the README lacks the markers.
+    Finished seeds that exist only in docs/results/ are kept if their recipe is
+    the same. The tables have the order of `rows`; `root` holds README.md and
+    docs/. `report` is called with a line about each run that is left out.
+    Returns the files written.
     """
     folder, written = root / "docs" / "results", []
     readme = root / "README.md"

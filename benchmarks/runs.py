@@ -27,13 +27,7 @@ _NOT_COMPARED = ("source", "expected", "arch", "dataset")
 
 @dataclass(frozen=True)
 class Job:
-    """One row with one seed.
-
-    Attributes:
-        row: The row to train.
-        seed: The seed.
-        folder: Folder of the run directories.
-    """
+    """One row with one seed; its run directory is in `folder`."""
 
     row: Row
     seed: int
@@ -186,21 +180,10 @@ def train_all(
     """Trains unfinished jobs; evaluates the checkpoints that a recipe saves.
 
     A run that another process is training is skipped, and so are the other
-    seeds of a row whose training is refused.
-
-    Args:
-        jobs: The jobs, in order.
-        go_on: The command that continues after a stop.
-        data_dir: Option of `train`.
-        seconds: The time budget.
-        report: Called with a line about each training.
-        processes: Number of trainings at a time.
-
-    Returns:
-        The exit codes of the trainings that failed, by name.
-
-    Raises:
-        Stopped: On a signal, after the trainings have been saved.
+    seeds of a row whose training is refused. `seconds` is the time budget, and
+    `go_on` the command that continues after a stop. Returns the exit codes of
+    the trainings that failed, by name. On a signal, raises `Stopped` after the
+    trainings have been saved.
     """
     quiet = ["--quiet"] * (processes > 1)  # lines of several runs would mix
 

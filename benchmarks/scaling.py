@@ -36,11 +36,8 @@ def seconds(
 ) -> float:
     """Returns the seconds of a step.
 
-    Args:
-        operations: Operations of the whole batch; see `step_operations`.
-        parameters: Number of trainable parameters.
-        norms: Number of BatchNorm layers.
-        devices: Number of devices that share the batch.
+    `operations` are those of the whole batch, as from `step_operations`;
+    `norms` is the number of BatchNorm layers.
     """
     compute = operations / (devices * RATE) + norms * LAYER
     if devices == 1:

@@ -36,12 +36,7 @@ _STARTED = 120  # seconds until a server must answer
 
 @dataclass
 class Server:
-    """A running server.
-
-    Attributes:
-        process: Its process.
-        port: Its port on 127.0.0.1.
-    """
+    """A running server on a port of 127.0.0.1."""
 
     process: subprocess.Popen
     port: int
@@ -154,15 +149,9 @@ def hold(
 ) -> dict[str, float]:
     """Sends one image per request from many clients; adds a version half-way.
 
-    Args:
-        server: A server of `folder`.
-        images: uint8 `[N, H, W, 3]`, sent in turn.
-        folder: Folder of the versions; the newest is copied to the next number.
-        clients: Number of connections, each of which waits for its answer.
-        seconds: Duration.
-
-    Returns:
-        "requests", "failed", "per_second", "p50_ms", "p99_ms", "peak_mib".
+    `images`, uint8 `[N, H, W, 3]`, are sent in turn. Each client is a
+    connection that waits for its answer. `folder` holds the versions that the
+    server serves; the newest is copied to the next number.
     """
     bodies = [json.dumps(infer_request(i[None])).encode() for i in images]
     latencies: list[float] = []

@@ -13,14 +13,9 @@ EPOCH_IMAGES, CLASSES = 50_000, 10  # as in CIFAR-10
 class Setting:
     """Net, recipe, data and number of steps to time.
 
-    Attributes:
-        arch: Name of the net.
-        batch_size: Images per step.
-        precision: A Keras dtype policy, or `"auto"`, which the first worker
-            resolves.
-        steps: Steps per round.
-        rounds: Number of rounds, without the warm-up.
-        accelerated: Whether Keras's backend has a GPU or TPU.
+    `precision` is a Keras dtype policy, or `"auto"`, which the first worker
+    resolves. `steps` are per round, and `rounds` do not include the warm-up.
+    `accelerated` says whether Keras's backend has a GPU or TPU.
     """
 
     arch: str = "resnet20"

@@ -42,19 +42,9 @@ def ship(
     """Ships the last epoch of the first run; the others only add to the mean.
 
     Writes the file, its row in weights.json and its model card. Their accuracy
-    is that of the file as loaded by `build_resnet`.
-
-    Args:
-        runs: Finished runs that differ only in their seed.
-        name: Name of the weights in `build_resnet(weights=...)`.
-        data_dir: Folder of the dataset, if it has moved.
-        shipped, cards: The folders to write to.
-
-    Returns:
-        The row of the table.
-
-    Raises:
-        InputError: A run is not finished or differs, or the file is too large.
+    is that of the file as loaded by `build_resnet`. `data_dir` is the folder of
+    the dataset, if it has moved. Raises `InputError` if a run is not finished,
+    the runs differ in more than their seed, or the file is too large.
     """
     run, config, metrics = _read(runs)
     recipe, arch = config["recipe"], config["arch"]

@@ -20,11 +20,7 @@ _HEAD = (
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Returns a result of `benchmark` from its JSON file.
-
-    Raises:
-        InputError: The file cannot be read, or holds something else.
-    """
+    """Returns a result of `benchmark` from its JSON file."""
     try:
         result = json.loads(path.read_text())
         if not result["contenders"]:

@@ -49,29 +49,18 @@ def benchmark(
 ) -> dict[str, Any]:
     """Times the contenders in alternation, after a warm-up.
 
-    Args:
-        arch: Name of the net, on images of 32x32.
-        batch_size: Images per step.
-        precision: `"auto"`, `"float32"`, `"mixed_bfloat16"`, ...
-        steps: Steps per round; by default a number that suits the device.
-        rounds: Number of rounds, by default 5.
-        names: Contenders, of `CONTENDERS`; by default those that suit the
-            device.
-        dataloader: Add the PyTorch loop with a `DataLoader`.
-        quick: Fewer contenders, steps and rounds, to check that all works.
-        report: Called with one line about each stage and round.
+    By default, the steps per round and the `names`, of `CONTENDERS`, suit the
+    device. `dataloader` adds the PyTorch loop with a `DataLoader`; `quick` has
+    fewer contenders, steps and rounds, to check that all works. `report` is
+    called with one line about each stage and round. Raises `InputError` for a
+    bad argument, and if a contender dies.
 
-    Returns:
-        A dict for JSON: the machine, its versions and limit; the share of the
-        cores that other programs used before each round; for each contender,
-        images per second in each round and their median, seconds from the
-        start of a process to its first step (cold, and again with the compile
-        caches of the first) and peak memory in bytes; the ratios of each pair
-        of a kind; the contenders left out, with reasons.
-
-    Raises:
-        InputError: An unknown name, a number out of range, or a contender
-            that died.
+    Returns a dict for JSON: the machine, its versions and limit; the share of
+    the cores that other programs used before each round; for each contender,
+    images per second in each round and their median, seconds from the start of
+    a process to its first step (cold, and again with the compile caches of the
+    first) and peak memory in bytes; the ratios of each pair of a kind; the
+    contenders left out, with reasons.
     """
     usual = _QUICK_ROUNDS if quick else _ROUNDS
     setting = Setting(
@@ -189,12 +178,7 @@ def share_in_use(seconds: float = 0.5) -> float:
 def ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Returns the ratio of each pair of a kind, taken within each round.
 
-    Args:
-        rows: Dicts with `name`, `kind` and `images_per_second` of each round.
-
-    Returns:
-        `{"A / B": {"rounds": [...], "median", "least", "most"}}`, for each A
-        above a B of its kind.
+    The keys are `"A / B"`, for each row A above a row B of its kind.
     """
     table = {}
     for above, below in itertools.combinations(rows, 2):
@@ -242,9 +226,8 @@ def _start(
 ) -> tuple[Worker, dict[str, float | None]]:
     """Starts a worker, `twice` if requested, and waits until it is ready.
 
-    Returns:
-        The worker, which `stack` closes, and its seconds to the first step:
-        `cold`, and `again` with the compile caches of the first start.
+    Returns the worker, which `stack` closes, and its seconds to the first step:
+    `cold`, and `again` with the compile caches of the first start.
     """
     worker = Worker(contenders.run, name, setting, environment)
     stack.callback(worker.close)
@@ -260,9 +243,8 @@ def _start(
 def _environment(caches: Path, processes: int) -> dict[str, str]:
     """Environment of the workers: empty compile caches, and shared memory.
 
-    Args:
-        caches: An empty folder.
-        processes: Number of processes that share an accelerator's memory.
+    `caches` is an empty folder; `processes` is the number of processes that
+    share an accelerator's memory.
     """
     folders = {
         "XDG_CACHE_HOME": "xdg",  # of JAX, unless the next one is set

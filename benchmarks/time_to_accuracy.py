@@ -21,13 +21,9 @@ SPLITS = ("validation", "test")
 class StopAt(keras.callbacks.Callback):
     """Stops after the first epoch that reaches a validation accuracy.
 
-    Args:
-        target: The accuracy, 0 to 1.
-
-    Attributes:
-        result: `seconds` from creation to the end of that epoch, or `None`;
-            `first_step`, seconds to the end of the first call of the compiled
-            step; `epochs` run; the highest `accuracy`.
+    `result` has `seconds` from creation to the end of that epoch, or `None`;
+    `first_step`, seconds to the end of the first call of the compiled step;
+    `epochs` run; and the highest `accuracy`, 0 to 1.
     """
 
     async_safe = True  # it reads the logs of one batch only
@@ -70,21 +66,9 @@ def time_to(
     building the net and validating after each epoch, but not loading the data
     or importing libraries. No files are written.
 
-    Args:
-        target: Accuracy, above 0 and up to 1.
-        data: The dataset.
-        arch: Name of the net.
-        recipe: A name of `RECIPES` or a `Recipe`.
-        split: The split to evaluate after each epoch. Published times to an
-            accuracy use `"test"`. The test split then decides when to stop, so
-            the accuracy must not be reported as a result.
-        report: Called with one line about each run.
-
-    Returns:
-        Two dicts: `run`, `seed`, and those of `StopAt.result`.
-
-    Raises:
-        InputError: The target is out of range, or there is no such split.
+    Published times to an accuracy evaluate the `"test"` split after each epoch.
+    It then decides when to stop, so the accuracy must not be reported as a
+    result. Returns `run`, `seed` and `StopAt.result` of both runs.
     """
     check_target(target, split)
     if split == "test":

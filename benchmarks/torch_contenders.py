@@ -20,11 +20,8 @@ def train(
 ) -> None:
     """A plain PyTorch loop, channels_last, all images on the device.
 
-    Args:
-        setting: The setting to time.
-        rounds: Receives the results.
-        compiler: A mode of `torch.compile`; `"reduce-overhead"` uses CUDA
-            graphs. By default the loop runs eagerly.
+    `compiler` is a mode of `torch.compile`; `"reduce-overhead"` uses CUDA
+    graphs. By default, the loop runs eagerly.
     """
     loop = _loop(setting, compiler)
     batches = loop.batches()

@@ -25,15 +25,10 @@ _EVALUATION_BATCH = 500
 class TorchLoop:
     """A ResNet that trains by a recipe of crops, flips, SGD and one cycle.
 
-    Args:
-        arch: The architecture.
-        recipe: The recipe.
-        images: uint8 `[N, H, W, 3]`, in host memory.
-        labels: Integers `[N]`.
-        mean: Mean of each channel, 0 to 1.
-        std: The same for the standard deviation.
-        precision: `"float32"` or `"mixed_bfloat16"`, which is autocast.
-        compiler: A mode of `torch.compile`; by default the loop runs eagerly.
+    The images are uint8 `[N, H, W, 3]`, in host memory; `mean` and `std` are
+    those of each channel, 0 to 1. `precision` is `"float32"` or
+    `"mixed_bfloat16"`, which is autocast. `compiler` is a mode of
+    `torch.compile`; by default, the loop runs eagerly.
     """
 
     def __init__(
@@ -168,14 +163,10 @@ def augmented(
 ) -> Tensor:
     """Crops and flips a batch of padded images, each in its own way.
 
-    Args:
-        images: float `[N, H + 2 * padding, W + 2 * padding, 3]`.
-        picked: Indices of the images, int64 `[B]`.
-        padding: Pixels on each side; offsets are uniform in 0 to twice that.
-        flip: Whether to mirror half of them.
-
-    Returns:
-        float `[B, 3, H, W]`, channels last in memory.
+    `images` are float `[N, H + 2 * padding, W + 2 * padding, 3]`, and `picked`
+    are indices, int64 `[B]`. Offsets are uniform in 0 to `2 * padding`; `flip`
+    mirrors half of the images. Returns float `[B, 3, H, W]`, channels last in
+    memory.
     """
     device, count = images.device, len(picked)
     side = torch.arange(images.shape[1] - 2 * padding, device=device)

@@ -125,14 +125,9 @@ NAMES = {
 class Net(nn.Module):
     """A ResNet of a scheme; images `[N, 3, H, W]`, normalised, to logits.
 
-    Args:
-        scheme: A key of `NAMES`.
-        widths: Filters of each stage.
-        blocks: Blocks of each stage.
-        bottleneck: Whether the blocks are bottlenecks.
-        kind: `"identity"`, `"projection"` or `"conv3x3"`.
-        stem: Kernel of the stem: 3, or 7 with stride 2 and pooling.
-        classes: Number of logits.
+    `scheme` is a key of `NAMES`; `widths` and `blocks` are those of each stage.
+    `kind`, that of the shortcuts, is `"identity"`, `"projection"` or
+    `"conv3x3"`. `stem` is its kernel: 3, or 7 with stride 2 and pooling.
     """
 
     def __init__(
@@ -180,8 +175,7 @@ class Net(nn.Module):
 def net_like(arch: Architecture, classes: int = 10) -> Net:
     """Returns the `Net` of an `Architecture`.
 
-    Raises:
-        InputError: No known repository has such nets.
+    Raises `InputError` if no known repository has such nets.
     """
     scheme = {3: "akamaster", 4: "torchvision"}.get(len(arch.widths))
     if arch.preactivation:

@@ -24,14 +24,10 @@ class LeftOut(Exception):
 
 
 class Rounds:
-    """The worker's end of the pipe.
+    """The worker's end of the pipe; its process ends when the other end closes.
 
-    Args:
-        pipe: The process ends when the other end closes.
-
-    Attributes:
-        device_memory: Returns the peak bytes used on an accelerator, or `None`
-            without one. A contender sets it.
+    A contender sets `device_memory`, which returns the peak bytes used on an
+    accelerator, or `None` without one.
     """
 
     def __init__(self, pipe: Connection) -> None:
@@ -64,9 +60,7 @@ class Rounds:
     def measure(self, run: Callable[[int], None], setting: Setting) -> None:
         """Takes a first step, warms up, and then measures rounds.
 
-        Args:
-            run: Takes a number of steps and waits for the last.
-            setting: The setting to time.
+        `run` takes a number of steps and waits for the last.
         """
         run(1)
         self.first_step()
@@ -80,11 +74,8 @@ class Rounds:
 class Worker:
     """The parent's end of the pipe.
 
-    Args:
-        work: A module's function `(name, setting, rounds)`.
-        name: Name of the contender.
-        setting: The setting to time.
-        environment: Variables to set before it imports anything heavy.
+    `work` is a module's function `(name, setting, rounds)`. `environment` has
+    variables to set before it imports anything heavy.
     """
 
     def __init__(
@@ -120,9 +111,8 @@ class Worker:
     def receive(self) -> Any:
         """Waits for the next message.
 
-        Raises:
-            LeftOut: The worker cannot run here.
-            InputError: The worker refused its input, or died.
+        Raises `LeftOut` if the worker cannot run here, and `InputError` if it
+        refused its input or died.
         """
         try:
             message = self._pipe.recv()
@@ -170,16 +160,9 @@ def run_rounds(
 ) -> dict[str, list[dict[str, Any]]]:
     """Lets each worker measure once per round: A B C, B C A, C A B, ...
 
-    The order rotates because the first after a rest may be slow.
-
-    Args:
-        workers: Workers that are ready.
-        rounds: Number of rounds.
-        before: Called before each round, while all workers sleep.
-        report: Called with one line per round.
-
-    Returns:
-        `{name: [result of each round]}`.
+    The order rotates because the first after a rest may be slow. The workers
+    must be ready; `before` is called before each round, while all sleep.
+    Returns the results of the rounds by name.
     """
     results: dict[str, list] = {worker.name: [] for worker in workers}
     for number in range(rounds):

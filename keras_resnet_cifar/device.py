@@ -140,11 +140,9 @@ def steps_per_execution(
     waits for its end. If possible, the number divides `steps`, since JAX
     compiles a shorter last call separately.
 
-    Args:
-        operations: Floating-point operations of a step.
-        steps: Steps of an epoch.
-        resident: Whether the images are on the device. Otherwise, a call waits
-            for all of its batches and should be shorter than an epoch.
+    `operations` are the floating-point operations of a step, `steps` the steps
+    of an epoch. Unless the images are `resident` on the device, a call waits
+    for all of its batches and should be shorter than an epoch.
     """
     operations_of_call = _CPU_OPERATIONS.get(keras.backend.backend())
     if operations_of_call is None:  # PyTorch runs step by step
@@ -171,10 +169,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def make_deterministic(seed: int) -> None:
     """Makes the backend use operations that give the same bits each time.
 
-    On a CPU, they do so anyway. Call it before the first computation.
-
-    Raises:
-        InputError: Under JAX on a GPU, once JAX has started.
+    On a CPU, they do so anyway. Call it before the first computation. Under JAX
+    on a GPU, it raises `InputError` unless `XLA_FLAGS` has the setting.
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":

@@ -46,11 +46,8 @@ def unknown(
 ) -> InputError:
     """Returns an `InputError` for a name that is not in a table.
 
-    Args:
-        kind: Kind of name, such as `"dataset"`.
-        name: The name as received, or initials such as `"lr"`.
-        known: The names of the table.
-        hint: Text to use instead of the list of names, if that is long.
+    The message suggests names that are similar, or that have the initials given
+    (`"lr"`). `hint` replaces the list of the known names, if that is long.
     """
     known = list(known)
     text = str(name).lower()

@@ -29,13 +29,8 @@ def atomic_write(path: str | Path, keep: Path | None = None) -> Iterator[Path]:
     temporary file is removed and an existing `path` is unchanged. The content
     and the name are synced to disk, so that a power cut leaves no partial file.
 
-    Args:
-        path: The file to write; its folder must exist.
-        keep: Path in the same folder to move an existing `path` to; `None`
-            overwrites it.
-
-    Raises:
-        InputError: The system refuses to write.
+    The folder must exist. An existing `path` is moved to `keep`, in the same
+    folder, or overwritten. Raises `InputError` if the system refuses to write.
     """
     path = Path(path)
     check_replaceable(path)
@@ -94,9 +89,8 @@ def sync_folder(path: Path) -> None:
 def check_zip(path: str | Path) -> None:
     """Checks the checksums of a whole zip file, which some readers skip.
 
-    Raises:
-        InputError: It is damaged, not a zip file, or decompresses to far more
-            than its size; the caller names the file.
+    Raises `InputError` if it is damaged, not a zip file, or decompresses to far
+    more than its size; the caller names the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -143,9 +137,6 @@ def staged_folder(parent: str | Path) -> Iterator[Path]:
 
     Unless it is moved, it is removed at the end, and so are the folders created
     for it, including `parent`.
-
-    Raises:
-        InputError: The system refuses.
     """
     staged = Path(parent) / f".{secrets.token_hex(4)}"
     with made_folder(staged.parent):
@@ -159,8 +150,7 @@ def staged_folder(parent: str | Path) -> Iterator[Path]:
 def move_folder(staged: Path, place: Path) -> None:
     """Syncs a folder's content to disk, renames the folder and syncs the name.
 
-    Raises:
-        InputError: The place is taken, or the system refuses.
+    Raises `InputError` if the place is taken, or the system refuses.
     """
     try:
         if os.path.lexists(place):  # `rename` replaces an empty folder
@@ -205,8 +195,7 @@ def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
 def check_checksum(value: dict[str, Any]) -> dict[str, Any]:
     """Returns the dict given to `with_checksum`, or one without a checksum.
 
-    Raises:
-        ValueError: The content does not match the checksum.
+    Raises `ValueError` if the content does not match the checksum.
     """
     value = dict(value)
     checksum = value.pop("sha256", None)

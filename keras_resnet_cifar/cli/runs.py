@@ -37,9 +37,8 @@ _COORDINATOR = (
 class Request:
     """A run to start or to resume.
 
-    Attributes:
-        settings: Keyword arguments of `krc.train` or `krc.finetune`.
-        data: Keyword arguments of `krc.load_dataset`.
+    `settings` are keyword arguments of `krc.train` or `krc.finetune`, `data`
+    those of `krc.load_dataset`.
     """
 
     settings: dict[str, Any]

@@ -11,12 +11,8 @@ from keras_resnet_cifar.errors import explained
 def import_keras(deterministic: bool = False) -> None:
     """Imports Keras without the notices that C++ libraries print.
 
-    Args:
-        deterministic: Make JAX deterministic on a GPU, too. JAX reads this
-            setting when it first computes.
-
-    Raises:
-        InputError: The backend cannot start.
+    `deterministic` makes JAX deterministic on a GPU, too. JAX reads this
+    setting when it first computes.
     """
     # It warns about models that are traced one after the other.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)

@@ -35,15 +35,9 @@ class ShuffledBatches(keras.utils.PyDataset):
     int32 `[1]`.
 
     Args:
-        split: A `Split`.
-        num_classes: Width of the labels.
-        batch_size: Images per batch.
-        seed: Integer.
-        transform: Optional function `(images, epoch, step)` of a batch of
-            images, applied on the host (for policies that no backend
-            compiles).
-        alternating_flip: Whether to mirror images as above.
-        resident_bytes: Largest split, in bytes, to keep on the device.
+        transform: `(images, epoch, step) -> images` of a batch, on the host,
+            for policies that no backend compiles.
+        resident_bytes: Largest split to keep on the device.
 
     Attributes:
         steps: Steps of a whole epoch.
@@ -51,11 +45,7 @@ class ShuffledBatches(keras.utils.PyDataset):
             `-1 - index` where the image is mirrored.
         start: Step at which a resumed epoch continues.
         share: The part of a batch that this process feeds.
-        resident: Whether the images are kept on the device.
         exact: Whether an epoch can be resumed in the middle.
-
-    Raises:
-        InputError: The split is smaller than a batch.
     """
 
     split: Any
@@ -96,11 +86,7 @@ class ShuffledBatches(keras.utils.PyDataset):
         self.order = order.reshape(self.steps, self.batch_size)
 
     def source(self, fused_steps: int = 1, devices: int = 0) -> Any:
-        """Returns what `fit` iterates over in an epoch.
-
-        Args:
-            fused_steps, devices: See `step_numbers`.
-        """
+        """Returns what `fit` iterates over in an epoch; see `step_numbers`."""
         if not self.resident:
             return self
         return step_numbers(self.start, self.steps, fused_steps, devices)
@@ -142,8 +128,6 @@ def step_numbers(
     validation.
 
     Args:
-        start: The first step.
-        stop: The step after the last.
         fused_steps: Steps in a call of `jax_steps.fuse`; 1 without it.
         devices: Devices of this process in the distribution; 0 without one.
     """
@@ -158,20 +142,15 @@ def step_numbers(
 
 
 class StepNumbers(keras.utils.PyDataset):
-    """The numbers of an epoch's steps, grouped by calls of many steps.
+    """The numbers of an epoch's steps, grouped by calls of `count` steps.
 
     Its length counts steps, as `fit` does, but item `i` is for call `i`: int32
     `[steps of the call]`. The last items are empty. (Moving one item per step
     to the device would cost more than a step's share of a call.)
 
-    Keras splits each item among the devices of a distribution. With one, an
-    item is `[devices, steps of the call]`, with equal rows.
-
-    Args:
-        start: The first step.
-        stop: The step after the last.
-        count: Steps of a call.
-        devices: Devices of this process in the distribution; 0 without one.
+    Keras splits each item among the `devices` of this process in a
+    distribution (0 without one). With one, an item is
+    `[devices, steps of the call]`, with equal rows.
     """
 
     def __init__(self, start: int, stop: int, count: int, devices: int = 0):
@@ -195,10 +174,9 @@ class StepNumbers(keras.utils.PyDataset):
 class StreamedSplit:
     """A train split that is not in memory.
 
-    Attributes:
-        batches: A `tf.data.Dataset` or `keras.utils.PyDataset` of known
-            length, with batches `(images, labels)`: images `[B, H, W, 3]` from
-            0 to 255, labels integer `[B]` or one-hot `[B, classes]`.
+    `batches` is a `tf.data.Dataset` or `keras.utils.PyDataset` of known length,
+    with batches `(images, labels)`: images `[B, H, W, 3]` from 0 to 255, labels
+    integer `[B]` or one-hot `[B, classes]`.
     """
 
     batches: Any
@@ -212,10 +190,8 @@ class StreamedBatches:
     """The batches of a `StreamedSplit`, with the interface of a feed.
 
     Their order is the user's, so an epoch can only be resumed from its start.
-
-    Args:
-        batch_size: Images per batch, to compute the speed if the stream does
-            not state its batch size.
+    `batch_size` serves to compute the speed if the stream does not state its
+    own.
     """
 
     exact = False

@@ -14,9 +14,8 @@ def check_form(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns images and labels that can be a split, the labels as uint8 `[N]`.
 
-    Raises:
-        InputError: Images are not uint8 `[N, 32, 32, 3]` or labels not integers
-            `[N]` or `[N, 1]` below the number of classes.
+    Raises `InputError` unless images are uint8 `[N, 32, 32, 3]` and labels
+    integers `[N]` or `[N, 1]` below the number of classes.
     """
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]

@@ -20,10 +20,8 @@ class DatasetInfo:
     """One dataset of 32x32 RGB images.
 
     Attributes:
-        name: Its name for `load_dataset` and the command line.
         family: The dataset with the same images: `"cifar100"` for
             `"cifar100-coarse"`.
-        class_names: One name per label.
         mean, std: Per channel R, G, B of the train split, in 0..1.
         summary: One line for help texts.
         fingerprints: `{split: (images, fingerprint)}` of the published splits;

@@ -21,9 +21,8 @@ def download(
 ) -> None:
     """Downloads a file completely or not at all.
 
-    Args:
-        check: Called with the downloaded file before it is moved to `path`. It
-            may rewrite the file, and raises if it is not the expected one.
+    `check` is called with the downloaded file before it is moved to `path`. It
+    may rewrite the file, and raises if it is not the expected one.
     """
     make_folder(path.parent)
     # Keras prints its progress bar to standard output, which is for results.

@@ -26,11 +26,7 @@ _SPLITS = {
 
 
 def class_names(folder: str | os.PathLike) -> tuple[str, ...]:
-    """Returns the classes of a folder of images: its sorted folder names.
-
-    Raises:
-        InputError: There are fewer than two classes.
-    """
+    """Returns the classes of a folder of images: its sorted folder names."""
     train = _split_folders(folder)["train"]
     names = tuple(_classes(train))
     if len(names) < 2:
@@ -42,14 +38,10 @@ def class_names(folder: str | os.PathLike) -> tuple[str, ...]:
 
 
 class Images(NamedTuple):
-    """The images of a folder.
+    """The images of a folder, their size `[H, W]` and their files, in order.
 
-    Attributes:
-        splits: `{split: (images, labels)}` of `"train"`, `"test"` and, if there
-            is one, `"validation"`: images uint8 `[N, H, W, 3]`, labels uint8
-            `[N]`, uint16 for more than 256 classes.
-        size: `[H, W]`.
-        files: `{split: paths}`, in the order of the images.
+    The splits are `"train"`, `"test"` and, if there is one, `"validation"`.
+    Labels are uint8, or uint16 for more than 256 classes.
     """
 
     splits: Splits
@@ -65,7 +57,9 @@ def load_folders(
 ) -> Images:
     """Loads images that are stored in one folder per class.
 
-    `read_image` brings them to the same size. They are read with Pillow, since
+    `folder` contains train/ and perhaps val/ and test/, each with one folder
+    per class; or the classes themselves, as the train split. `read_image`
+    brings the images to the same size. They are read with Pillow, since
     `keras.utils.image_dataset_from_directory` ignores the EXIF orientation and
     needs TensorFlow.
 
@@ -74,19 +68,11 @@ def load_folders(
     added or removed.
 
     Args:
-        folder: Folder with train/ and perhaps val/ and test/, each with one
-            folder per class; or with the classes themselves, as the train
-            split.
         image_size: `(height, width)`, or the side of squares, in pixels. By
             default squares; their side is the median of the shorter sides of
             the training images, at most 256.
         validation: Fraction of the train split to hold out if there is no
-            val/, also decided by the bytes of the files; 0 for none.
-        seed: Seed of the validation split.
-
-    Raises:
-        InputError: A class has no images or is missing in train/, a file
-            cannot be read, or there are too few images to divide.
+            val/, decided by the bytes of the files and `seed`; 0 for none.
     """
     if not 0 <= validation < 1:
         raise InputError(
@@ -145,8 +131,7 @@ def _hold_out(files, split, share, salt, names):
 def image_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """Returns image files; a folder stands for all images in it.
 
-    Raises:
-        InputError: A file is missing or not an image, or a folder has none.
+    It opens each, so that a file that is not an image is an `InputError` here.
     """
     files: list[Path] = []
     for path in map(Path, paths):

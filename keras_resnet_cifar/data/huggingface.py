@@ -24,12 +24,7 @@ _REMEDY = "check the network and HF_ENDPOINT, or point data_dir= at a copy"
 
 
 def read(family: str, cache: str | os.PathLike) -> Splits:
-    """Reads the files, after downloading those missing in the folder `cache`.
-
-    Raises:
-        InputError: A download fails, a file is not the expected one, or pyarrow
-            is not installed.
-    """
+    """Reads the files, after downloading missing ones to the folder `cache`."""
     with explained("source='huggingface' needs pyarrow", "pip install pyarrow"):
         import pyarrow.parquet
     repository, folder, label_column = REPOSITORIES[family]

@@ -42,15 +42,7 @@ def opened_path(path: str | os.PathLike) -> Iterator["Image"]:
 
 
 def open_image(path: str | os.PathLike) -> "Image":
-    """Returns an image file as an upright RGB `PIL.Image.Image`.
-
-    Args:
-        path: A file of one of `FORMATS`, 8 bits per channel.
-
-    Raises:
-        InputError: The file is missing or not an image, or claims a size that
-            would exhaust memory.
-    """
+    """Returns an image of `FORMATS`, 8 bits per channel, upright and as RGB."""
     from PIL import ImageOps
 
     with opened_path(path) as image:
@@ -65,12 +57,9 @@ def open_image(path: str | os.PathLike) -> "Image":
 def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
     """Returns an image file as uint8 `[height, width, 3]`.
 
-    The largest central crop with the aspect ratio of `size` is resized
-    (bicubic). Every image file is read in this way, so that a net sees images
-    as in training.
-
-    Args:
-        size: `(height, width)` in pixels.
+    The largest central crop with the aspect ratio of `size`, `(height, width)`
+    in pixels, is resized (bicubic). Every image file is read in this way, so
+    that a net sees images as in training.
     """
     from PIL import Image, ImageOps
 

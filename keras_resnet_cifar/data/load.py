@@ -265,9 +265,8 @@ def at_input_size(
 ) -> dict[str, Any]:
     """Returns a request that reads a folder's images at the size a net takes.
 
-    Args:
-        request: Arguments of `load_dataset`. If they state a size, as a run's
-            do, they are unchanged.
+    A request consists of the arguments of `load_dataset`. If they state a size,
+    as a run's do, they are unchanged.
     """
     size = list(input_shape[1:3])
     if request["name"] in DATASETS or None in size:

@@ -50,8 +50,7 @@ class _Unpickler(pickle.Unpickler):
 def load(content: bytes) -> Any:
     """Returns what a pickle holds; pass its arrays to `byte_array`.
 
-    Raises:
-        Exception: The pickle is damaged, or asks for anything but arrays.
+    A damaged pickle may raise any exception.
     """
     argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
@@ -67,9 +66,8 @@ def load(content: bytes) -> Any:
 def byte_array(item: Any) -> np.ndarray:
     """Returns the uint8 array that an item of a loaded pickle describes.
 
-    Raises:
-        InputError: It does not describe an array of bytes.
-        ValueError: Its bytes do not fill its shape.
+    Raises `InputError` if it describes no array of bytes, and `ValueError` if
+    the bytes do not fill the shape.
     """
     match item:
         case _Call(name="_reconstruct", state=(_, shape, dtype, fortran, data)):

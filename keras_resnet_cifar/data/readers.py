@@ -122,13 +122,10 @@ def copies(
 ) -> Iterator[tuple[str, Callable[[], Splits]]]:
     """Yields the copies of a dataset under a folder, the fastest to read first.
 
-    With `search_root`, the files may lie in `root` itself, and not only in the
-    folders named after the dataset.
-
-    Yields:
-        A description such as `"npz files in /data/cifar10"` and a function that
-        reads the splits `"train"` and `"test"`, with fine labels, or raises
-        `InputError`.
+    A copy is a description such as `"npz files in /data/cifar10"` and a
+    function that reads the splits `"train"` and `"test"`, with fine labels, or
+    raises `InputError`. With `search_root`, the files may lie in `root` itself,
+    and not only in the folders named after the dataset.
     """
     # os.path's: Path.is_file raises where a folder may not be entered.
     for layout in LAYOUTS[family]:

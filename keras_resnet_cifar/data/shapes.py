@@ -20,20 +20,11 @@ _CHUNK = 500
 
 
 def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a balanced, shuffled set of images.
+    """Draws images uint8 `[count, 32, 32, 3]` and labels uint8 `[count]`.
 
-    The images of a smaller `count` are not the first ones of a larger one.
-
-    Args:
-        count: Number of images, 1 or more.
-        seed: Integer of 0 or more; the same seed gives the same bytes.
-
-    Returns:
-        Images uint8 `[count, 32, 32, 3]` from 0 to 255 and labels uint8
-        `[count]`, indices into `FIGURES`. Class counts differ by one at most.
-
-    Raises:
-        InputError: `count` is below 1 or `seed` below 0.
+    Labels are shuffled indices into `FIGURES`; class counts differ by one at
+    most. The same arguments give the same bytes, but the images of a smaller
+    `count` are not the first ones of a larger one.
     """
     for name, value, least in (("count", count, 1), ("seed", seed, 0)):
         if value < least:

@@ -39,16 +39,10 @@ def paired(name: str, pair: Any) -> tuple[Any, Any]:
 def checked_split(name: str, images: Any, labels: Any, classes: int) -> Split:
     """Returns arrays as a `Split`, if a net can be trained on them.
 
-    Images keep their dtype; floats become float32. Labels become `[N]`.
-
-    Args:
-        name: Name of the split in errors.
-        images: `[N, H, W, 3]` or `[N, H, W, 1]`, from 0 to 255.
-        labels: Whole numbers `[N]` or `[N, 1]`, or one-hot `[N, classes]`.
-        classes: The number of classes.
-
-    Raises:
-        InputError: They are something else, or look like images from 0 to 1.
+    Images are `[N, H, W, 3]` or `[N, H, W, 1]`, from 0 to 255; they keep their
+    dtype, but floats become float32. Labels are whole numbers `[N]` or
+    `[N, 1]`, or one-hot `[N, classes]`; they become `[N]`. Anything else raises
+    `InputError`, as do images that look like 0 to 1.
     """
     with explained(f"{name}: no arrays", "give (images, labels) as arrays"):
         images, labels = np.asarray(images), np.asarray(labels)
@@ -110,11 +104,8 @@ def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
 
     It hashes the sorted SHA-256 digests of the images, each over the bytes of
     an image (rows, then columns, then R G B) and of its label (one byte, or two
-    for labels of 256 or more).
-
-    Args:
-        images: `[N, H, W, channels]`, uint8 if published.
-        labels: Integers `[N]`; the fine labels of CIFAR-100.
+    for labels of 256 or more). The published fingerprints are those of uint8
+    images and, for CIFAR-100, fine labels.
     """
     return hashlib.sha256(
         b"".join(sorted(_digests(images, labels)))
@@ -134,19 +125,10 @@ def hold_out(
 ) -> tuple[Split, Split | None]:
     """Divides a split in two, independently of the order of its images.
 
-    The division is stratified by class, to within one image; the total is
-    exact.
-
-    Args:
-        split: The split to divide.
-        share: Images to hold out: a count, or a fraction if a float.
-        seed: Seed that selects the images.
-
-    Returns:
-        The rest, and the part held out, which is `None` if `share` is 0.
-
-    Raises:
-        InputError: `share`, the `validation` of `load_dataset`, does not fit.
+    Returns the rest, and the part held out, which is `None` if `share` is 0.
+    `share`, the `validation` of `load_dataset`, is a count, or a fraction if a
+    float. The division is stratified by class, to within one image; the total
+    is exact.
     """
     if not share:
         return split, None

@@ -40,11 +40,7 @@ def find(root: Path, family: str, search_root: bool) -> Path | None:
 
 
 def read(family: str, folder: Path) -> Splits:
-    """Reads a prepared version.
-
-    Raises:
-        InputError: It is defective, or tfds is not installed.
-    """
+    """Reads a prepared version."""
     tfds = _import_tfds(folder)
     with explained(
         f"{folder}: tensorflow_datasets cannot read it",
@@ -56,11 +52,7 @@ def read(family: str, folder: Path) -> Splits:
 
 
 def download(family: str, data_dir: str | os.PathLike) -> Splits:
-    """Downloads a dataset to `data_dir` with tfds, and reads it.
-
-    Raises:
-        InputError: tfds is not installed or fails, for example offline.
-    """
+    """Downloads a dataset to `data_dir` with tfds, and reads it."""
     tfds = _import_tfds(f"the download of {family}")
     with explained(
         f"the download of {family} by tensorflow_datasets failed",

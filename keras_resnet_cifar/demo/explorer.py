@@ -38,18 +38,10 @@ class Answer(NamedTuple):
 class Explorer:
     """Computes what the page shows for a net and its dataset.
 
-    Args:
-        model: As for `grad_cam`; it is not modified.
-        data: The net must not have been trained on the validation split, if
-            there is one, because the temperature is fitted on it.
-        name: Name of the net on the page.
-        run: Its run directory, if it has one.
-        train_images: Number of training images, drawn with seed 0, to compare
-            pictures with.
-
-    Raises:
-        InputError: The model does not fit the data, `grad_cam` refuses it, or
-            there is no test split.
+    The net, which is not modified, must be one that `grad_cam` accepts, and
+    must not have been trained on the validation split, if there is one, because
+    the temperature is fitted on it. Pictures are compared with `train_images`
+    training images, drawn with seed 0.
     """
 
     def __init__(

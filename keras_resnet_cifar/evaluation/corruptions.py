@@ -421,15 +421,10 @@ def corrupt(
 def read_corrupted(folder: str | Path) -> dict[str, Split]:
     """Opens the files of CIFAR-10-C, CIFAR-100-C or others of the same form.
 
-    Args:
-        folder: Folder with labels.npy, `[5 N]`, and, for each corruption,
-            NAME.npy, uint8 `[5 N, H, W, 3]`: N images at each severity.
-
-    Returns:
-        For each corruption, all images (memory-mapped) and their labels.
-
-    Raises:
-        InputError: A file of the 15 is missing, or one has another form.
+    The folder has labels.npy, `[5 N]`, and, for each corruption, NAME.npy,
+    uint8 `[5 N, H, W, 3]`: N images at each severity. Returns all images
+    (memory-mapped) and their labels by corruption. Raises `InputError` if one
+    of the first 15 is missing, or a file has another form.
     """
     folder = Path(folder)
     with explained(
@@ -457,9 +452,8 @@ def corrupted(
 ) -> Iterator[tuple[str, Split]]:
     """Yields the name and the images of each corruption, by severity.
 
-    Args:
-        files: Corrupted images to use instead, from `read_corrupted`.
-        count: Maximum number of images for each severity; see `some_of`.
+    `files`, from `read_corrupted`, replace the split. Each severity has at
+    most `count` images; see `some_of`.
     """
     if files:
         for name, whole in files.items():

@@ -219,12 +219,7 @@ def report(
 ) -> Evaluation:
     """Writes metrics.json, confusion.png and mistakes.png.
 
-    Args:
-        logits: Logits of the split, from `split_logits`.
-        mistakes: Number of most confident mistakes to draw.
-
-    Raises:
-        InputError: As `score`, or the folder cannot be written.
+    `mistakes` is the number of most confident mistakes to draw.
     """
     result = score(logits, split.labels, class_names)
     wrong = most_confident_mistakes(logits, split.labels, mistakes)
@@ -243,19 +238,10 @@ def calibrate(
 ) -> dict[str, float]:
     """Fits a temperature; writes calibration.json and reliability.png.
 
-    Args:
-        held_out: Logits and labels to fit the temperature on; the model must
-            not have been trained on their images.
-        measured: Logits and labels whose calibration is measured.
-        folder: Folder to write the files to.
-
-    Returns:
-        The content of calibration.json: `temperature` (see `fit_temperature`),
-        `fitted_on` (a number of images), and `loss_before`, `ece_before`,
-        `loss_after` and `ece_after` of the measured images.
-
-    Raises:
-        InputError: As `score`, or the folder cannot be written.
+    The two pairs are logits and labels. The temperature is fitted on
+    `held_out`, whose images the model must not have been trained on; loss and
+    calibration error are those of `measured`. Returns the content of
+    calibration.json, in which `fitted_on` is a number of images.
     """
     temperature = fit_temperature(*held_out)
     logits, labels = measured
@@ -285,16 +271,11 @@ def evaluate_corruptions(
 ) -> dict[str, Any]:
     """Evaluates corrupted images; writes corruptions.json and corruptions.png.
 
-    Args:
-        files, images: See `corrupted`.
-        each: Called with a name and its accuracies as soon as they are known.
-
-    Returns:
-        The content of corruptions.json: `images`; `source`, `"made"` or
-        `"files"`; `clean`, the accuracy without a corruption; `accuracy`, five
-        values for each name; and `mean_corruption_error`, 0 to 1, over the 15
-        corruptions of Hendrycks and Dietterich and the five severities, not
-        divided by another net's.
+    `files` and `images` are `files` and `count` of `corrupted`; `each` is
+    called with a name and its accuracies as soon as they are known. Returns the
+    content of corruptions.json. Its `mean_corruption_error`, 0 to 1, is over
+    the 15 corruptions of Hendrycks and Dietterich and the five severities, and
+    not divided by another net's.
     """
     clean = some_of(split, images)
     top1 = evaluate(model, clean, class_names, tta=tta).top1

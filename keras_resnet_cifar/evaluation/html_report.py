@@ -33,14 +33,9 @@ _WHEN = ("before", "after")
 class Page:
     """The part of a report about one model.
 
-    Attributes:
-        model: Its name or path.
-        split: Description of the split.
-        folder: Folder with the pictures of the evaluation.
-        metrics: An `Evaluation` as JSON.
-        calibration: Result of `calibrate`, or `None`.
-        corruptions: Result of `evaluate_corruptions`, or `None`.
-        config: Config of its run; empty without one.
+    `split` is in words; `metrics` is an `Evaluation` as JSON, whose pictures
+    are in `folder`. `calibration` and `corruptions` are the results of
+    `calibrate` and `evaluate_corruptions`. `config` is empty without a run.
     """
 
     model: str
@@ -55,11 +50,7 @@ class Page:
 def write_report(
     path: Path, pages: Sequence[Page], environment: Mapping[str, str]
 ) -> None:
-    """Writes a report on one or more models.
-
-    Args:
-        environment: Versions, by package.
-    """
+    """Writes a report on models; `environment` has versions by package."""
     rows = [_summary(page) for page in pages]
     titles = max(rows, key=len, default=())  # not every model has a top-5
     summary = _table(

@@ -75,16 +75,10 @@ class Mistakes(NamedTuple):
 def score(
     logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> Evaluation:
-    """Evaluates logits against the true labels.
+    """Evaluates logits, float `[N, C]`, against labels `[N]`, 0 to C - 1.
 
-    Args:
-        logits: Float `[N, C]`, finite.
-        labels: Integer `[N]`, from 0 to C - 1.
-        class_names: C different names.
-
-    Raises:
-        InputError: Shapes disagree, N is 0, a label is out of range, a name
-            is missing or repeated, or a logit is not finite.
+    Raises `InputError` if shapes disagree, N is 0, a label is out of range, a
+    name is missing or repeated, or a logit is not finite.
     """
     logits, labels = checked(logits, labels)
     n, classes = logits.shape
@@ -128,14 +122,7 @@ class Reliability(NamedTuple):
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray) -> Reliability:
-    """Returns how often predictions of each probability are right.
-
-    Args:
-        logits, labels: As for `score`.
-
-    Raises:
-        InputError: As `score`.
-    """
+    """Returns how often predictions of each probability are right."""
     logits, labels = checked(logits, labels)
     confidence = softmax(logits).max(axis=1)
     right = logits.argmax(axis=1) == labels
@@ -155,10 +142,6 @@ def top1_interval(top1: float, n: int) -> tuple[float, float]:
     interval lies between the 2.5 % and 97.5 % quantiles of 100,000 resamples
     (seed 0). It shows how much the accuracy could differ on another test split
     of n images, not after another training.
-
-    Args:
-        top1: Accuracy on n images, 0 to 1.
-        n: Number of images, 1 or more.
     """
     resamples = np.random.default_rng(0).binomial(n, top1, 100_000) / n
     low, high = np.quantile(resamples, (0.025, 0.975))
@@ -168,15 +151,7 @@ def top1_interval(top1: float, n: int) -> tuple[float, float]:
 def most_confident_mistakes(
     logits: np.ndarray, labels: np.ndarray, count: int
 ) -> Mistakes:
-    """Returns the wrong predictions with the highest probability.
-
-    Args:
-        logits, labels: As for `score`.
-        count: Maximum number to return, 0 or more.
-
-    Raises:
-        InputError: As `score`, or `count` is negative.
-    """
+    """Returns at most `count` wrong predictions, the most confident first."""
     if count < 0:
         raise InputError(f"count must be 0 or more. Received: count={count}")
     logits, labels = checked(logits, labels)

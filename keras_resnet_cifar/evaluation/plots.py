@@ -29,13 +29,10 @@ def plot_curves(
 ) -> None:
     """Draws loss, accuracy and learning rate by epoch.
 
-    Args:
-        history: One dict per epoch, as in `Run`, with any of its values.
-            Missing and non-finite values are left out. If several runs have
-            the same epoch, their mean is drawn, with a band of ± one standard
-            deviation.
-        rates: Float `[epochs, steps]`, the learning rate of each step, if
-            known.
+    `history` has one dict per epoch, as in `Run`. Missing and non-finite values
+    are left out. If several runs have the same epoch, their mean is drawn, with
+    a band of ± one standard deviation. `rates`, float `[epochs, steps]`, are
+    the learning rates of the steps, if known.
     """
     figure = _figure(13, 4)
     loss, accuracy, rate = figure.subplots(1, 3)
@@ -59,12 +56,8 @@ def plot_confusion(
 ) -> tuple[float, float, float, float]:
     """Draws a confusion matrix; colours are shares of the true class.
 
-    Args:
-        confusion: Integer `[C, C]`, counts: rows are true, columns predicted.
-
-    Returns:
-        The position of the cells in the picture: left, top, right and bottom,
-        in pixels from its upper left corner.
+    Rows are true, columns predicted. Returns the position of the cells in the
+    picture: left, top, right and bottom, in pixels from its upper left corner.
     """
     from matplotlib.colors import PowerNorm
 
@@ -121,8 +114,7 @@ def plot_mistakes(
 def plot_reliability(bins: Mapping[str, Reliability], path: Path) -> None:
     """Draws accuracy over confidence; the diagonal is perfect calibration.
 
-    Args:
-        bins: The legend of each line, and its values.
+    The keys of `bins` are the legends of the lines.
     """
     figure = _figure(6, 5)
     axes = figure.subplots()
@@ -141,9 +133,8 @@ def plot_corruptions(
 ) -> None:
     """Draws the accuracy of each corruption and severity as a heat map.
 
-    Args:
-        accuracy: Five values, 0 to 1, by the corruption's name.
-        clean: The accuracy without a corruption.
+    `accuracy` has five values, 0 to 1, for each name; `clean` is the accuracy
+    without a corruption.
     """
     names = [name.replace("_", " ") for name in accuracy]
     values = np.array(list(accuracy.values()))
@@ -165,12 +156,7 @@ def plot_corruptions(
 def plot_grad_cam(
     images: np.ndarray, heat: np.ndarray, titles: Sequence[str], path: Path
 ) -> None:
-    """Draws images, each with its heatmap below.
-
-    Args:
-        images: `[N, H, W, 3]`, 0 to 255.
-        heat: Float `[N, H, W]`, 0 to 1, as from `grad_cam`.
-    """
+    """Draws images, 0 to 255, each with its heatmap from `grad_cam` below."""
     images = images.clip(0, 255).astype("uint8")  # floats would be 0 to 1
     columns = min(len(images), 6)
     rows = math.ceil(len(images) / columns)

@@ -31,11 +31,7 @@ WARMUP_BATCHES = (1, 32)
 
 
 def write(format: str, folder: Path, target: Path, scratch: Path) -> None:
-    """Writes a model as described in the module's docstring.
-
-    Raises:
-        InputError: The model cannot be loaded or written.
-    """
+    """Writes a model as described in the module's docstring."""
     with np.load(scratch / "sample.npz") as arrays:
         images, names = arrays["images"], arrays["class_names"].tolist()
         calibration = arrays.get("calibration")

@@ -86,11 +86,10 @@ def outputs_of(
 ) -> dict[str, Any]:
     """Runs a model on images, uint8 `[N, H, W, 3]`, and times it.
 
-    Returns:
-        `probabilities` and, for a SavedModel, `class_id` and `label`;
-        `batch_of_one`, the probabilities of the first image; `from_bytes` and
-        `from_files`, those of the first images as PNG files and of the image
-        files given; and `images_per_second`.
+    Returns `probabilities`, `batch_of_one` (those of the first image) and
+    `images_per_second`. A SavedModel adds `class_id`, `label`, `from_bytes`
+    (the probabilities of the first `ENCODED` images as PNG files) and
+    `from_files` (those of `files`, if given).
     """
     opener, _ = FORMATS[format]
     run, run_files = opener(folder)
@@ -134,13 +133,9 @@ def compare(
     """Compares outputs with the Keras model's probabilities.
 
     Every image must get the same class, and no probability may differ by more
-    than the tolerance. Without a tolerance, neither is required.
-
-    Returns:
-        The fields of `Export` from `count` on.
-
-    Raises:
-        SystemExit: The outputs do not agree.
+    than the tolerance. Without a tolerance, neither is required. Returns the
+    fields of `Export` from `count` to `files_same_class`; raises `SystemExit`
+    if the outputs do not agree.
     """
     probabilities = outputs["probabilities"]
     if probabilities.shape != reference.shape:

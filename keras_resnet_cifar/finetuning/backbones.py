@@ -19,14 +19,13 @@ class Backbone:
     """A ResNet with published ImageNet weights.
 
     Attributes:
-        name: Its name in `BACKBONES`.
         preprocessing: The mode of `normalization.preprocess_input` that the
             published weights expect; PyTorch weights always expect `"torch"`.
         file: File name of the published weights.
         sha256: Digest of a torchvision file; Keras checks its own files.
-        application: Its function in `keras.applications`, or `None`.
-        arch: The same net in `models.architectures`, or `None`.
-        preset: The same net in KerasHub (converted from timm), or `None`.
+        application, arch, preset: The same net in `keras.applications`,
+            `models.architectures` and KerasHub (converted from timm), or
+            `None`.
     """
 
     name: str

@@ -41,11 +41,7 @@ def train_head(
     images in memory. The recipe's augmentation, averaged weights, precision,
     checkpoints and early stopping do not apply. All files of the run are
     written at the end; `resume` returns that run, with its weights in `model`.
-
-    Raises:
-        InputError: The data do not fit the model, or the folder is in use or
-            holds another run.
-        Diverged: The loss became infinite or NaN.
+    Raises `InputError` and `Diverged`, as `train` does.
     """
     if isinstance(data.train, StreamedSplit):
         raise InputError(

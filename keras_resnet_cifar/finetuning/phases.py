@@ -55,11 +55,7 @@ class PhasedDirectory:
 
     @contextlib.contextmanager
     def planned(self, plan: Mapping[str, Any]) -> Iterator[None]:
-        """Writes a plan; removes it if the block ends before a phase starts.
-
-        Raises:
-            InputError: The system refuses to write.
-        """
+        """Writes a plan; removes it if the block ends before a phase starts."""
         with files.made_folder(self.path):
             self.write_plan(plan)
             try:

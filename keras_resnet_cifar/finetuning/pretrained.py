@@ -30,16 +30,11 @@ def load_backbone(
 ) -> tuple[keras.Model, str | None, int]:
     """Loads a ResNet without its head.
 
-    The arguments are those of `build_finetuned`, with `name` its `backbone`.
-
-    Returns:
-        `(backbone, preprocessing, image_size)`: a model named "backbone" from
-        images to features `[N, h, w, C]`; the mode of `preprocess_input` for
-        its images, or `None` if it takes raw images; and their side.
-
-    Raises:
-        InputError: The name is unknown, the weights are not available or do
-            not fit, or the image size is out of range.
+    The arguments and errors are those of `build_finetuned`, with `name` its
+    `backbone`. Returns `(backbone, preprocessing, image_size)`: a model named
+    "backbone" from images to features `[N, h, w, C]`; the mode of
+    `preprocess_input` for its images, or `None` if it takes raw images; and
+    their side in pixels.
     """
     name = found_backbone(name)
     if name.endswith(".keras"):

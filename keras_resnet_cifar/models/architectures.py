@@ -106,15 +106,11 @@ class Entry:
 def resolve(name: str | None = None, **fields: Any) -> Architecture:
     """Returns the `Architecture` of a name, of a depth, or of explicit stages.
 
-    Args:
-        name: A name from the table or by the rule.
-        **fields: Fields of `Architecture`; they override the name. `None`
-            leaves a field to the name or to its default. A depth alone is
-            6n+2 (basic), 9n+2 (bottleneck) or that of a four-stage net;
-            `stage_blocks` with `widths` describes any net and sets its depth.
-
-    Raises:
-        InputError: The fields describe no net, or contradict each other.
+    The fields are those of `Architecture`; they override the name. `None`
+    leaves a field to the name or to its default. A depth alone is 6n+2 (basic),
+    9n+2 (bottleneck) or that of a four-stage net; `stage_blocks` with `widths`
+    describes any net and sets its depth. Fields that describe no net, or
+    contradict each other, raise `InputError`.
     """
     given = {key: value for key, value in fields.items() if value is not None}
     for key in given.keys() & {"widths", "stage_blocks"}:

@@ -17,17 +17,13 @@ def clone_with(
 ) -> keras.Model:
     """Returns a copy of a functional model, with the same weights.
 
+    Sub-models are copied as well. The copy's variables have the order and
+    shapes of `model`'s.
+
     Args:
-        model: A functional model; its sub-models are copied as well.
         change: `(layer, config) -> (class, config)` of the layer to build in
             place of each one; by default the same layer.
         inputs: A `keras.Input` for the copy; by default one like the model's.
-
-    Returns:
-        The copy. Its variables have the order and shapes of `model`'s.
-
-    Raises:
-        InputError: A layer cannot be built from its config.
     """
 
     def clone(layer):

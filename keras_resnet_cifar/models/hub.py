@@ -10,11 +10,7 @@ MODEL = "last.keras"  # the model's file in a repository
 
 
 def import_hub() -> Any:
-    """Returns the module `huggingface_hub`.
-
-    Raises:
-        InputError: It is not installed.
-    """
+    """Returns the module `huggingface_hub`."""
     remedy = "pip install 'keras_resnet_cifar[huggingface]'"
     with explained("the Hugging Face Hub needs huggingface_hub", remedy):
         import huggingface_hub
@@ -25,12 +21,7 @@ def import_hub() -> Any:
 def fetch_model(repository: str) -> Path:
     """Returns the `.keras` file of a repository, in the client's cache.
 
-    Args:
-        repository: `"user/name"`, as created by `push_to_hub`.
-
-    Raises:
-        InputError: `huggingface_hub` is not installed, or the file cannot be
-            downloaded.
+    The repository is `"user/name"`, as created by `push_to_hub`.
     """
     client = import_hub()
     with explained(

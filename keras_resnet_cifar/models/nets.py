@@ -29,9 +29,6 @@ def assemble(
     """Returns the model of an architecture, with random weights.
 
     The arguments are those of `build_resnet`.
-
-    Raises:
-        InputError: An argument does not fit.
     """
     check_head(num_classes, activation)
     if keras.config.image_data_format() != "channels_last":

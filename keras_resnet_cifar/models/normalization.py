@@ -88,19 +88,16 @@ def input_normalization(
 def preprocess_input(x: KerasTensor, mode: str) -> KerasTensor:
     """Preprocesses images as an ImageNet net expects them, in stock layers.
 
+    It takes images `[N, H, W, 3]` (R, G, B), 0 to 255, and returns float32.
     The result equals `keras.applications.imagenet_utils.preprocess_input` bit
     for bit, but a saved model can contain it. Divisions are therefore not
     replaced by multiplications, and slices, which no accelerator rounds, swap
     the channels.
 
     Args:
-        x: Keras tensor of images `[N, H, W, 3]` (R, G, B), 0 to 255.
         mode: `"caffe"` (B, G, R minus their means: ResNets of
             keras.applications), `"tf"` (-1 to 1: its ResNetV2s) or `"torch"`
             (ImageNet's mean and deviation: torchvision and timm).
-
-    Returns:
-        Keras tensor of the same shape, float32.
     """
     if mode == "caffe":
         # With "channels_first" the layer crops the last two axes, here W and C.

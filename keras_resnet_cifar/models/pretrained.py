@@ -26,15 +26,9 @@ def load_donor(
 ) -> keras.Model:
     """Returns a model with the weights, to copy them from.
 
-    Args:
-        weights: As in `build_resnet`.
-        arch: Name of the net that the weights must belong to.
-        num_classes: Number of classes that they must have, if known.
-        normalization: Normalization of a PyTorch checkpoint, if given.
-
-    Raises:
-        InputError: There are no such weights, they belong to another net, or
-            they are not available.
+    `weights` are as in `build_resnet`. They must belong to the net `arch` and,
+    if given, have `num_classes` classes. `normalization` is for PyTorch
+    checkpoints only, and `None` is that of their scheme.
     """
     row = table.find_weights(weights, arch)
     text = str(weights)
@@ -65,11 +59,7 @@ def load_donor(
 
 
 def copy_weights(donor: keras.Model, model: keras.Model) -> None:
-    """Copies weights and class names of a net into another of the same name.
-
-    Raises:
-        InputError: They differ in more than their weights.
-    """
+    """Copies weights and class names of a net into another of the same name."""
     theirs, ours = (
         {v.path: tuple(v.shape) for v in net.weights} for net in (donor, model)
     )
@@ -87,9 +77,6 @@ def fetch(row: table.Weights) -> Path:
     """Returns the file of a row, downloaded if necessary, and verified.
 
     Downloads are kept in the folder `models` of Keras's home.
-
-    Raises:
-        InputError: It is not available, or is not the published one.
     """
     if "://" not in row.where:
         shipped = table.SHIPPED / row.where

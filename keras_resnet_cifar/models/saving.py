@@ -21,9 +21,6 @@ def load_model(path: str | Path) -> keras.Model:
     """Loads an image classifier from a `.keras` file.
 
     If the file names the classes, `model.class_names` is a tuple of them.
-
-    Raises:
-        InputError: The file is missing, damaged, or not an image classifier.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,8 +78,7 @@ def names_of(model: keras.Model) -> tuple[str, ...]:
 def check_names(model: keras.Model, class_names: Sequence[str]) -> None:
     """Checks that each class has the same number as in the model.
 
-    Raises:
-        InputError: One has another, as after a class folder was renamed.
+    Renaming the folder of a class, for example, changes the numbers.
     """
     names = list(class_names)
     for number, name in enumerate(getattr(model, "class_names", None) or ()):
@@ -96,8 +92,7 @@ def check_names(model: keras.Model, class_names: Sequence[str]) -> None:
 def check_loads(model: keras.Model, path: Path) -> None:
     """Checks that a saved model with custom parts loads.
 
-    Raises:
-        InputError: It does not; the message names the layer.
+    If it does not, the `InputError` names the layer.
     """
     # Loading a deep net takes seconds, so nets of stock parts are not checked.
     own = r'"registered_name": "(?!Functional")|"__lambda__"'
@@ -127,15 +122,9 @@ def check_classifier(
 ) -> None:
     """Checks that a model takes images and returns one logit per class.
 
-    Args:
-        model: Any object.
-        classes: The number of classes that the model must have, if known.
-        image_shape: `(H, W, channels)` that the model must take, if known;
-            `None` for any.
-        name: The model's name in errors; by default its own.
-
-    Raises:
-        InputError: The model is something else.
+    If given, `classes` is the number of its logits, and `image_shape` the
+    `(H, W, channels)` that it must take, where `None` fits any size. Errors
+    call the model `name`, by default its own.
     """
     name = name or getattr(model, "name", model)
     match getattr(model, "input_shape", 0), getattr(model, "output_shape", 0):

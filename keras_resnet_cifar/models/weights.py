@@ -24,10 +24,7 @@ class Weights:
 
     Attributes:
         name: Their name in `build_resnet(weights=...)`.
-        arch: The net, a name of `architectures`.
-        dataset: The dataset that they were trained on.
         recipe: A name of `RECIPES`, or a description.
-        epochs: Number of epochs.
         top1: Accuracy of this file on the test split, 0 to 1; for weights of
             other projects, the published one.
         top1_mean: Mean accuracy of runs of the recipe with different seeds.
@@ -133,12 +130,8 @@ def list_weights() -> list[dict[str, Any]]:
 def find_weights(weights: str | Path, arch: str) -> Weights | None:
     """Returns the row of a name, or `None` for a file or a name on the Hub.
 
-    Args:
-        weights: As in `build_resnet`.
-        arch: Name of the net that they are for.
-
-    Raises:
-        InputError: There are no such weights, or none for this net.
+    `weights` are as in `build_resnet`. A name that has no weights for the net
+    `arch` raises `InputError`.
     """
     names = dict.fromkeys(name for name, _ in WEIGHTS)
     text = spelled(str(weights), names)

@@ -26,16 +26,9 @@ PREFIXES = ("module.", "_orig_mod.")
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """Returns the tensors of a checkpoint as `{name: NumPy array}`.
 
-    Wrappers (`state_dict`, `model`, `net`) are unwrapped, and prefixes
-    (`module.`, `_orig_mod.`) removed. Floating-point tensors become float32;
-    others keep their dtype.
-
-    Args:
-        path: A .th, .pt, .pth or .safetensors file.
-
-    Raises:
-        InputError: The file is missing, damaged, of another format, contains
-            more than tensors, or has a name twice; or its library is missing.
+    `WRAPPERS` are unwrapped, and `PREFIXES` removed. Floating-point tensors
+    become float32; others keep their dtype. Raises `InputError` also for a file
+    that contains more than tensors, or a name twice.
     """
     path = Path(path)
     check_suffix(path)
@@ -73,13 +66,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 def write_tensors(tensors: dict[str, np.ndarray], path: str | Path) -> None:
     """Writes `{name: NumPy array}` as a state_dict, atomically.
 
-    Args:
-        tensors: A state_dict as arrays.
-        path: A .th, .pt, .pth or .safetensors file; its folder must exist.
-
-    Raises:
-        InputError: The suffix is none of these, its library is missing, or
-            the system refuses to write.
+    The suffix, one of `FORMATS`, decides the format. The folder must exist.
     """
     path = Path(path)
     check_suffix(path)

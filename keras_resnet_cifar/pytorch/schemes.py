@@ -36,12 +36,8 @@ class Scheme:
         source: The project, and which of its nets.
         stages: The module of each stage; a net has as many stages.
         block: Prefix of the number of a block in its stage.
-        first_block: The number of a stage's first block.
-        stem: The stem's convolution and BatchNorm.
-        convs: The convolutions of a block, in order.
-        norms: The BatchNorms of a block, in order.
-        shortcut: The convolution and BatchNorm of a shortcut.
-        head: The dense layer.
+        stem, shortcut: Their convolution and BatchNorm.
+        convs, norms: The convolutions and BatchNorms of a block, in order.
         normalization: Normalization of the project's training, by the number of
             classes; the key `None` stands for any other number.
         identity: Whether a shortcut may have no tensors (option A).
@@ -111,9 +107,7 @@ class Scheme:
 
         It is ImageNet's for akamaster's nets and those with the ImageNet stem,
         else the project's own for the CIFAR dataset with `num_classes` classes.
-
-        Raises:
-            InputError: The project has no dataset of `num_classes` classes.
+        Raises `InputError` if the project has no such dataset.
         """
         if stem == "imagenet":
             return "imagenet"

@@ -27,13 +27,10 @@ Logs = dict[str, Any] | None
 
 @dataclass(eq=False)
 class StopOnDivergence(keras.callbacks.Callback):
-    """Raises `Diverged` if the loss is not finite.
+    """Raises `Diverged`, with `advice`, if the loss is not finite.
 
     `keras.callbacks.TerminateOnNaN` waits for each step under JAX, and does
     not report the step.
-
-    Args:
-        advice: What to try, and what has been saved.
     """
 
     advice: str
@@ -65,13 +62,9 @@ class RunEpoch(keras.callbacks.Callback):
     and early stopping is a function of the history, so a resumed run needs no
     other state. (`keras.callbacks.EarlyStopping` would forget its count.)
 
-    The row holds the logs, and the rate of the epoch's last step. Images per
-    second are those of the training steps alone, without validation and
-    saving. In a resumed epoch, they and the seconds count from the resumption.
-
-    Args:
-        patience: See `is_over`.
-        directory: The run directory with history.csv, or `None`.
+    A row has the rate of the epoch's last step. Its images per second leave out
+    validation and saving. In a resumed epoch, they and the seconds count from
+    the resumption.
     """
 
     feed: Feed
@@ -116,8 +109,7 @@ class RunEpoch(keras.callbacks.Callback):
 def is_over(rows: Sequence[dict[str, Any]], patience: int) -> bool:
     """Returns whether validation accuracy has stopped improving.
 
-    Args:
-        patience: Epochs without improvement; 0 never stops.
+    `patience` is the number of epochs without improvement; 0 never stops.
     """
     accuracies: list[Any] = [row.get("val_accuracy") for row in rows]
     if not patience or not accuracies or None in accuracies:
@@ -139,16 +131,10 @@ class ValidateAverages(keras.callbacks.Callback):
 
 
 class StopOnSignal(keras.callbacks.Callback):
-    """Raises `Stopped` between two steps after SIGINT or SIGTERM.
+    """Raises `Stopped` between two steps after a signal in `listening()`.
 
-    Several processes all stop at the same step. A second signal has its default
-    effect.
-
-    Examples:
-
-        stop = StopOnSignal()
-        with stop.listening():
-            model.fit(..., callbacks=[stop])
+    The signals are SIGINT and SIGTERM. Several processes all stop at the same
+    step. A second signal has its default effect.
     """
 
     def __init__(self) -> None:

@@ -29,11 +29,9 @@ from keras_resnet_cifar.training.variables import arrays, assign
 class Snapshot:
     """The content of a backup.
 
-    Attributes:
-        run: The `run_directory.identity` of the run.
-        rows: The history, one dict per whole epoch.
-        variables: Arrays of `resumed_variables`.
-        metrics: Arrays of the metrics of the epoch in progress.
+    `run` is a `run_directory.identity`, `rows` is the history of whole epochs,
+    `variables` are arrays of `resumed_variables`, and `metrics` are those of
+    the epoch in progress.
     """
 
     run: str
@@ -74,14 +72,10 @@ class Snapshot:
 def read_snapshot(
     directory: RunDirectory, model: TrainingModel, run: str
 ) -> tuple[Snapshot, str | None]:
-    """Returns the newest backup that can be read.
+    """Returns the newest backup that can be read, and the fault of a newer one.
 
-    Returns:
-        The backup, and `None` or a line that says what is wrong with a newer
-        one.
-
-    Raises:
-        InputError: None can be read, or it belongs to another run.
+    The fault is one line, or `None`. Raises `InputError` if no backup can be
+    read, or if it belongs to another run, net or optimizer.
     """
     faults = []
     for path in (directory.backup, directory.previous_backup):
@@ -150,11 +144,9 @@ class Backup(keras.callbacks.Callback):
     not the history, the metrics and the position in the epoch, and deletes its
     backup at the end.
 
-    Args:
-        run: The identity of the run.
-        rows: Its history, to which another callback appends.
-        interval: Epochs and seconds between backups; one of them is 0.
-        within_epochs: Whether an epoch can be resumed in the middle.
+    `run` and `rows` are those of `Snapshot`; another callback appends to
+    `rows`. `interval` holds the epochs and the seconds between backups, one of
+    them 0. `within_epochs` says whether an epoch can be resumed in the middle.
     """
 
     directory: RunDirectory
@@ -174,11 +166,7 @@ class Backup(keras.callbacks.Callback):
         self._saved_at = time.monotonic()
 
     def restore(self) -> str | None:
-        """Restores the model and the history from the newest backup.
-
-        Returns:
-            A line about a newer backup that cannot be read, or `None`.
-        """
+        """Restores model and history; returns the fault of `read_snapshot`."""
         snapshot, fault = read_snapshot(self.directory, self.model, self.run)
         assign(resumed_variables(self.model), snapshot.variables)
         self.rows += snapshot.rows
@@ -272,12 +260,9 @@ def checkpoints(
 ) -> list[keras.callbacks.Callback]:
     """Returns the callbacks that write last.keras, best.keras, checkpoints/.
 
-    Args:
-        directory: The run directory.
-        rows: The history so far, with the accuracy that best.keras must beat.
-        every: Epochs between the models in checkpoints/; 0 writes none.
-        validated: Whether best.keras is chosen by validation accuracy;
-            otherwise it is the newest.
+    If `validated`, best.keras must beat the validation accuracies in `rows`;
+    otherwise it is the newest. `every` is the number of epochs between the
+    models in checkpoints/; 0 writes none.
     """
     accuracies = [row["val_accuracy"] for row in rows] if validated else []
     # Keras formats the paths, so braces in the folder's name are doubled.

@@ -36,10 +36,9 @@ def compile_for_training(
 ) -> TrainingModel:
     """Returns the compiled `TrainingModel` around a clone of `model`.
 
-    Args:
-        model: From raw images to logits; receives the trained weights.
-        data: The dataset; cutout fills with its channel mean.
-        steps: Steps per compiled call, or `None` to choose a number.
+    `model`, from raw images to logits, receives the trained weights. Cutout
+    fills with the channel mean of a dataset in `DATASETS`, else with mid-gray.
+    `steps` is the number per compiled call; `None` chooses one.
     """
     known, classes = DATASETS.get(data.name), data.num_classes
     mean = known.mean if known else (0.5,)

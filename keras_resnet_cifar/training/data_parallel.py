@@ -26,10 +26,8 @@ Devices = int | str | None  # a number, "all", or None
 def distribution_of(devices: Devices, saved: int | None) -> DataParallel | None:
     """Returns how a run is distributed; `None` on one device.
 
-    Args:
-        devices: The argument of `train`. `None` is the distribution that the
-            user has set with `keras.distribution.set_distribution`, else
-            `saved`.
+    `devices` is the argument of `train`; `None` means the distribution set with
+    `keras.distribution.set_distribution`, else one over `saved` devices.
     """
     if keras.backend.backend() != "jax":
         if devices not in (None, 1):
@@ -141,10 +139,8 @@ def warn_if_changed(name: str, count: int, saved: int) -> None:
 def shared(batch: Any) -> Any:
     """Distributes a batch over the devices of the current distribution, if any.
 
-    Args:
-        batch: A tensor `[N, ...]`. If N is not divisible by the number of
-            devices, the tensor is unchanged, and each device computes all of
-            it.
+    If the size of the batch is not divisible by the number of devices, the
+    tensor is unchanged, and each device computes all of it.
     """
     distribution = keras.distribution.distribution()
     if distribution is None or batch.shape[0] % count(distribution):

@@ -26,14 +26,8 @@ def fit(
 ) -> None:
     """Runs the remaining epochs, starting within the epoch in progress.
 
-    Args:
-        model: The compiled `TrainingModel`.
-        data: The data, for its validation split.
-        feed: The batches of its train split.
-        done: Completed epochs, and completed steps of the epoch in progress.
-        epochs: Epochs of the whole run.
-        callbacks: Keras callbacks.
-        verbose: Whether to show progress as Keras does.
+    `done` counts the completed epochs, and the completed steps of the epoch in
+    progress; `epochs` are those of the whole run.
     """
     held_out = _held_out(model, data)
     x, y = held_out.get("x"), held_out.get("y")

@@ -35,15 +35,10 @@ def join(
     seconds, it ends the process with a one-line error and exit code 2; JAX
     would abort.
 
-    Args:
-        coordinator: `"host:port"`, an address of process 0 and a free port, or
-            `"auto"` if JAX can find all three values, as under Slurm. `None`,
-            here and below, means the variable in `VARIABLES`.
-        num_processes: Number of processes.
-        process_id: Number of this process, from 0.
-
-    Raises:
-        InputError: A value is missing or wrong.
+    `coordinator` is `"host:port"`, an address of process 0 and a free port, or
+    `"auto"` if JAX can find all three values, as under Slurm. `process_id`
+    counts from 0. An argument that is `None` is read from its variable in
+    `VARIABLES`. Raises `InputError` if a value is missing or wrong.
     """
     import keras
 

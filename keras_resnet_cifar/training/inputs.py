@@ -27,14 +27,9 @@ ClassWeight = str | Mapping[int, float] | None
 def as_dataset(
     model: keras.Model, data: Data, validation_data: tuple | None = None
 ) -> Dataset:
-    """Returns the data of `train` as a `Dataset`.
+    """Returns the data of `train` as a `Dataset`, or raises `InputError`.
 
-    Args:
-        data: A `Dataset`; `(images, labels)` arrays; or a `tf.data.Dataset` or
-            `keras.utils.PyDataset` of such batches, of known length.
-
-    Raises:
-        InputError: It is none of these, or its shapes do not fit.
+    A stream yields batches `(images, labels)`, and its length must be known.
     """
     if isinstance(data, Dataset):
         if validation_data is not None:
@@ -91,9 +86,8 @@ def _stream(data, classes):
 def feed_of(data: Dataset, recipe: Recipe, seed: int) -> Feed:
     """Returns the batches of a train split.
 
-    Raises:
-        InputError: A batch is larger than the split, or a stream cannot do
-            what the recipe asks for.
+    Raises `InputError` if a batch is larger than the split, or if RandAugment
+    cannot be applied to the images.
     """
     transform = host_transform(recipe, seed)
     if not isinstance(data.train, StreamedSplit):
@@ -123,14 +117,9 @@ def class_weights(
 ) -> list[float] | None:
     """Returns the weight of each class in the loss, or `None`.
 
-    Args:
-        class_weight: `{class: weight}` as in `keras.Model.fit` (1 for missing
-            classes); `"balanced"` for weights inversely proportional to the
-            counts in the train split, 1 on average; or `None`.
-        data: The `Dataset`.
-
-    Raises:
-        InputError: It is none of these, or a stream is to be balanced.
+    A dict is as in `keras.Model.fit`, 1 for missing classes. `"balanced"` gives
+    weights inversely proportional to the counts in the train split, 1 on
+    average over its images; a stream cannot be balanced.
     """
     classes = data.num_classes
     if class_weight is None:

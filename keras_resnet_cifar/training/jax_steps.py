@@ -26,12 +26,9 @@ def fuse(step: Callable, count: int, shardings: Any = None) -> Callable:
     step. If the iterator yields `StepNumbers`, an item holds the numbers of all
     steps of the call, and each step gets one as its batch.
 
-    Args:
-        step: `(state, batch) -> (logs, state)`, as `Model.train_step`.
-
-    Returns:
-        `(state, iterator) -> (logs, state)`. The state is donated. The logs are
-        those of the last step, which hold the means so far.
+    `step` is `(state, batch) -> (logs, state)`, as `Model.train_step`; the
+    function is `(state, iterator) -> (logs, state)`. It donates the state, and
+    returns the logs of the last step, which hold the means so far.
     """
     run = compiled(step, shardings)
 
@@ -52,11 +49,8 @@ def fuse(step: Callable, count: int, shardings: Any = None) -> Callable:
 def compiled(step: Callable, shardings: Any = None) -> Any:
     """Returns the jitted `(state, batches) -> (logs, state)` of `fuse`.
 
-    The batches are a list, or already stacked.
-
-    Args:
-        shardings: Sharding of each array of the state, or `None` for one
-            device.
+    The batches are a list, or already stacked. `shardings` has one for each
+    array of the state, or is `None` for one device.
     """
 
     def run_steps(state, batches):

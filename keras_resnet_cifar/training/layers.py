@@ -205,8 +205,7 @@ if _BACKEND == "jax":
     ) -> Any:
         """Convolves `[N, H, W, in]` with `[kh, kw, in, out]`.
 
-        Args:
-            padding: Zeros before and after, `((top, bottom), (left, right))`.
+        `padding` counts zeros, `((top, bottom), (left, right))`.
         """
         return _convolve(images, kernel, padding, window_strides=strides)
 

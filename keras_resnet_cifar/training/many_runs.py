@@ -49,14 +49,10 @@ def flags(options: Mapping[str, Any]) -> list[str]:
 class Progress:
     """The progress of a training.
 
-    Attributes:
-        state: "done", "running" (in another process), "stopped", "to do" or
-            "unusable".
-        epochs: Total number of epochs; 0 if not known yet.
-        epoch: Epochs done.
-        seconds: Seconds of training, including validation.
-        test: Metrics of the test split at the last epoch, or `None`.
-        fault: Why a run directory is unusable.
+    `state` is "done", "running" (in another process), "stopped", "to do" or
+    "unusable", for which `fault` gives the reason. `epoch` counts the epochs
+    done; `epochs` is their total, 0 if not known yet. `seconds` includes
+    validation. `test` holds the test metrics of the last epoch.
     """
 
     state: str
@@ -83,9 +79,8 @@ def read_progress(
 ) -> Progress:
     """Reads the progress of a training from its run directory.
 
-    Args:
-        check: Called with the run's config; raises `InputError` if it is not
-            the expected run.
+    `check` is called with the run's config; if it raises `InputError`, the run
+    is unusable.
     """
     if not run.config.exists():
         return Progress("to do", epochs)
@@ -170,14 +165,9 @@ def checked_jobs(jobs: int | None) -> int:
 class Processes:
     """Runs processes from several threads, and stops them.
 
-    Args:
-        jobs: Number of processes at a time. If there are several, each gets a
-            GPU, or a share of the memory of one.
-        seconds: Time limit for all of them, after which they get a SIGTERM.
-
-    Attributes:
-        signal: The signal received, or `None`.
-        spent: Whether the time limit was reached.
+    At most `jobs` run at a time; if there are several, each gets a GPU, or a
+    share of the memory of one. After `seconds` in total, they get a SIGTERM,
+    and `spent` is true. `signal` is the signal received, or `None`.
     """
 
     def __init__(self, jobs: int, seconds: float | None):
@@ -254,15 +244,9 @@ def run_all(
 ) -> dict[str, int]:
     """Runs tasks, several at a time; one that fails does not stop the others.
 
-    Args:
-        go_on: The command that continues after a stop.
-        seconds: The time budget.
-
-    Returns:
-        The exit codes of the tasks that failed, by name.
-
-    Raises:
-        Stopped: On a signal, after the running processes have stopped.
+    Returns `{name: exit code}` of the tasks that failed. `go_on` is the command
+    that continues after a stop; `seconds` is the time budget. On a signal,
+    raises `Stopped` after the running processes have stopped.
     """
     processes = Processes(jobs, seconds)
     refused: set[str] = set()

@@ -21,9 +21,8 @@ def model_card(
 ) -> str:
     """Returns the model card of a run as Markdown.
 
-    Args:
-        metrics: Its test metrics, `{"last": ..., "best": ...}`, or those of
-            another file by its name without `.keras`.
+    `metrics` has the test metrics of its files by their names without `.keras`,
+    usually `{"last": ..., "best": ...}`.
     """
     recipe, data = config["recipe"], config["dataset"]
     table = [

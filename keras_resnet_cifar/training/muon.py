@@ -171,11 +171,7 @@ class Muon(CoupledSGD):
 
 
 def orthogonalized(matrices: Any, steps: int) -> Any:
-    """Returns matrices with all singular values near 1.
-
-    Args:
-        matrices: Floats `[..., m, n]`.
-    """
+    """Returns matrices `[..., m, n]` with all singular values near 1."""
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = ops.swapaxes(matrices, -1, -2) if tall else matrices

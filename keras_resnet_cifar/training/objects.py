@@ -23,15 +23,11 @@ _OF_PROBABILITIES = (
 
 
 def serialized(name: str, value: Any) -> dict[str, Any]:
-    """Returns an optimizer or a loss as JSON.
+    """Returns an `"optimizer"` or a `"loss"` as JSON.
 
-    Args:
-        name: `"optimizer"` or `"loss"`.
-        value: An instance of a Keras optimizer or loss, or a loss function
-            `(targets, logits) -> losses`.
-
-    Raises:
-        InputError: It is something else, or cannot be built from its config.
+    It is an instance of Keras's class, or a loss function `(targets, logits) ->
+    losses`. Raises `InputError` if training cannot use it, or if it cannot be
+    built from its config.
     """
     kinds: Any = keras.optimizers.Optimizer
     if name == "loss":
@@ -104,9 +100,8 @@ class _StepByStep(LearningRateSchedule):
 def loss_of(recipe: Any, classes: int) -> Any:
     """Returns the loss of a `Recipe`, a function of one-hot targets and logits.
 
-    Raises:
-        InputError: It takes other targets, or both it and the recipe smooth
-            labels.
+    Raises `InputError` if it takes other targets, or if both it and the recipe
+    smooth labels.
     """
     if recipe.loss is None:
         return keras.losses.CategoricalCrossentropy(from_logits=True)

@@ -58,11 +58,7 @@ _TIMING = ("images_per_second", "seconds")  # not reproducible
 def interval(text: str | int) -> tuple[int, float]:
     """Returns the epochs or the seconds between backups; the other is 0.
 
-    Args:
-        text: `5` (epochs), `"30s"`, `"10min"` or `"1h"`.
-
-    Raises:
-        InputError: It is none of these.
+    `text` is like `5` (epochs), `"30s"`, `"10min"` or `"1h"`.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip())
     number, unit = match.groups() if match else ("0", "")
@@ -104,10 +100,9 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes out; the lock ends with the process.
+        """Locks the folder, or raises `InputError` if another process has it.
 
-        Raises:
-            InputError: Another process is using the folder.
+        The lock ends with the process.
         """
         if fcntl is None:
             yield
@@ -152,11 +147,7 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
 
     def read_config(self) -> dict[str, Any]:
-        """Returns the content of config.json.
-
-        Raises:
-            InputError: There is no run here, or its config cannot be read.
-        """
+        """Returns the content of config.json, or raises `InputError`."""
         try:
             config = json.loads(self.config.read_text(encoding="utf-8"))
             if not isinstance(config, dict):
@@ -211,14 +202,10 @@ def resume_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
-    """Checks that a run is resumed with the same config.
+    """Raises `InputError` unless a run is resumed with the same config.
 
-    Args:
-        changes: Entries of the config to resume with, nested in the same way.
-            `None` is ignored, and the number of epochs may differ.
-
-    Raises:
-        InputError: An entry differs.
+    `changes` are entries of the config to resume with, nested in the same way.
+    `None` is ignored, and the number of epochs may differ.
     """
     began = config.get("backend")
     if changes.get("backend") not in (None, began):
@@ -258,10 +245,8 @@ def check_data(
 ) -> str:
     """Returns words for changed data; `""` if they are those of the training.
 
-    Args:
-        fingerprints: Fingerprints of the `Dataset` that its request loads now.
-        allow_changed_data: Whether changed data are allowed; `None` if they can
-            never be.
+    `fingerprints` are those of the data now. Changed data that are not allowed
+    raise `InputError`; `None` says that they can never be.
     """
     old = config["dataset"].get("fingerprints", {})
     changed = {split for split in old if old[split] != fingerprints.get(split)}

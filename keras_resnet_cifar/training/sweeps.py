@@ -42,9 +42,8 @@ _VALUES: dict[Any, Callable[[str], Any]] = {  # of a field's type
 class Parameter:
     """A field of the recipe that a sweep varies.
 
-    Attributes:
-        scale: "log", "linear" or "choice".
-        values: Lowest and highest value, or the choices.
+    `scale` is "log", "linear" or "choice"; `values` are the lowest and highest
+    value, or the choices.
     """
 
     name: str
@@ -118,11 +117,8 @@ def using(storage: str) -> Iterator[None]:
 def open_study(storage: str, name: str, epochs: int) -> "optuna.Study":
     """Opens a study, or creates it.
 
-    Args:
-        epochs: Epochs of a trial; in the first quarter, none is pruned.
-
-    Raises:
-        InputError: The database holds something else.
+    A trial has `epochs`; in the first quarter, none is pruned. Raises
+    `InputError` if the database holds something else.
     """
     import optuna
     import sqlalchemy
@@ -174,17 +170,13 @@ def run_trials(
 ) -> None:
     """Runs trials until a study has a number of finished ones.
 
-    A trial's value is the validation accuracy of its last epoch. A trial that
-    diverges or runs out of memory counts as pruned.
+    A trial's value is the validation accuracy of its last epoch; the test split
+    is not used. A trial that diverges or runs out of memory counts as pruned.
+    On a signal, raises `Stopped`; the trial in progress will be run again.
 
     Args:
-        data: Train and validation split; the test split is not used.
-        new_model: Called with the recipe of a trial.
         trials: Number of finished trials, including those of other processes.
         seed: Seed of the weights, shuffling and augmentation of each trial.
-
-    Raises:
-        Stopped: On a signal; the trial in progress will be run again.
     """
     import keras
     from optuna import TrialPruned

@@ -148,11 +148,9 @@ TRACKERS: dict[str, Any] = {
 
 
 def check_trackers(names: Sequence[str], folder: Any) -> None:
-    """Checks that trackers can be used.
+    """Raises `InputError` for a tracker that is unknown or not installed.
 
-    Raises:
-        InputError: A tracker is unknown or not installed, or there is no
-            output folder.
+    Trackers also need an output folder.
     """
     for name in names:
         check_name("tracker", name, TRACKERS)
@@ -170,11 +168,9 @@ class Tracking:
     """Sends a run to trackers, and continues with a warning if one fails.
 
     They get the config as params and the metrics of each epoch. Their runs
-    start and end with this context.
-
-    Args:
-        directory: The run; `None` follows nothing. Its tracking.json names
-            the trackers' runs, which a resumed run continues.
+    start and end with this context; tracking.json in the run directory names
+    them, so that a resumed run continues them. Without a directory, nothing is
+    sent.
     """
 
     names: Sequence[str]
@@ -214,8 +210,7 @@ class Tracking:
     def finish(self, metrics: dict[str, Any], epoch: int) -> None:
         """Sends metrics of the test split, curves.png and the model card.
 
-        Args:
-            epoch: Epoch of the last model.
+        `epoch` is that of the last model.
         """
         assert self.directory is not None
         curves, card = self.directory.curves, self.directory.card

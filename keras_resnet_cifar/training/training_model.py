@@ -60,19 +60,16 @@ class TrainingModel(keras.Model):
     this package.
 
     Args:
-        network: The net to train, from images `[N, H, W, C]` to logits.
+        network: From images `[N, H, W, C]` to logits.
         stock: The model of stock layers that receives the weights.
-        steps_per_epoch: Steps of one epoch.
-        source: Optional `ResidentSplit`; `fit` then feeds step numbers.
+        source: A `ResidentSplit`, if `fit` is to feed step numbers.
         held_out: The same for the validation split.
-        image_layers: Layers on images, applied in each train step; they have
-            an integer `seed` and draw from a `SeedGenerator` `generator`.
+        image_layers: Layers that draw from a `SeedGenerator` `generator`.
         mixing_layers: The same for `{"images", "labels"}`.
-        label_smoothing: Share of the target spread over all classes, in
-            training only, so that losses of the splits are comparable.
-        class_weight: Weight of each class in the training loss, or `None`.
-        ema: Momentum of the averaged weights and BatchNorm statistics; 0
-            averages nothing. The momentum warms up as (1 + t) / (10 + t).
+        label_smoothing: In training only, so that losses of the splits are
+            comparable.
+        ema: Momentum of the averaged weights and BatchNorm statistics, which
+            warms up as (1 + t) / (10 + t); 0 averages nothing.
         devices: Number of devices in the current distribution.
     """
 
@@ -146,11 +143,8 @@ class TrainingModel(keras.Model):
     def augment(self, images: Any, targets: Any) -> tuple:
         """Augments a batch: images 0 to 255, targets `[N, classes]`.
 
-        The draws are a function of each layer's seed and of `steps_done`.
-
-        Returns:
-            `(images, targets)`, and sample weights `[N]` if classes have
-            weights.
+        The draws are a function of each layer's seed and of `steps_done`. If
+        classes have weights, sample weights `[N]` are returned as well.
         """
         for layer in self._random_layers:
             state = layer.generator.state
@@ -300,10 +294,7 @@ class TrainingModel(keras.Model):
             return super().test_step(state, data)
 
         def _stateless(self, function, values):
-            """Runs `function` with given values of the variables.
-
-            Returns its result, and the new values.
-            """
+            """Returns `function()` for given values, and the new values."""
             variables = (self.trainable_variables, self.non_trainable_variables)
             mapping = [
                 pair
@@ -363,11 +354,7 @@ class TrainingModel(keras.Model):
     def save(
         self, filepath: str | Path, overwrite: bool = True, **kwargs: Any
     ) -> None:
-        """Saves the stock model as a file, atomically.
-
-        Raises:
-            InputError: The system refuses to write.
-        """
+        """Saves the stock model atomically, or raises `InputError`."""
         save_model(self.update_stock_model(), filepath, **kwargs)
 
     def save_weights(self, filepath: str | Path, **kwargs: Any) -> None:
