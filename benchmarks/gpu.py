@@ -24,7 +24,7 @@ from benchmarks.manifest import Row
 from benchmarks.reproduce import split
 from keras_resnet_cifar.cli.main import Parser
 from keras_resnet_cifar.cli.main import run as run_command
-from keras_resnet_cifar.errors import unknown
+from keras_resnet_cifar.errors import InputError, unknown
 from keras_resnet_cifar.files import make_folder, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +88,9 @@ def run(args: argparse.Namespace) -> None:
     """Measure speed, training time and accuracy on a GPU."""
     for name in args.only or ():
         if name not in STAGES:
-            raise unknown("only", name, STAGES)
+            raise unknown("stage", name, STAGES)
+    if args.only == []:
+        raise InputError(f"only= names no stage: give {', '.join(STAGES)}")
     make_folder(args.output)
     for name in args.only or STAGES:
         print(f"--- {name}", flush=True)

@@ -32,9 +32,12 @@ _HOW = (
 
 
 def record(job: Job) -> dict[str, Any] | None:
-    """Returns the results of a run as JSON, `None` before its first epoch."""
+    """Returns the results of a run as JSON.
+
+    It is `None` before the first epoch, and if the run is unusable.
+    """
     progress = job.progress()
-    if progress.state == "unusable" or not progress.epoch:
+    if not progress.epoch:
         return None
     config = job.run.read_config()
     usual = replace(job, folder=Path("runs/reproduce"))

@@ -189,6 +189,8 @@ def hold(
             added = True
         time.sleep(0.2)
     took = time.monotonic() - begin
+    if len(latencies) < 2:
+        raise RuntimeError(f"{len(failures)} requests failed: {failures[:1]}")
     shares = statistics.quantiles(latencies, n=100)
     return {
         "requests": len(latencies),
@@ -210,7 +212,7 @@ def add_version(folder: Path) -> None:
 def main() -> None:
     from keras_resnet_cifar.data import shapes
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--server", choices=SERVERS, required=True)
     parser.add_argument("--python", type=Path, required=True)

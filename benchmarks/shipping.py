@@ -84,7 +84,8 @@ def ship(
         recipe["expected"] = known.expected  # newer than the run's
     epoch = metrics[0]["last"]["epoch"]
     measured = {path.stem: {"epoch": epoch, "test": result.to_json()}}
-    card = model_card(config, epoch, measured, _use(row))
+    files = "These are the weights of the last epoch, as float16."
+    card = model_card(config, epoch, measured, _use(row), files)
     write_text(cards / f"{path.stem}.md", card)
     return row
 

@@ -101,5 +101,7 @@ def _check(args: argparse.Namespace) -> None:
         architectures.resolve(args.arch)
     if args.evaluate and args.dataset is None:
         raise InputError("--evaluate needs a --dataset, e.g. cifar10")
+    if (args.data_dir or args.source) and not args.evaluate:
+        raise InputError("--data-dir and --source need --evaluate: omit them")
     if args.dataset is not None:
         check_known(args.dataset, args.source, args.data_dir)

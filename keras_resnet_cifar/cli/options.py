@@ -142,12 +142,12 @@ def loaded(
     from keras_resnet_cifar.data.load import at_input_size, load_dataset
     from keras_resnet_cifar.models.saving import load_model
 
-    loaded = None
+    last = None
     for path, request in checkpoints:
         model, run = load_model(path), find_run(path)
         request = at_input_size(request, model.input_shape)
-        if request != loaded:  # most often, all models share one dataset
-            data, loaded = load_dataset(**request), request
+        if request != last:  # most often, all models share one dataset
+            data, last = load_dataset(**request), request
         config, changed = run.read_config() if run else {}, ""
         if config and config["dataset"]["name"] == data.name:
             changed = check_data(config, data.fingerprints, allow_changed_data)

@@ -29,9 +29,9 @@ def run(args: argparse.Namespace) -> None:
     """Predict the classes of image files."""
     (path,) = options.checkpoints(args.model)
     names = options.class_names(args.dataset) if args.dataset else None
-    run = find_run(path)
-    if names is None and run:
-        names = run.read_config()["dataset"].get("class_names")
+    directory = find_run(path)
+    if names is None and directory:
+        names = directory.read_config()["dataset"].get("class_names")
     images = image_files(args.images)
     import_keras()
     from keras_resnet_cifar.finetuning.inference import predict

@@ -30,9 +30,9 @@ class ShuffledBatches(keras.utils.PyDataset):
     epoch drops the images that do not fill a batch, different ones each time,
     so that all steps have the same shape and compile once.
 
-    A batch is `(uint8 [B, H, W, C], float32 [B, classes])`. If the images are
-    resident on the device (see `ResidentSplit`), it is the step number instead,
-    int32 `[1]`.
+    A batch is `(images [B, H, W, C], targets [B, classes])`, in the dtype of
+    the split and float32. If the images are resident on the device (see
+    `ResidentSplit`), it is the step number instead, int32 `[1]`.
 
     Args:
         transform: `(images, epoch, step) -> images` of a batch, on the host,
@@ -257,7 +257,7 @@ class ResidentSplit(keras.layers.Layer):
         self.built = True
 
     def call(self, step: Any) -> tuple:
-        """Takes an int32 number; returns images uint8 and targets float32."""
+        """Takes an int32 number; returns images and float32 targets."""
         step = ops.max(step)  # of equal ones, one for each device
         picked, mirrored = _decoded(ops.take(self.order, step, axis=0), ops)
         images = ops.take(self.images, picked, axis=0)

@@ -137,7 +137,11 @@ def image_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
     for path in map(Path, paths):
         found = [path]
         if path.is_dir():
-            found = _images(path.rglob("[!.]*"))
+            found = _images(
+                file
+                for file in path.rglob("*")
+                if not any(x[0] == "." for x in file.relative_to(path).parts)
+            )
             if not found:
                 raise InputError(f"{path} has no images: give another folder")
         files += found

@@ -5,9 +5,9 @@ colours) over clutter: a gradient, soft blobs, lines and small figures cut by
 the border. Another line may cross the figure, and noise covers everything. No
 class becomes another when it is flipped or rotated.
 
-All arithmetic after the random numbers is float32 `+ - * / %`, square roots and
-comparisons, which IEEE 754 rounds the same way everywhere. The bytes are
-therefore the same on every machine, and can be verified like any dataset's.
+All arithmetic after the random numbers is `+ - * / %`, square roots and
+comparisons of floats, which IEEE 754 rounds the same way everywhere. The bytes
+are therefore the same on every machine, and can be verified like any dataset's.
 """
 
 import numpy as np

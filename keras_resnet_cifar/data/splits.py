@@ -103,8 +103,8 @@ def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
     """Returns a SHA-256 (hex) that depends on neither order nor file format.
 
     It hashes the sorted SHA-256 digests of the images, each over the bytes of
-    an image (rows, then columns, then R G B) and of its label (one byte, or two
-    for labels of 256 or more). The published fingerprints are those of uint8
+    an image (rows, then columns, then R G B) and of its label (one byte, two
+    from 256 on, and so on). The published fingerprints are those of uint8
     images and, for CIFAR-100, fine labels.
     """
     return hashlib.sha256(
@@ -115,7 +115,8 @@ def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
 def _digests(images, labels):
     digests = []
     for image, label in zip(images, labels.tolist(), strict=True):
-        content = image.tobytes() + label.to_bytes(1 if label < 256 else 2)
+        size = max(1, -(-label.bit_length() // 8))
+        content = image.tobytes() + label.to_bytes(size)
         digests.append(hashlib.sha256(content).digest())
     return digests
 

@@ -177,11 +177,15 @@ def checked(
             "logits must be [N, C] and labels [N], N and C 1 or more. "
             f"Received: logits {logits.shape}, labels {labels.shape}"
         )
-    last, low, high = logits.shape[1] - 1, labels.min(), labels.max()
-    if labels.dtype.kind not in "iu" or low < 0 or high > last:
+    last, found = logits.shape[1] - 1, f"{labels.dtype}"
+    if whole := labels.dtype.kind in "iu":
+        low, high = labels.min(), labels.max()
+        found += f", {low} to {high}"
+        whole = low >= 0 and high <= last
+    if not whole:
         raise InputError(
             f"labels must be integers from 0 to {last}, one per logit. "
-            f"Received: {labels.dtype}, {low} to {high}"
+            f"Received: {found}"
         )
     logits = logits.astype("float64")
     broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))

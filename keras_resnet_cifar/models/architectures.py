@@ -13,8 +13,9 @@ every other bare depth is 6n+2, a three-stage net of basic blocks. `resnet50` is
 therefore the four-stage net, although 50 = 6*8+2, too; the three-stage net is
 `build_resnet(depth=50, block="basic")`.
 
-Without a suffix, the shortcut is the identity (option A of He et al. 2015) in
-three-stage nets of basic blocks, and the projection (option B) in all others.
+Without a suffix for it, the shortcut is the identity (option A of He et al.
+2015) in three-stage nets of basic blocks without pre-activation, and the
+projection (option B) in all others.
 """
 
 import contextlib
@@ -202,7 +203,8 @@ def _stages_of_depth(given: dict[str, Any]) -> dict[str, Any]:
             "stage_blocks and widths"
         )
     depth, block = given["depth"], given.get("block")
-    if depth in FOUR_STAGE and len(given.get("widths", FOUR_STAGE_WIDTHS)) == 4:
+    widths = given.get("widths", FOUR_STAGE_WIDTHS)
+    if depth in FOUR_STAGE and len(widths) == 4:
         four_stage_block, stage_blocks = FOUR_STAGE[depth]
         if block in (None, four_stage_block):
             return {"block": four_stage_block, "stage_blocks": stage_blocks}
@@ -212,11 +214,12 @@ def _stages_of_depth(given: dict[str, Any]) -> dict[str, Any]:
     if n > 0 and not rest:
         return {"block": block, "stage_blocks": (n, n, n)}
     suffix = "" if block == "basic" else "-bottleneck"
+    four_stages = not suffix and len(widths) == 4
     center = max(depth, step + 2)
     near = [
         f"resnet{d}{suffix}"
         for d in range(center - step + 1, center + step + 1)
-        if (d - 2) % step == 0 or (not suffix and d in FOUR_STAGE)
+        if (d - 2) % step == 0 or (four_stages and d in FOUR_STAGE)
     ]
     if not suffix and depth > 2 and (depth - 2) % 9 == 0:
         near.append(f"resnet{depth}-bottleneck")

@@ -129,7 +129,7 @@ def _division(mean: Any, std: Any, name: str) -> layers.Layer:
 
 
 def describe_normalization(model: keras.Model) -> str:
-    """Describes the normalization of a net of this package as text."""
+    """Describes the normalization of a net of `build_resnet` as text."""
     layer = _find(model, "normalization")
     if layer is None:
         return "not normalized by a layer of the model"
@@ -139,8 +139,7 @@ def describe_normalization(model: keras.Model) -> str:
         return "normalized per image"
     config = layer.get_config()
     statistics = np.stack([config["mean"], np.sqrt(config["variance"])])
-    scale = 1 if _find(model, "to_one") else 255
-    mean, std = (statistics / scale).round(4).tolist()
+    mean, std = (statistics / 255).round(4).tolist()
     return (
         "scaled to [0, 1], then normalized with mean "
         f"{tuple(mean)} and std {tuple(std)}"

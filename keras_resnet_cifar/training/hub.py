@@ -14,7 +14,7 @@ from keras_resnet_cifar.files import with_checksum, write_json
 from keras_resnet_cifar.models.architectures import resolve
 from keras_resnet_cifar.models.hub import MODEL, import_hub
 from keras_resnet_cifar.models.weights import HUB
-from keras_resnet_cifar.training.model_card import model_card
+from keras_resnet_cifar.training.model_card import LAST, model_card
 from keras_resnet_cifar.training.run_directory import RunDirectory
 from keras_resnet_cifar.training.train import Run
 
@@ -134,5 +134,6 @@ The file contains stock Keras layers only, and loads without the package:
 
 {use}"""
     epochs = metrics["last"]["epoch"] if metrics else config["recipe"]["epochs"]
-    text = model_card(config, epochs, metrics, use)
+    last = {name: metrics[name] for name in ("last",) if name in metrics}
+    text = model_card(config, epochs, last, use, LAST)
     return client.ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}")

@@ -143,7 +143,7 @@ def class_weights(
             if not (known and 0 <= float(weight) < math.inf):
                 raise ValueError
             weights[number] = weight
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(
             f"class_weight={class_weight!r}: give 'balanced', or a dict from "
             f"classes 0 to {classes - 1} to weights of 0 or more"

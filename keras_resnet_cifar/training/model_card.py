@@ -12,17 +12,21 @@ _USE = """\
 The files contain stock Keras layers only and load on every backend.
 """
 
+LAST = "`last.keras` is the last epoch."
+
 
 def model_card(
     config: dict[str, Any],
     epochs: int,
     metrics: dict[str, Any],
     use: str = _USE,
+    files: str = "",
 ) -> str:
     """Returns the model card of a run as Markdown.
 
     `metrics` has the test metrics of its files by their names without `.keras`,
-    usually `{"last": ..., "best": ...}`.
+    usually `{"last": ..., "best": ...}`. `files` describes the files, by
+    default those of a run directory.
     """
     recipe, data = config["recipe"], config["dataset"]
     table = [
@@ -33,14 +37,10 @@ def model_card(
     lines = [[*table[0]], ["---"] * len(table[0])] if table else []
     lines += [[*row.values()] for row in table]
     rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    best = "had the best accuracy on the validation split."
-    if "best" not in metrics:
-        best = "is the same epoch, without a validation split to choose by."
-    files = f"`last.keras` is the last epoch, `best.keras` {best}"
-    if config.get("cache_features"):
-        files = "`last.keras` is the last epoch."
-    if metrics and "last" not in metrics:
-        files = "These are the weights of the last epoch, as float16."
+    best = "is the same epoch, without a validation split to choose by"
+    if data["validation"]:
+        best = "had the best accuracy on the validation split"
+    files = files or f"`last.keras` is the last epoch, `best.keras` {best}."
     start = config.get("weights")
     start = f", started from the weights {start}" if start else ""
     own = "".join(
@@ -50,7 +50,20 @@ def model_card(
     )
     device = config.get("accelerator")
     device = f" on {device}" if device else ""
-    classes = [_by_class(x, row["test"]) for x, row in metrics.items()][:1]
+    measured = f"## Files\n\n{files}\n"
+    limits = "How well it does on other images was not measured."
+    if metrics:
+        measured = f"""\
+## Results on the test split
+
+{rows}
+
+{files} The test split was not used to choose anything.
+{_by_class(*next(iter(metrics.items())))}"""
+        limits = f"""\
+Its accuracy and calibration were measured on the test split of \
+{data["name"]}. Expect less on photos from elsewhere, and on enlarged, \
+reduced, blurred or noisy images. Adversarial images were not tested."""
     return f"""\
 # {config["arch"]} on {data["name"]}
 
@@ -69,27 +82,21 @@ validation, {data["test"]:,} test images, \
 | expected result of the recipe | {recipe["expected"]} |
 | backend | {config["backend"]}{device}, keras {config["versions"]["keras"]} |
 
-## Results on the test split
-
-{rows}
-
-{files} The test split was not used to choose anything.
-{"".join(classes)}
+{measured}
 ## Limits
 
 - It knows only the {len(data["class_names"])} classes of {data["name"]}: any \
 other image is assigned one of them, sometimes with a high probability.
-- Its accuracy and calibration were measured on the test split of \
-{data["name"]}. Expect less on photos from elsewhere, and on enlarged, \
-reduced, blurred or noisy images. Adversarial images were not tested.
+- {limits}
 
 ## Use
 
 {use}"""
 
 
-def _by_class(name: str, test: dict[str, Any]) -> str:
+def _by_class(name: str, row: dict[str, Any]) -> str:
     """Returns the results of each class, and how well they are calibrated."""
+    test = row["test"]
     names = list(test["per_class"])
     rows = []
     for i, top1 in enumerate(test["per_class"].values()):

@@ -156,7 +156,7 @@ class Muon(CoupledSGD):
         if len(variable.shape) > 2:
             norm = ops.sqrt(ops.sum(ops.square(kernel))) + _EPSILON
             kernel = kernel * (math.sqrt(variable.shape[-1]) / norm)
-        else:
+        elif self._decayed[self._get_variable_index(variable)]:
             kernel = kernel * (1 - rate * self.coupled_decay)
         self.assign(variable, kernel - rate * gradient)
 

@@ -112,7 +112,7 @@ def loss_of(recipe: Any, classes: int) -> Any:
         "give one that takes these, not a sparse one",
     ):
         loss(blank, blank)
-    config = recipe.loss["config"]
+    config = recipe.loss.get("config")
     smooths = isinstance(config, dict) and config.get("label_smoothing")
     if smooths and recipe.label_smoothing:
         raise InputError(
@@ -133,5 +133,5 @@ def _built(name, saved):
 
 
 def _kind(saved):
-    name = saved["class_name"]
+    name = saved.get("class_name")
     return saved["config"] if name == "function" else name

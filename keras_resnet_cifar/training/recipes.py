@@ -409,8 +409,10 @@ def check_steps(steps: int | None) -> None:
 
 def _checked(name, kind, value):
     """Returns a field's value as plain Python, if it is in range."""
+    if name == "loss" and value is None:
+        return None
     if name == "loss" or (name == "optimizer" and not isinstance(value, str)):
-        if value is None or isinstance(value, dict):
+        if isinstance(value, dict):  # of a saved run
             return value
         from keras_resnet_cifar.training.objects import serialized
 

@@ -223,13 +223,14 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     if "fingerprints" in data and data["name"] == config["dataset"]["name"]:
         check_data(config, data["fingerprints"])
     old, new = flattened(config), flattened(changes)
+    objects = {key: old.get(f"{key}.class_name") for key in new}
     different = [
         f"{arguments.get(key, key.removeprefix('recipe.'))}={value!r}, which "
-        f"was {old.get(key, old.get(f'{key}.class_name'))!r}"
+        f"was {old.get(key, objects[key])!r}"
         for key, value in new.items()
-        if value is not None
-        and key not in _MAY_CHANGE
-        and value != old.get(key)
+        if key not in _MAY_CHANGE
+        and value != old.get(key, objects[key])
+        and (value is not None or objects[key])
     ]
     if different:
         raise InputError(

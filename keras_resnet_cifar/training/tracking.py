@@ -154,7 +154,8 @@ def check_trackers(names: Sequence[str], folder: Any) -> None:
     """
     for name in names:
         check_name("tracker", name, TRACKERS)
-        if not find_spec(name):
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # a mere folder, as of wandb
             raise InputError(
                 f"track={name} needs more packages: pip install "
                 f"'keras_resnet_cifar[{name}]'"

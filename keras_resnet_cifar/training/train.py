@@ -41,7 +41,7 @@ from keras_resnet_cifar.training.checkpointing import (
 )
 from keras_resnet_cifar.training.compilation import compile_for_training
 from keras_resnet_cifar.training.fitting import fit
-from keras_resnet_cifar.training.model_card import model_card
+from keras_resnet_cifar.training.model_card import LAST, model_card
 from keras_resnet_cifar.training.objects import loss_of
 from keras_resnet_cifar.training.recipes import (
     DEFAULT,
@@ -366,7 +366,7 @@ def _checked_callbacks(callbacks):
 
 
 def _continued(directory, config):
-    """Returns the config of the run in a folder, which completes `config`."""
+    """Returns the saved config of a run, and takes over what it fixes."""
     if directory is None:
         raise InputError("resume=True needs the output_dir= of a run")
     saved = directory.read_config()
@@ -386,7 +386,7 @@ def _continued(directory, config):
 
 
 def _distributed(devices, saved, config, data, feed):
-    """Returns how a run is distributed, which completes its config and feed.
+    """Returns how a run is distributed; sets it in `config` and `feed`.
 
     `saved` is the config of the run that is resumed, or empty.
     """
@@ -537,5 +537,6 @@ def write_results(
     if run.metrics:
         title += f", top-1 {run.metrics['last']['test']['top1']:.2%}"
     plot_curves(run.history, directory.curves, title, rates)
-    card = model_card(run.config, epoch, run.metrics)
+    kept = "" if directory.best.exists() else LAST
+    card = model_card(run.config, epoch, run.metrics, files=kept)
     files.write_text(directory.card, card)

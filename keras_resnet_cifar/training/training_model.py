@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.files import atomic_write
 from keras_resnet_cifar.models.cloning import clone_with
 from keras_resnet_cifar.models.saving import save_model
@@ -355,6 +356,8 @@ class TrainingModel(keras.Model):
         self, filepath: str | Path, overwrite: bool = True, **kwargs: Any
     ) -> None:
         """Saves the stock model atomically, or raises `InputError`."""
+        if not overwrite and Path(filepath).exists():
+            raise InputError(f"{filepath} exists: give overwrite=True")
         save_model(self.update_stock_model(), filepath, **kwargs)
 
     def save_weights(self, filepath: str | Path, **kwargs: Any) -> None:

@@ -29,7 +29,9 @@ def test_the_table_holds_every_stage_that_was_run(
 
 def test_an_unknown_stage_is_refused(tmp_path, capsys):
     assert gpu.main(["--only", "quik", "--output", str(tmp_path / "new")]) == 2
-    assert "quick" in capsys.readouterr().err
+    assert "unknown stage 'quik'" in capsys.readouterr().err
+    assert gpu.main(["--only", ",", "--output", str(tmp_path / "new")]) == 2
+    assert "--only names no stage" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -6,6 +6,7 @@ from helpers import refusal
 
 from keras_resnet_cifar.data import shapes
 from keras_resnet_cifar.data.load import Dataset, Split
+from keras_resnet_cifar.data.splits import fingerprint
 
 X, Y = shapes.draw(60, seed=0)
 Y = Y.astype("int64")
@@ -124,6 +125,12 @@ def test_class_names_are_a_list(names):
 def test_each_class_has_its_own_name():
     make = lambda: Dataset.from_arrays(X, Y, class_names=["a"] * 10)  # noqa: E731
     assert "a different name" in refusal(make)
+
+
+def test_a_fingerprint_takes_any_label():
+    image = np.zeros((1, 2, 2, 3), "uint8")
+    prints = {fingerprint(image, np.array([x])) for x in (0, 256, 2**16, 2**24)}
+    assert len(prints) == 4
 
 
 def test_the_fingerprint_of_a_validation_split_is_kept():

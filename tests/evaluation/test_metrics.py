@@ -194,6 +194,7 @@ GOOD = np.zeros((3, 2))
             "labels must be integers from 0 to 1.*-1 to 1",
         ),
         (GOOD, [0.0, 1, 0], "ab", "labels must be integers.*float64"),
+        (GOOD, ["0", "1", "0"], "ab", "labels must be integers.*U1"),
         (GOOD, [0, 1, 0], "abc", "2 different names.*Received: 3"),
         (GOOD, [0, 1, 0], "aa", "2 different names.*1 different"),
     ],

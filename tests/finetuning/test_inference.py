@@ -80,6 +80,9 @@ def test_files_folders_and_arrays_predict_alike(run, tiny_data, tmp_path):
     paths = [folder / "a.png", folder / "more" / "b.PNG"]
     for image, path in zip(images, paths, strict=True):
         Image.fromarray(image).save(path)
+    hidden = folder / ".ipynb_checkpoints"
+    hidden.mkdir()
+    shutil.copy(paths[0], hidden / "a-checkpoint.png")
     by_array = krc.predict(run, images, top=10)
     by_folder = krc.predict(run, folder, top=10)
     assert krc.predict(run, paths, top=10) == by_folder

@@ -128,6 +128,7 @@ def test_a_wrong_name_says_what_is_near(name, near):
         ({"depth": 20, "widths": (64, 32, 16)}, "narrower"),
         ({"depth": 20, "preactivation": "no"}, "True or False"),
         ({"depth": -4}, "resnet8"),
+        ({"name": "resnet18", "widths": (8, 16, 32)}, "resnet14, resnet20;"),
         ({"depth": 20, "final_norm": False}, "pre-activation"),
     ],
 )

@@ -184,6 +184,10 @@ BAD_OPTIONS = {
     "normalization": (["-o", "a.keras", "--normalization", "x"], "imagenet"),
     "no dataset": (["-o", "a.keras", "--evaluate"], "--dataset"),
     "dataset": (["-o", "a.keras", "--dataset", "cifr10"], "cifar10"),
+    "data without evaluation": (
+        ["-o", "a.keras", "--data-dir", "x"],
+        "need --evaluate",
+    ),
     "folder": (["-o", "nowhere/a.keras"], "nowhere"),
     "scheme": (["-o", "a.pth", "--to-torch", "kuanglu"], "kuangliu"),
     "suffix": (["-o", "a.keras", "--to-torch", "akamaster"], "a.keras"),

@@ -103,6 +103,7 @@ def test_a_run_there_and_back(hub, run, capsys):
         assert str(run.directory.parent) not in hub.files[name].decode()
 
     card = hub.client.ModelCard(hub.files["README.md"].decode())
+    assert "best.keras" not in card.text
     test = run.metrics["last"]["test"]
     assert card.data.library_name == "keras"
     assert card.data.model_name == "name"

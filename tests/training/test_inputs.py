@@ -39,17 +39,21 @@ def one_hot(images, labels):
     return Batches(images, np.eye(10, dtype="float32")[labels])
 
 
-def test_arrays_train_as_a_dataset_does(tiny_model, tiny_data):
+def test_arrays_train_as_a_dataset_does(tiny_model, tiny_data, tmp_path):
     split, held_out = tiny_data.train, tiny_data.validation
     with_name = train(tiny_model(), tiny_data, verbose=False, **SHORT)
     run = train(
         tiny_model(),
         (split.images.astype("float32"), split.labels[:, None]),
+        output_dir=tmp_path / "run",
         validation_data=(held_out.images, held_out.labels),
         verbose=False,
         **SHORT,
     )
     assert run.metrics == {}  # there is no test split
+    card = (run.directory / "README.md").read_text()
+    assert "had the best accuracy on the validation split" in card
+    assert "test split" not in card
     assert run.config["dataset"]["fingerprints"]["train"]
     for row, other in zip(run.history, with_name.history, strict=True):
         assert row["val_loss"] == pytest.approx(other["val_loss"], rel=1e-3)
@@ -112,7 +116,8 @@ def test_balanced_weights_even_out_the_classes(tiny_data):
     assert weights @ counts == pytest.approx(100)
     assert class_weights({1: 3}, data) == [1.0, 3.0, 1.0, 1.0]
     assert class_weights(None, data) is None
-    assert "class_weight=" in refusal(class_weights, {0.7: 5}, data)
+    for wrong in (0.7, float("inf"), 4):
+        assert "class_weight=" in refusal(class_weights, {wrong: 5}, data)
 
 
 def test_weights_enter_the_loss_of_training():

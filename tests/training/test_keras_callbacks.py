@@ -1,9 +1,11 @@
 """Keras's own callbacks, in `train` and in a plain `fit`."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
-from helpers import TINY
+from helpers import TINY, refusal
 
 import keras_resnet_cifar as krc
 from keras_resnet_cifar.data.datasets import DATASETS
@@ -92,6 +94,15 @@ def test_a_checkpoint_holds_the_stock_model(run):
         loaded_weights(folder / "best.keras"),
         loaded_weights(folder / "run" / "best.keras"),
     )
+
+
+def test_a_file_is_kept_if_asked_for(run, tmp_path):
+    path = tmp_path / "kept.keras"
+    path.write_text("kept")
+    _, _, seen, _ = run
+    save = partial(seen.model.save, path, overwrite=False)
+    assert "overwrite=True" in refusal(save)
+    assert path.read_text() == "kept"
 
 
 def test_weights_alone_load_into_the_stock_model(run):

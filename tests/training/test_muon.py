@@ -158,6 +158,18 @@ def test_what_is_excluded_is_trained_by_sgd(exclude, kernels):
     assert len(same) - sum(same) == kernels
 
 
+def test_decay_is_excluded_by_name():
+    def trained(exclude):
+        (kernel,) = build({"dense/kernel": np.full((4, 5), 7.0)})
+        optimizer = krc.Muon(0.01, weight_decay=0.1)
+        optimizer.exclude_from_weight_decay(var_names=exclude)
+        optimizer.apply([keras.ops.zeros(kernel.shape)], [kernel])
+        return keras.ops.convert_to_numpy(kernel)
+
+    np.testing.assert_allclose(trained(["other"]), 7 * (1 - 0.01 * 0.1))
+    np.testing.assert_array_equal(trained(["kernel"]), 7)
+
+
 def test_it_survives_its_config():
     options = {
         "learning_rate": 0.03,

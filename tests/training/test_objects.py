@@ -1,5 +1,6 @@
 """A Keras optimizer and a loss in the place of the recipe's."""
 
+import dataclasses
 import json
 
 import keras
@@ -109,6 +110,9 @@ def test_a_run_with_both_resumes_to_the_same_bits(run_of, tmp_path):
     assert "gamma=3.0, which was 2.0" in resume(
         loss=losses.CategoricalFocalCrossentropy(from_logits=True, gamma=3.0)
     )
+    own.pop("loss")
+    assert "loss=None, which was 'CategoricalFocal" in resume()
+    own["loss"] = FOCAL
     # A schedule that does not depend on the epochs permits more of them.
     longer = run_of(tmp_path / "whole", resume=True, epochs=3, **own)
     assert len(longer.history) == 3
@@ -154,6 +158,7 @@ WRONG = {
         "optimizer=LossScaleOptimizer wraps another",
     ),
     "a loss by name": ({"loss": "mse"}, "give an instance"),
+    "an empty config": ({"loss": {}}, "fails on one-hot targets"),
     "probabilities": (
         {"loss": losses.CategoricalCrossentropy()},
         "from_logits=True",
@@ -192,6 +197,11 @@ def test_what_cannot_train_is_refused(name, run_of, tmp_path):
     options, words = WRONG[name]
     assert words in refusal(lambda: run_of(tmp_path / "run", **options))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_needs_an_optimizer():
+    without = dataclasses.replace(get_recipe("fast"), optimizer=None)
+    assert "give an instance" in refusal(get_recipe, without)
 
 
 def test_cached_features_know_no_other_loss(tiny_model, tiny_data):

@@ -110,6 +110,10 @@ def test_what_cannot_be_followed(recorder, monkeypatch, tmp_path):
     monkeypatch.setitem(tracking.TRACKERS, "no_such_package", None)
     line = refusal(check, ["no_such_package"], "run")
     assert "pip install" in line
+    # A folder that a tracker makes is not the tracker.
+    (tmp_path / "no_such_package").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert refusal(check, ["no_such_package"], "run") == line
 
 
 @pytest.fixture
