@@ -20,6 +20,7 @@ class Row:
             `train`.
         seeds: Number of seeds: 0, 1, ...
         expected: Accuracy that the source reports, 0 to 1, or `None`.
+        log: Its accuracies after some epochs, `{epoch: {split: 0 to 1}}`.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Row:
     seeds: int = 3
     expected: float | None = None
     source: str = ""
+    log: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def applied(self) -> Recipe:
         """Returns the recipe with the changes of this row."""
@@ -61,6 +63,11 @@ _HE = "He et al. 2015, 64k steps"
 _CHENYAOFO = "chenyaofo/pytorch-cifar-models, 200 epochs, projection shortcuts"
 _PARK = "J. Park's course report"
 
+
+def _validated(log):
+    return {epoch: {"validation": top1} for epoch, top1 in log.items()}
+
+
 ROWS = (
     Row(
         name="cifar10-resnet20-12",
@@ -87,6 +94,7 @@ ROWS = (
         seeds=1,
         expected=0.7436,
         source=_PARK,
+        log=_validated({5: 0.4630, 10: 0.5370, 15: 0.6412, 20: 0.6914}),
     ),
     Row(
         name="bottleneck-25",
@@ -97,6 +105,7 @@ ROWS = (
         seeds=1,
         expected=0.7126,
         source=_PARK,
+        log=_validated({5: 0.5872, 10: 0.6460, 25: 0.7086}),
     ),
     Row(
         name="cifar10-resnet20-40",
@@ -159,9 +168,25 @@ ROWS = (
         arch="resnet26-ie534",
         dataset="cifar100",
         epochs=100,
+        options={"checkpoint_every": 5},
         seeds=1,
         expected=0.6331,
         source="Z. Na's course report",
+        log={
+            5: {"train": 0.3498, "test": 0.3288},
+            10: {"train": 0.5004, "test": 0.4535},
+            15: {"train": 0.5920, "test": 0.5176},
+            20: {"train": 0.6688, "test": 0.5515},
+            25: {"train": 0.7162, "test": 0.5716},
+            30: {"train": 0.7711, "test": 0.5918},
+            40: {"train": 0.8326, "test": 0.5933},
+            50: {"train": 0.8971, "test": 0.6149},
+            60: {"train": 0.9277, "test": 0.6091},
+            70: {"train": 0.9516, "test": 0.6197},
+            80: {"train": 0.9662, "test": 0.6214},
+            90: {"train": 0.9786, "test": 0.6310},
+            100: {"train": 0.9844, "test": 0.6331},
+        },
     ),
     Row(
         name="standard-90",

@@ -14,6 +14,7 @@ from keras_resnet_cifar.cli.options import aligned, mean_and_deviation
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import make_folder, write_json, write_text
 from keras_resnet_cifar.training.many_runs import epoch_seconds
+from keras_resnet_cifar.training.run_directory import read_csv
 
 # The part of the README between these lines is replaced.
 BEGIN = "<!-- results: written by scripts/reproduce.py --write -->"
@@ -41,11 +42,6 @@ def record(job: Job) -> dict[str, Any] | None:
         return None
     config = job.run.read_config()
     usual = replace(job, folder=Path("runs/reproduce"))
-    checkpoints = {
-        str(int(path.stem.rpartition("-")[2])): _json(evaluation(path))["top1"]
-        for path in job.run.checkpoints()
-        if evaluation(path).exists()
-    }
     return {
         "seed": job.seed,
         "epochs_done": progress.epoch,
@@ -53,7 +49,7 @@ def record(job: Job) -> dict[str, Any] | None:
         "accuracy": progress.accuracy,
         "seconds": round(progress.seconds, 1),
         "epoch_seconds": min(epoch_seconds(job.run, config)),
-        "checkpoints": checkpoints,
+        "log": _log(job),
         "command": f"KERAS_BACKEND={config['backend']} python scripts/"
         f"{job.script}.py {shlex.join(usual.options())}",
         "arch": config["arch"],
@@ -67,6 +63,22 @@ def record(job: Job) -> dict[str, Any] | None:
         "machine": _json(job.machine) if job.machine.exists() else None,
         "versions": config["versions"],
     }
+
+
+def _log(job):
+    """Returns the accuracies after epochs with a checkpoint or in `Row.log`."""
+    tests = {
+        int(path.stem.rpartition("-")[2]): _json(evaluation(path))["top1"]
+        for path in job.run.checkpoints()
+        if evaluation(path).exists()
+    }
+    log = {}
+    for row in read_csv(job.run.history):
+        if (epoch := int(row["epoch"])) in {*tests, *job.row.log}:
+            known = {"train": row["accuracy"], "test": tests.get(epoch)}
+            known["validation"] = row.get("val_accuracy")
+            log[epoch] = {k: round(float(v), 4) for k, v in known.items() if v}
+    return log
 
 
 def write(
@@ -96,6 +108,7 @@ def write(
             value: dict[str, Any] = {"row": row.name}
             value["seeds"] = _with_earlier(seeds, earlier.get(path, []))
             value |= {"expected": row.expected, "source": row.source}
+            value["log"] = row.log
             write_json(path, value)
             written.append(path)
     results = [_json(path) for path in paths if path.exists()]
@@ -253,11 +266,26 @@ def _section(result):
             f"- {seed['precision']} on {seed['backend']}, {device} "
             f"({versions})",
         ]
-        if seed["checkpoints"]:
-            each = [f"{k}: {v:.2%}" for k, v in seed["checkpoints"].items()]
-            block.append(f"- after epoch {', '.join(each)}")
         lines.append("\n".join(block))
+        if seed.get("log"):
+            lines.append(_log_table(seed["log"], result.get("log", {})))
     return "\n\n".join(lines)
+
+
+def _log_table(log, source):
+    """Returns the accuracies after some epochs beside those of the source."""
+    columns = [
+        (f"{split}{whose}", entries, split)
+        for split in ("train", "validation", "test")
+        for whose, entries in (("", log), (", source", source))
+        if any(split in entries.get(epoch, {}) for epoch in log)
+    ]
+    rows = [["epoch", *(title for title, *_ in columns)]]
+    for epoch in log:
+        known = [entries.get(epoch, {}).get(x) for _, entries, x in columns]
+        shown = ["" if top1 is None else f"{top1:.2%}" for top1 in known]
+        rows.append([epoch, *shown])
+    return markdown(rows)
 
 
 def status(jobs: Sequence[Job]) -> str:

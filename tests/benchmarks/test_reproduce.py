@@ -63,6 +63,8 @@ def fake_run(row, seed, folder, accuracy=None, epochs=None, seconds=(10, 10)):
         writer.writerow(["epoch", "images_per_second", "seconds"])
         for epoch, value in enumerate(seconds, 1):
             writer.writerow([epoch, 89.6, value])
+    rows = [f"{epoch},0.{epoch}\n" for epoch, _ in enumerate(seconds, 1)]
+    run.history.write_text("epoch,accuracy\n" + "".join(rows))
     if accuracy is not None:
         test = {"epoch": len(seconds), "test": {"top1": accuracy}}
         write_json(run.metrics, {"last": test})
@@ -206,13 +208,14 @@ def test_the_results_are_written(root):
     long = replace(ROW, name="long", expected=None, seeds=1)
     fake_run(long, 0, folder, seconds=[10])
     unborn = replace(ROW, name="unborn")
-    rows = (unborn, ROW, long)
+    row = replace(ROW, log={1: {"test": 0.25}, 2: {"train": 0.9}})
+    rows = (unborn, row, long)
     results.write(runs.jobs(rows, None, folder), rows, root)
 
     saved = json.loads((root / "docs/results/tiny.json").read_text())
     assert [s["accuracy"] for s in saved["seeds"]] == [0.6, 0.62]
     assert [s["seconds"] for s in saved["seeds"]] == [30, 50]
-    assert saved["seeds"][1]["checkpoints"] == {"1": 0.3}
+    assert saved["seeds"][1]["log"]["1"]["test"] == 0.3
     assert saved["seeds"][1]["machine"]["processor"] == "a CPU"
     assert not (root / "docs/results/unborn.json").exists()
     readme = (root / "README.md").read_text()
@@ -227,7 +230,9 @@ def test_the_results_are_written(root):
     assert to_do in page and to_do not in readme
     assert "python scripts/train.py --recipe onecycle" in page
     assert "a CPU, cores: 2 (keras 3.15.1)" in page
-    assert "after epoch 1: 30.00%" in page
+    assert "| epoch | train | train, source | test | test, source |" in page
+    assert "| 1 | 10.00% |  | 30.00% | 25.00% |" in page
+    assert "| 2 | 20.00% | 90.00% |  |  |" in page
     assert "Not trained yet: unborn." in page
 
     # The table comes from the JSON files, and is the same the second time.
@@ -237,13 +242,13 @@ def test_the_results_are_written(root):
     # A seed finished elsewhere stays while it is trained again.
     again = root / "again"
     fake_run(ROW, 0, again, seconds=[10])
-    results.write([runs.Job(ROW, 0, again)], rows, root)
+    results.write([runs.Job(row, 0, again)], rows, root)
     assert accuracies(root) == {0: 0.6, 1: 0.62}
 
     # Seeds trained elsewhere stay, unless the recipe has changed.
     elsewhere = root / "elsewhere"
     fake_run(ROW, 2, elsewhere, 0.64)
-    results.write([runs.Job(ROW, 2, elsewhere)], rows, root)
+    results.write([runs.Job(row, 2, elsewhere)], rows, root)
     assert accuracies(root) == {0: 0.6, 1: 0.62, 2: 0.64}
     changed = replace(ROW, options=ROW.options | {"learning_rate": 0.7})
     fake_run(changed, 3, elsewhere, 0.66)
