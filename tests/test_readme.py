@@ -1,20 +1,29 @@
 """The README and the pages under docs/ say what is there."""
 
+import ast
+import functools
+import importlib
+import inspect
+import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import keras_resnet_cifar as krc
+from benchmarks import reproduce
+from keras_resnet_cifar.cli.main import COMMANDS, main
 from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.finetuning.backbones import BACKBONES
 from keras_resnet_cifar.pytorch.schemes import SCHEMES
-from keras_resnet_cifar.training.recipes import RECIPES
+from keras_resnet_cifar.training.recipes import RECIPES, Recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -105,6 +114,41 @@ def test_the_site_has_each_page():
     listed = re.findall(r"[\w-]+\.md", str(site["nav"]))
     pages = [p.name for p in (ROOT / "docs").glob("*.md")]
     assert sorted(listed) == sorted(pages)
+
+
+def test_commands_on_all_pages_are_valid(monkeypatch, capfd):
+    seen = []
+    for name in itertools.chain(*COMMANDS.values()):
+        module = importlib.import_module(f"keras_resnet_cifar.cli.{name}")
+        parsed = functools.wraps(module.run)(lambda args: seen.append(args))
+        monkeypatch.setattr(module, "run", parsed)
+    monkeypatch.setattr(reproduce, "run", seen.append)
+    count = 0
+    for page in PAGES:
+        text = "".join(blocks("bash", page.read_text())).replace("\\\n", "")
+        for line in re.split("&&|\n", text):
+            match = re.search(r"(?:scripts/|keras_resnet_cifar )(.*)", line)
+            name, *arguments = shlex.split(match[1]) if match else [""]
+            name = name.removesuffix(".py")
+            if name == "reproduce":
+                assert reproduce.main(arguments) == 0, line
+            elif name in itertools.chain(*COMMANDS.values()):
+                assert main([name, *arguments]) == 0, line
+            else:
+                continue
+            count += 1
+    assert len(seen) == count > 60
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_on_all_pages_names_what_exists(page):
+    for block in blocks("python", page.read_text()):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Call) and "krc." in ast.unparse(node.func):
+                function = eval(ast.unparse(node.func), {"krc": krc})
+                parameters = inspect.signature(function).parameters
+                known = {*parameters, None} | {x.name for x in fields(Recipe)}
+                assert known >= {word.arg for word in node.keywords}, block
 
 
 def test_versions_agree():
