@@ -94,7 +94,9 @@ ROWS = (
         seeds=1,
         expected=0.7436,
         source=_PARK,
-        log=_validated({5: 0.4630, 10: 0.5370, 15: 0.6412, 20: 0.6914}),
+        log=_validated(
+            {5: 0.4630, 10: 0.5370, 15: 0.6412, 20: 0.6914, 30: 0.7414}
+        ),
     ),
     Row(
         name="bottleneck-25",
