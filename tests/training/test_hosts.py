@@ -184,7 +184,7 @@ hosts.WAIT = 1
 try:
     hosts.join("auto")
 except InputError as error:
-    print(error)
+    print(error, flush=True)
 hosts.join("127.0.0.1:{free_port()}", 2, 1)
 """
     ended = subprocess.run(
