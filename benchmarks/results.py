@@ -77,7 +77,11 @@ def _log(job):
         if (epoch := int(row["epoch"])) in {*tests, *job.row.log}:
             known = {"train": row["accuracy"], "test": tests.get(epoch)}
             known["validation"] = row.get("val_accuracy")
-            log[epoch] = {k: round(float(v), 4) for k, v in known.items() if v}
+            log[epoch] = {
+                k: round(float(v), 4)
+                for k, v in known.items()
+                if v not in (None, "")
+            }
     return log
 
 

@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(config, items):
         skip = pytest.mark.skip(reason="slow: runs with --run-slow")
         for item in slow:
             item.add_marker(skip)
-    # The files that take longest come first: none is left to a single process.
+    # Files with slow tests come first, so that the last ones are short.
     cost = Counter(item.path for item in items)
     if config.getoption("--run-slow"):
         cost.update({item.path: 100 for item in slow})

@@ -178,11 +178,11 @@ def checked(
             f"Received: logits {logits.shape}, labels {labels.shape}"
         )
     last, found = logits.shape[1] - 1, f"{labels.dtype}"
-    if whole := labels.dtype.kind in "iu":
+    if fits := labels.dtype.kind in "iu":
         low, high = labels.min(), labels.max()
         found += f", {low} to {high}"
-        whole = low >= 0 and high <= last
-    if not whole:
+        fits = low >= 0 and high <= last
+    if not fits:
         raise InputError(
             f"labels must be integers from 0 to {last}, one per logit. "
             f"Received: {found}"

@@ -134,6 +134,6 @@ The file contains stock Keras layers only, and loads without the package:
 
 {use}"""
     epochs = metrics["last"]["epoch"] if metrics else config["recipe"]["epochs"]
-    last = {name: metrics[name] for name in ("last",) if name in metrics}
+    last = {"last": metrics["last"]} if metrics else {}
     text = model_card(config, epochs, last, use, LAST)
     return client.ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}")

@@ -25,9 +25,9 @@ _OF_PROBABILITIES = (
 def serialized(name: str, value: Any) -> dict[str, Any]:
     """Returns an `"optimizer"` or a `"loss"` as JSON.
 
-    It is an instance of Keras's class, or a loss function `(targets, logits) ->
-    losses`. Raises `InputError` if training cannot use it, or if it cannot be
-    built from its config.
+    The value is an instance of Keras's class, or a loss function `(targets,
+    logits) -> losses`. Raises `InputError` if training cannot use it, or if it
+    cannot be built from its config.
     """
     kinds: Any = keras.optimizers.Optimizer
     if name == "loss":

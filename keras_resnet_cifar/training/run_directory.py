@@ -205,7 +205,8 @@ def check_same(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     """Raises `InputError` unless a run is resumed with the same config.
 
     `changes` are entries of the config to resume with, nested in the same way.
-    `None` is ignored, and the number of epochs may differ.
+    `None` is ignored, except in place of an object, such as a loss. The number
+    of epochs may differ.
     """
     began = config.get("backend")
     if changes.get("backend") not in (None, began):
@@ -246,8 +247,8 @@ def check_data(
 ) -> str:
     """Returns words for changed data; `""` if they are those of the training.
 
-    `fingerprints` are those of the data now. Changed data that are not allowed
-    raise `InputError`; `None` says that they can never be.
+    `fingerprints` are those of the data now. Changed data raise `InputError`
+    unless they are allowed; with `None`, the error does not offer to allow them.
     """
     old = config["dataset"].get("fingerprints", {})
     changed = {split for split in old if old[split] != fingerprints.get(split)}
