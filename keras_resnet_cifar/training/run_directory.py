@@ -248,7 +248,7 @@ def check_data(
     """Returns words for changed data; `""` if they are those of the training.
 
     `fingerprints` are those of the data now. Changed data raise `InputError`
-    unless they are allowed; with `None`, the error does not offer to allow them.
+    unless they are allowed; with `None`, they can never be.
     """
     old = config["dataset"].get("fingerprints", {})
     changed = {split for split in old if old[split] != fingerprints.get(split)}
