@@ -72,7 +72,9 @@ def run(args: argparse.Namespace) -> None:
     rows = _rows(args)
     jobs = {key: runs.jobs([r], args.seeds, args.output) for key, r in rows}
     if not args.show:
-        reproduce.train(args, [job for entry in jobs.values() for job in entry])
+        # `fast` and `fast-40` of 40 epochs are the same training.
+        unique = {job.path: job for entry in jobs.values() for job in entry}
+        reproduce.train(args, list(unique.values()))
     points = _points(jobs)
     to_do = sum(map(len, jobs.values())) - sum(len(p["seeds"]) for p in points)
     if not points:

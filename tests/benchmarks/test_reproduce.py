@@ -329,6 +329,18 @@ def test_finished_trainings_become_a_curve(tmp_path, capsys):
     assert [point["epochs"] for point in points] == [4, 8]
 
 
+def test_two_recipes_that_are_one_training_are_trained_once(
+    tmp_path, monkeypatch
+):
+    trained = []
+    monkeypatch.setattr(
+        reproduce, "train", lambda args, jobs: trained.extend(jobs)
+    )
+    arguments = ["--recipes", "fast,fast-40", "--epochs", "40", "--dataset"]
+    curve.main([*arguments, "shapes", "--output", str(tmp_path)])
+    assert [job.name for job in trained] == ["fast-40-resnet20-shapes-40-seed0"]
+
+
 # What the script does, on one row of 1,000 images.
 PROGRAM = """
 import sys
