@@ -176,7 +176,10 @@ def make_deterministic(seed: int) -> None:
     if backend == "tensorflow":
         import tensorflow as tf
 
-        tf.random.set_seed(seed)  # it refuses operations without one
+        # It refuses operations without a seed, and to make a generator.
+        tf.random.set_seed(seed)
+        generator = tf.random.Generator.from_seed(seed)
+        tf.random.set_global_generator(generator)
         tf.config.experimental.enable_op_determinism()
     elif backend == "torch":
         import torch

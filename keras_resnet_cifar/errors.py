@@ -2,6 +2,8 @@
 
 import contextlib
 import difflib
+import math
+import numbers
 import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -64,8 +66,40 @@ def unknown(
 
 def check_name(kind: str, name: Any, known: Collection[str]) -> None:
     """Raises `InputError` for a name that is not in a table."""
-    if name not in known:
+    if name not in list(known):  # not by its hash, which it may not have
         raise unknown(kind, name, known)
+
+
+def checked_number(
+    name: str,
+    value: Any,
+    kind: type = float,
+    least: float = 0,
+    most: float = math.inf,
+) -> Any:
+    """Returns a number as a Python int or float, if it is in range.
+
+    Args:
+        name: The argument, for the `InputError` otherwise.
+        value: Any object; a bool is no number.
+        kind: `int` for whole numbers only, or `float`.
+        least, most: The range, both included; infinity is never accepted.
+    """
+    wanted: Any = numbers.Integral if kind is int else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        text = "a whole number" if kind is int else "a number"
+        raise InputError(f"{name}={value!r}: give {text}")
+    if not least <= value <= most:  # catches NaN as well
+        bound = f"at most {most}" if value > most else f"at least {least}"
+        raise InputError(f"{name}={value}: must be {bound}")
+    if math.isinf(value):
+        raise InputError(f"{name}={value}: must be finite")
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def checked_seed(seed: Any) -> int:
+    """Returns a seed as an int; raises `InputError` unless 0 to 2**31 - 1."""
+    return checked_number("seed", seed, int, 0, 2**31 - 1)
 
 
 def spelled(name: Any, known: Iterable[str]) -> Any:

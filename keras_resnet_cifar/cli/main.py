@@ -49,7 +49,7 @@ EXIT_CODES = {ExportFailed: 1, InputError: 2, Diverged: 3}
 _ARGUMENT = re.compile(
     r"""\w+\([^()]*\)
     |(?<![\w/.=-])(?P<name>[a-z]\w*)=
-    (?P<value>'[^']*'|"[^"]*"|[^\s,;`]*[^\s,;:.)`]|)""",
+    (?P<value>'[^']*'|"[^"]*"|\.(?=\s)|[^\s,;`]*[^\s,;:.)`]|)""",
     re.VERBOSE,
 )
 
@@ -151,8 +151,10 @@ def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     The parser also sets `parser`, that of the command.
     """
     try:
-        args = parser.parse_args(arguments)
+        args, unrecognized = parser.parse_known_args(arguments)
         parser = args.parser
+        if unrecognized:
+            parser.error(f"unrecognized arguments: {' '.join(unrecognized)}")
         with _plain_warnings(parser):
             args.run(args)
         sys.stdout.flush()  # a full disk fails here, not at exit

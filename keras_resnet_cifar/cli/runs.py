@@ -13,7 +13,7 @@ from typing import Any
 from keras_resnet_cifar.cli import options
 from keras_resnet_cifar.cli.start import import_keras, silent_stderr
 from keras_resnet_cifar.data.datasets import check_known
-from keras_resnet_cifar.errors import InputError, spelled
+from keras_resnet_cifar.errors import InputError, checked_seed, spelled
 from keras_resnet_cifar.finetuning.phases import newest_run
 from keras_resnet_cifar.training import recipes
 from keras_resnet_cifar.training.run_directory import (
@@ -125,10 +125,15 @@ def new_run(
     `net` starts the default folder's name; `directory` is its class.
     """
     check_known(recipe.dataset, args.source, args.data_dir)
+    if recipe.patience and not recipe.validation:
+        raise InputError(
+            f"patience={recipe.patience} needs validation images: give "
+            "validation=5000, or patience=0"
+        )
     stem = f"{net}-{Path(recipe.dataset).name}-{recipe.name}"
     path = args.output_dir or _unused_directory(stem)
     directory(path).check_unused()
-    seed = recipes.checked_seed(args.seed or 0)
+    seed = checked_seed(args.seed or 0)
     settings = {"recipe": recipe, "output_dir": path, "seed": seed}
     data = {"validation": recipe.validation, "seed": seed}
     data |= {"name": recipe.dataset} | options.data_options(args)

@@ -10,10 +10,9 @@ from functools import partial
 from typing import Any
 
 from keras_resnet_cifar.cli import options, runs
-from keras_resnet_cifar.errors import InputError, explained
+from keras_resnet_cifar.errors import InputError, checked_seed, explained
 from keras_resnet_cifar.files import make_folder, write_json
 from keras_resnet_cifar.training import hosts, many_runs
-from keras_resnet_cifar.training.recipes import checked_seed
 from keras_resnet_cifar.training.run_directory import RunDirectory, read_csv
 
 _FILE, _MOST = "seeds.json", 1000

@@ -12,7 +12,7 @@ from typing import Any
 from keras_resnet_cifar.cli import options, runs, train
 from keras_resnet_cifar.cli.start import import_keras
 from keras_resnet_cifar.data.datasets import check_known
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, checked_seed
 from keras_resnet_cifar.files import make_folder
 from keras_resnet_cifar.models import architectures
 from keras_resnet_cifar.models.weights import find_weights
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         find_weights(args.weights, net)
     if not recipe.validation:
         recipe = replace(recipe, validation=_VALIDATION)
-    recipes.checked_seed(args.seed)
+    checked_seed(args.seed)
     space = [sweeps.Parameter.parse(text, recipe) for text in args.param]
     if len({parameter.name for parameter in space}) < len(space):
         raise InputError("param= names a field twice: name it once")

@@ -12,7 +12,7 @@ from keras_resnet_cifar.models.weights import find_weights
 from keras_resnet_cifar.training.recipes import (
     DEFAULT,
     Recipe,
-    check_steps,
+    checked_steps,
     get_recipe,
 )
 from keras_resnet_cifar.training.run_directory import RunDirectory
@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train a net with a recipe and evaluate it on the test split."""
-    check_steps(args.steps_per_execution)
+    checked_steps(args.steps_per_execution)
     if seeds.are_meant(args):
         return seeds.run(args, _new)
     request = _resumed(args) if args.resume else _new(args)

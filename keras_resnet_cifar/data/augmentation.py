@@ -20,7 +20,12 @@ import numpy as np
 from keras import layers, ops, random
 from scipy.special import betaincinv
 
-from keras_resnet_cifar.errors import InputError, check_name
+from keras_resnet_cifar.errors import (
+    InputError,
+    check_name,
+    checked_number,
+    checked_seed,
+)
 
 Tensor = Any  # of the backend
 _QUANTILES = 2048  # of MixUp's Beta distribution
@@ -37,6 +42,7 @@ class _PerImage(layers.Layer):
 
     def __init__(self, seed, **kwargs):
         super().__init__(**kwargs)
+        seed = None if seed is None else checked_seed(seed)
         self.seed = seed
         self.generator = random.SeedGenerator(seed)
 
@@ -79,8 +85,8 @@ class RandomPadCrop(_PerImage):
         **kwargs: Any,
     ) -> None:
         super().__init__(seed, **kwargs)
-        check_name("padding mode", mode, PADDING_MODES)
-        self.padding = int(padding)
+        check_name("mode", mode, PADDING_MODES)
+        self.padding = checked_number("padding", padding, int)
         self.mode = mode
         self.flip = flip
 
@@ -137,9 +143,9 @@ class RandomResizedCrop(_PerImage):
         **kwargs: Any,
     ) -> None:
         super().__init__(seed, **kwargs)
-        self.size = int(size)
-        self.scale = tuple(scale)
-        self.ratio = tuple(ratio)
+        self.size = checked_number("size", size, int, 1)
+        self.scale = _checked_range("scale", scale)
+        self.ratio = _checked_range("ratio", ratio)
         self.flip = flip
 
     def call(self, images: Tensor, training: bool | None = None) -> Tensor:
@@ -243,7 +249,7 @@ class RandomCutout(_PerImage):
         **kwargs: Any,
     ) -> None:
         super().__init__(seed, **kwargs)
-        self.size = int(size)
+        self.size = checked_number("size", size, int)
         self.fill = fill
 
     def augment(self, images: Tensor) -> Tensor:
@@ -287,6 +293,16 @@ class QuantileMixUp(layers.MixUp):
         upper = ops.take(quantiles[1:], before)
         weight = (1 - share) * lower + share * upper
         return {"mix_weight": weight, "permutation_order": order}
+
+
+def _checked_range(name, pair):
+    """Returns two numbers above 0 in order, or raises `InputError`."""
+    if not isinstance(pair, Sequence) or isinstance(pair, str):
+        pair = (pair,)
+    low, *high = (checked_number(name, number) for number in pair)
+    if len(high) != 1 or not 0 < low <= high[0]:
+        raise InputError(f"{name}={pair}: give the least and the most, above 0")
+    return low, high[0]
 
 
 def _reflected(positions, size):

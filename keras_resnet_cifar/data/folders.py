@@ -152,7 +152,11 @@ def image_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
 
 
 def _images(paths):
-    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
+    return sorted(
+        path
+        for path in paths
+        if path.suffix.lower() in SUFFIXES and not path.is_dir()
+    )
 
 
 def _shorter_side(path):

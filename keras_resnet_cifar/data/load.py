@@ -24,7 +24,7 @@ from keras_resnet_cifar.data.splits import (
     hold_out,
     paired,
 )
-from keras_resnet_cifar.errors import InputError, explained
+from keras_resnet_cifar.errors import InputError, checked_seed, explained
 
 DATA_VARIABLE = "KERAS_RESNET_CIFAR_DATA"
 _LAST_CLASS = 2**16  # if no names tell how many classes there are
@@ -199,6 +199,7 @@ def load_dataset(
     (9000, 32, 32, 3)
     """
     check_known(name, source, data_dir, image_size)
+    seed = checked_seed(seed)
     name = spelled_dataset(name)
     data_dir = data_dir and os.path.abspath(os.path.expanduser(data_dir))
     published: dict[str, tuple[int, str]] = {}

@@ -1,6 +1,7 @@
 """A split of images and labels: checks, fingerprint, and holding out a part."""
 
 import hashlib
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +134,8 @@ def hold_out(
     """
     if not share:
         return split, None
+    if not isinstance(share, numbers.Real):
+        raise InputError(f"validation={share!r}: give a count or a fraction")
     count, total = share, len(split)
     if isinstance(share, float | np.floating):
         count = round(share * total) if 0 < share < 1 else 0

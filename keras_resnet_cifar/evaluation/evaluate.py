@@ -63,7 +63,13 @@ def logits_of(
     Raises:
         InputError: There are no images, or the model is a subclassed one.
     """
-    if not len(images):
+    shape = np.shape(images)
+    if len(shape) != 4:
+        raise InputError(
+            f"images are {shape}: give [N, H, W, channels], which is "
+            "images[None] for one image"
+        )
+    if not shape[0]:
         raise InputError("there are no images to evaluate: give at least one")
     if model not in _PREDICTORS:
         if not getattr(model, "inputs", None):

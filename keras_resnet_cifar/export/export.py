@@ -36,6 +36,7 @@ from keras_resnet_cifar.errors import (
     ExportFailed,
     InputError,
     check_name,
+    checked_number,
     one_line,
     spelled,
 )
@@ -187,9 +188,9 @@ def export_model(
     """
     format = spelled(format, FORMATS)
     _check_request(format, int8, images)
+    tolerance = checked_number("tolerance", tolerance)
     for size in batch_sizes:
-        if size < 1:
-            raise InputError(f"batch_sizes={size}: give 1 or more")
+        checked_number("batch_sizes", size, int, 1)
     path = Path(path)
     parent, version = _place(path, format, int8)
     with (

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_resnet_cifar.errors import InputError, check_name
+from keras_resnet_cifar.errors import InputError, check_name, checked_seed
 from keras_resnet_cifar.finetuning.backbones import FREEZE, found_backbone
 from keras_resnet_cifar.finetuning.features import train_head
 from keras_resnet_cifar.finetuning.phases import PhasedDirectory
@@ -28,7 +28,6 @@ from keras_resnet_cifar.training.inputs import (
 from keras_resnet_cifar.training.recipes import (
     FINETUNING,
     Recipe,
-    checked_seed,
     get_recipe,
 )
 from keras_resnet_cifar.training.train import Run, train

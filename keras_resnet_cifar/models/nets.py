@@ -90,7 +90,7 @@ def head(
     """Global average pooling, and a dense layer in float32."""
     x = layers.GlobalAveragePooling2D(name="head_pool")(x)
     return layers.Dense(
-        num_classes,
+        int(num_classes),
         activation=activation,
         kernel_initializer="he_normal",
         dtype="float32",  # logits keep their digits under mixed precision

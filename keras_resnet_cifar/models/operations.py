@@ -15,10 +15,10 @@ def step_operations(model: keras.Model, batch_size: int) -> float:
     and of the inputs; the first convolution needs no gradient of its inputs.
     The result is infinite if the model takes images of any size.
     """
-    forward = []
+    forward = [0.0]
     for layer in leaf_layers(model):
         if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
             sides = layer.output.shape[1:-1]
             pixels = math.inf if None in sides else math.prod(sides)
             forward.append(2 * pixels * math.prod(layer.kernel.shape))
-    return batch_size * (3 * sum(forward) - sum(forward[:1]))
+    return batch_size * (2 * sum(forward[:2]) + 3 * sum(forward[2:]))

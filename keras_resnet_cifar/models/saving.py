@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_resnet_cifar.data import augmentation  # noqa: F401  registers layers
 from keras_resnet_cifar.errors import InputError, one_line
 from keras_resnet_cifar.files import atomic_write, check_zip
 from keras_resnet_cifar.models.nets import leaf_layers
@@ -59,8 +60,10 @@ def save_model(model: keras.Model, path: str | Path, **options: Any) -> None:
         **options: Arguments of `keras.Model.save`.
 
     Raises:
-        InputError: The system refuses to write.
+        InputError: The path has another suffix, or the system refuses to write.
     """
+    if Path(path).suffix not in (".keras", ".h5"):
+        raise InputError(f"{path}: name a .keras file")
     with atomic_write(path) as temporary:
         model.save(temporary, **options)
         names = getattr(model, "class_names", None)

@@ -64,7 +64,7 @@ class RunEpoch(keras.callbacks.Callback):
 
     A row has the rate of the epoch's last step. Its images per second leave out
     validation and saving. In a resumed epoch, they and the seconds count from
-    the resumption.
+    the resumption. An epoch in which a callback ended the run has no row.
     """
 
     feed: Feed
@@ -92,6 +92,8 @@ class RunEpoch(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         assert logs is not None
+        if self.model.within_epoch:
+            return
         now = time.perf_counter()
         images = len(self.feed) * self.feed.batch_size
         seconds = (self._trained or now) - self._begin

@@ -220,6 +220,8 @@ class Backup(keras.callbacks.Callback):
         self._metrics = arrays(self.model.metrics_variables)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        if self.model.within_epoch:  # a callback ended the run
+            return
         self._metrics = None
         self._epochs = epoch + 1
         every, _ = self.interval
@@ -251,7 +253,7 @@ class _EpochCheckpoint(keras.callbacks.ModelCheckpoint):
         self.every = every
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        if (epoch + 1) % self.every == 0:
+        if (epoch + 1) % self.every == 0 and not self.model.within_epoch:
             super().on_epoch_end(epoch, logs)
 
 

@@ -40,17 +40,17 @@ def as_dataset(
         return data
     check_classifier(model)
     names = names_of(model)
+    held_out = validation_data
+    if held_out is not None:
+        held_out = paired("validation_data", validation_data)
     if isinstance(data, tuple) and len(data) == 2:
         return Dataset.from_arrays(
-            *data, class_names=names, validation=validation_data
+            *data, class_names=names, validation=held_out
         )
-    validation = None
-    if validation_data is not None:
-        validation = Split(*paired("validation_data", validation_data))
     return Dataset(
         name="stream",
         train=_stream(data, len(names)),
-        validation=validation,
+        validation=held_out and Split(*held_out),
         class_names=names,
         source="given to train",
         verified=False,

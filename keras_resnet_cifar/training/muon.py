@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, checked_number, explained
 from keras_resnet_cifar.training.optimizers import CoupledSGD, Rate
 
 # The quintic of KellerJordan/Muon: it maximizes the slope at zero, so that
@@ -58,8 +58,8 @@ class Muon(CoupledSGD):
         weight_decay: Coupled weight decay of the SGD part, the same number as
             in PyTorch, and decay of dense kernels as above.
         decay_on: Parameters of the SGD part that decay; see `CoupledSGD`.
-        exclude: Regular expressions to search in paths of variables; kernels
-            that match are trained with SGD. By default, the head of
+        exclude: Regular expressions to search in paths of variables, or one;
+            kernels that match are trained with SGD. By default, the head of
             `build_resnet`.
     """
 
@@ -73,7 +73,7 @@ class Muon(CoupledSGD):
         sgd_momentum: float = 0.9,
         weight_decay: float = 0.0,
         decay_on: str = "all",
-        exclude: Sequence[str] = ("head_dense",),
+        exclude: str | Sequence[str] = ("head_dense",),
         name: str = "muon",
         **kwargs: Any,
     ):
@@ -81,10 +81,13 @@ class Muon(CoupledSGD):
             raise InputError(f"momentum={momentum}: must be in [0, 1)")
         if not 0 < sgd_momentum < 1:
             raise InputError(f"sgd_momentum={sgd_momentum}: must be in (0, 1)")
-        if newton_schulz_steps < 1:
-            raise InputError(
-                f"newton_schulz_steps={newton_schulz_steps}: give 1 or more"
-            )
+        steps = checked_number(
+            "newton_schulz_steps", newton_schulz_steps, int, 1
+        )
+        exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        for pattern in exclude:
+            with explained(f"exclude={pattern!r}", "give regular expressions"):
+                re.compile(pattern)
         super().__init__(
             learning_rate,
             sgd_momentum,
@@ -95,9 +98,9 @@ class Muon(CoupledSGD):
             **kwargs,
         )
         self.kernel_momentum = momentum
-        self.newton_schulz_steps = newton_schulz_steps
-        self.sgd_ratio = sgd_ratio
-        self.exclude = tuple(exclude)
+        self.newton_schulz_steps = steps
+        self.sgd_ratio = checked_number("sgd_ratio", sgd_ratio)
+        self.exclude = exclude
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         super().build(variables)

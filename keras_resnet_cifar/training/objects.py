@@ -33,10 +33,14 @@ def serialized(name: str, value: Any) -> dict[str, Any]:
     if name == "loss":
         kinds = (keras.losses.Loss, FunctionType)
     if not isinstance(value, kinds):
+        examples = {
+            "optimizer": "AdamW(1e-3)",
+            "loss": "CategoricalFocalCrossentropy(from_logits=True)",
+        }
+        module = "optimizers" if name == "optimizer" else "losses"
         raise InputError(
             f"{name}={value!r}: give an instance, such as "
-            "keras.optimizers.AdamW(1e-3) or "
-            "keras.losses.CategoricalFocalCrossentropy(from_logits=True)"
+            f"keras.{module}.{examples[name]}"
         )
     remedy = "give it get_config, and use no lambda"
     with explained(f"{name}={value!r} has no config", remedy):

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_resnet_cifar.errors import check_name
+from keras_resnet_cifar.errors import check_name, checked_number
 
 Rate: TypeAlias = float | LearningRateSchedule
 _DECAY_ON = ("all", "kernels")
@@ -17,9 +17,10 @@ class _CoupledDecay:
 
     def __init__(self, *args, weight_decay=0.0, decay_on="all", **kwargs):
         check_name("decay_on", decay_on, _DECAY_ON)
+        weight_decay = checked_number("weight_decay", weight_decay or 0.0)
         super().__init__(*args, **kwargs)
         # Not `self.weight_decay`, which Keras subtracts outside the gradient.
-        self.coupled_decay = weight_decay or 0.0
+        self.coupled_decay = weight_decay
         self.decay_on = decay_on
 
     def build(self, variables):

@@ -1,12 +1,17 @@
 """Recipes for training, each with its source and expected result."""
 
-import numbers
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_resnet_cifar.errors import InputError, check_name, spelled
+from keras_resnet_cifar.errors import (
+    InputError,
+    check_name,
+    checked_number,
+    spelled,
+)
 
 if TYPE_CHECKING:
     from keras.optimizers import Optimizer
@@ -342,7 +347,7 @@ CHOICES = {
     "padding_mode": ("zero", "reflect"),
     "precision": ("auto", "float32", "mixed_bfloat16", "mixed_float16"),
 }
-_AT_LEAST = {"epochs": 1, "batch_size": 1, "steps_per_execution": 1}
+_AT_LEAST = {"epochs": 1, "batch_size": 1}
 _AT_MOST = {
     "epochs": 10_000,
     "padding": 16,
@@ -392,19 +397,11 @@ def get_recipe(recipe: str | Recipe, **changes: Any) -> Recipe:
     return replace(recipe, **checked)
 
 
-def checked_seed(seed: int) -> int:
-    """Returns a seed as an int; raises `InputError` unless 0 to 2**31 - 1."""
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        raise InputError(f"seed={seed!r}: give a whole number")
-    if not 0 <= seed < 2**31:
-        raise InputError(f"seed={seed}: must be from 0 to {2**31 - 1}")
-    return int(seed)
-
-
-def check_steps(steps: int | None) -> None:
-    """Raises `InputError` unless steps are `None`, or a number above 0."""
-    if steps is not None:
-        _checked("steps_per_execution", int, steps)
+def checked_steps(steps: int | None) -> int | None:
+    """Returns steps per execution; `InputError` unless `None` or above 0."""
+    if steps is None:
+        return None
+    return checked_number("steps_per_execution", steps, int, 1)
 
 
 def _checked(name, kind, value):
@@ -425,19 +422,11 @@ def _checked(name, kind, value):
         raise InputError(f"{name}={value!r}: give True or False")
     if kind not in (int, float):
         return value
-    wanted = numbers.Integral if kind is int else numbers.Real
-    if isinstance(value, bool) or not isinstance(value, wanted):
-        wanted_kind = "a whole number" if kind is int else "a number"
-        raise InputError(f"{name}={value!r}: give {wanted_kind}")
-    least, most = _AT_LEAST.get(name, 0), _AT_MOST.get(name, float("inf"))
-    if not least <= value <= most:  # catches NaN as well
-        bound = f"at most {most}" if value > most else f"at least {least}"
-        raise InputError(f"{name}={value}: must be {bound}")
-    if value == float("inf"):
-        raise InputError(f"{name}={value}: must be finite")
+    least, most = _AT_LEAST.get(name, 0), _AT_MOST.get(name, math.inf)
+    value = checked_number(name, value, kind, least, most)
     if name in _BELOW_ONE and value >= 1:
         raise InputError(f"{name}={value}: must be below 1")
-    return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value
 
 
 def _checked_schedule(schedule):

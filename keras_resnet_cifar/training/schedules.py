@@ -10,8 +10,7 @@ Example:
     model.compile(krc.CoupledSGD(schedule), ...)
 """
 
-import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,15 +18,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, checked_number
 
 _register = keras.saving.register_keras_serializable("keras_resnet_cifar")
-_LEAST = {
-    "learning_rate": 0,
-    "warmup_steps": 0,
-    "steps": 1,
-    "steps_per_epoch": 1,
-}
+_AT_LEAST = {"steps": 1, "steps_per_epoch": 1}
+_AT_MOST = {"warmup_factor": 1, "warmup": 1}
 
 
 @dataclass(eq=False)
@@ -46,10 +41,11 @@ class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
     warmup_factor: float = field(default=0.1, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            value = getattr(self, name, least)
-            if not (isinstance(value, numbers.Real) and float(value) >= least):
-                raise InputError(f"{name}={value!r}: give {least} or more")
+        for name, value in list(vars(self).items()):
+            if name != "milestones":
+                range_ = _AT_LEAST.get(name, 0), _AT_MOST.get(name, np.inf)
+                value = checked_number(name, value, float, *range_)
+                setattr(self, name, value)
 
     def factor(self, step: Any, math: Any) -> Any:
         """Returns the factor at steps, before warm-up.
@@ -88,9 +84,6 @@ class Constant(_Schedule):
             `warmup_factor` times the rate.
     """
 
-    warmup_steps: int = 0  # may be positional, here alone
-    warmup_factor: float = 0.1
-
 
 @_register
 @dataclass(eq=False)
@@ -115,9 +108,12 @@ class MultiStep(_Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.milestones = tuple(self.milestones)
-        for milestone in self.milestones:
-            _check_share("milestones", milestone)
+        shares = self.milestones
+        if isinstance(shares, str) or not isinstance(shares, Iterable):
+            raise InputError(f"milestones={shares!r}: give a list of fractions")
+        self.milestones = tuple(
+            checked_number("milestones", share, most=1) for share in shares
+        )
 
     def factor(self, step: Any, math: Any) -> Any:
         factor = math.ones_like(step)
@@ -190,10 +186,6 @@ class OneCycle(_Schedule):
     start: float = 0.0
     end: float = 0.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_share("warmup", self.warmup)
-
     def factor(self, step: Any, math: Any) -> Any:
         peak = self.warmup * self.steps
         rise = step / max(peak, 1e-6)
@@ -203,8 +195,3 @@ class OneCycle(_Schedule):
             self.start + (1 - self.start) * rise,
             1 + (self.end - 1) * fall,
         )
-
-
-def _check_share(name, value):
-    if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
-        raise InputError(f"{name}={value}: give fractions of the run, 0 to 1")

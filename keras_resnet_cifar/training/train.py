@@ -1,6 +1,7 @@
 """`train`: trains a model with a recipe in a run directory."""
 
 import contextlib
+import json
 import math
 import time
 import warnings
@@ -23,7 +24,7 @@ from keras_resnet_cifar.device import (
     make_deterministic,
     resolve_precision,
 )
-from keras_resnet_cifar.errors import InputError, OutOfMemory
+from keras_resnet_cifar.errors import InputError, OutOfMemory, checked_seed
 from keras_resnet_cifar.evaluation.evaluate import evaluate
 from keras_resnet_cifar.evaluation.plots import plot_curves
 from keras_resnet_cifar.models import saving
@@ -46,8 +47,7 @@ from keras_resnet_cifar.training.objects import loss_of
 from keras_resnet_cifar.training.recipes import (
     DEFAULT,
     Recipe,
-    check_steps,
-    checked_seed,
+    checked_steps,
     get_recipe,
 )
 from keras_resnet_cifar.training.run_directory import RunDirectory
@@ -145,7 +145,9 @@ def train(
             are called twice. `on_train_batch_end` is called once for each group
             of steps that run as one compiled call, with the number of the last
             step. The recipe sets the learning rate, so `LearningRateScheduler`
-            and `ReduceLROnPlateau` are refused.
+            and `ReduceLROnPlateau` are refused, and a run makes its own
+            backups, so `BackupAndRestore` is, too. A run that a callback ended
+            stays ended when it is resumed.
         steps_per_execution: Steps per compiled call; with 1, which is slower,
             `callbacks` are called after each step. `None` chooses a number
             that takes about a second. The results agree up to rounding.
@@ -176,22 +178,25 @@ def train(
     # Set up.
     with hosts.together():
         more_callbacks = _checked_callbacks(callbacks)
-        trackers = [track] if isinstance(track, str) else list(track)
+        trackers = [track] if isinstance(track, str) else list(track or ())
         check_trackers(trackers, output_dir)
         data = inputs.as_dataset(model, data, validation_data)
         recipe = _recipe_for(model, data, recipe, changes)
         seed = checked_seed(seed)
         interval = run_directory.interval(backup_every)
-        check_steps(steps_per_execution)
+        steps_per_execution = checked_steps(steps_per_execution)
         feed = inputs.feed_of(data, recipe, seed)
         schedule = recipe.schedule_for(feed.steps)
-        directory = RunDirectory(Path(output_dir)) if output_dir else None
+        directory = (
+            output_dir if output_dir is None else RunDirectory(Path(output_dir))
+        )
         written = directory if hosts.is_first() else None
         precision = resolve_precision(recipe.precision)
         config = run_config(model, data, recipe, seed, precision)
         config["deterministic"] = deterministic
         config["class_weight"] = inputs.class_weights(class_weight, data)
         saved = _continued(directory, config) if resume else {}
+        ended = _ended_at(directory, recipe, saved)
         spread = _distributed(devices, saved, config, data, feed)
     run = run_directory.identity(config)
     hosts.check_same(run, recipe.epochs, steps_per_execution, resume)
@@ -232,7 +237,7 @@ def train(
         # Fit.
         every, best = recipe.checkpoint_every, data.validation is not None
         callback_list = [
-            cb.StopOnDivergence(_advice(precision, directory)),
+            cb.StopOnDivergence(_advice(precision, directory, data)),
             cb.RunEpoch(feed, schedule, rows, recipe.patience, written),
             *(checkpoints(written, rows, every, best) if written else ()),
             *([backup] if backup else ()),
@@ -242,17 +247,23 @@ def train(
             stop,
         ]
         with _saved_on_the_way(backup, stop):
-            if not cb.is_over(rows, recipe.patience):
+            if ended is None and not cb.is_over(rows, recipe.patience):
+                if written:  # they would be those of a shorter run
+                    written.metrics.unlink(missing_ok=True)
                 done = len(rows), backup.steps_in_epoch() if backup else 0
                 epochs = recipe.epochs
                 fit(trained, data, feed, done, epochs, callback_list, verbose)
             scope.close()  # the stock model stays on one device
             trained.update_stock_model()
+            if directory and ended is not None and len(rows) < recipe.epochs:
+                # A callback may have kept the weights of another epoch.
+                kept = saving.load_model(directory.last)
+                model.set_weights(kept.get_weights())
             if written and more_callbacks:
                 saving.save_model(model, written.last)  # they may change it
 
             # Evaluate.
-            epoch = _epoch_of_weights(rows, more_callbacks)
+            epoch = ended or _epoch_of_weights(rows, more_callbacks)
             metrics = _final_metrics(model, data, rows, epoch, directory, stop)
 
         # Write.
@@ -334,16 +345,18 @@ def _recipe_for(model, data, recipe, changes) -> Recipe:
     return recipe
 
 
-def _advice(precision, directory):
+def _advice(precision, directory, data):
     """Returns what to try when the loss is not finite, and what is kept."""
     other = "" if precision == "float32" else " or precision='float32'"
+    if isinstance(data.train, StreamedSplit):
+        other += f", and check that labels are below {data.num_classes}"
     kept = "; last.keras has the weights before that epoch" if directory else ""
     return f"try a lower learning_rate={other}{kept}"
 
 
 def _checked_callbacks(callbacks):
     callbacks = keras.tree.flatten(callbacks or [])
-    refused = (
+    of_rates = (
         keras.callbacks.LearningRateScheduler,
         keras.callbacks.ReduceLROnPlateau,
     )
@@ -353,7 +366,12 @@ def _checked_callbacks(callbacks):
                 f"callbacks= holds {callback!r}: give instances of "
                 "keras.callbacks.Callback"
             )
-        if isinstance(callback, refused):
+        if isinstance(callback, keras.callbacks.BackupAndRestore):
+            raise InputError(
+                "BackupAndRestore cannot be used, because a run makes its own "
+                "backups: give output_dir=, and resume=True to continue"
+            )
+        if isinstance(callback, of_rates):
             raise InputError(
                 f"{type(callback).__name__} cannot be used, because the recipe "
                 "sets the rate at each step: give schedule= or learning_rate= "
@@ -383,6 +401,21 @@ def _continued(directory, config):
     for key in ("class_weight", "weights"):
         config[key] = saved.get(key)
     return saved
+
+
+def _ended_at(directory, recipe, saved):
+    """Returns the epoch of the weights of a run that has ended, else `None`.
+
+    The epoch is 0 if it is not known. `saved` is the config of the run that is
+    resumed, or empty; a run that gets more epochs has not ended.
+    """
+    if not saved or recipe.epochs != saved["recipe"]["epochs"]:
+        return None
+    try:
+        metrics = json.loads(directory.metrics.read_text("utf-8"))
+        return metrics["last"]["epoch"] if metrics else 0
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _distributed(devices, saved, config, data, feed):

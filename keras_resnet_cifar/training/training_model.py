@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_resnet_cifar.errors import InputError
@@ -192,7 +193,17 @@ class TrainingModel(keras.Model):
         if len(targets.shape) == 2 and targets.shape[1] == classes:
             return targets
         labels = ops.reshape(targets, (-1,))
-        return ops.one_hot(labels, classes, dtype="float32")
+        known = ops.logical_and(labels >= 0, labels < classes)
+        rows = ops.one_hot(
+            ops.where(known, labels, 0), classes, dtype="float32"
+        )
+        # Else a label out of range would cost nothing under some backends.
+        return ops.where(known[:, None], rows, np.nan)
+
+    @property
+    def within_epoch(self) -> bool:
+        """Whether the epoch in progress has steps left."""
+        return bool(int(self.steps_done) % self.steps_per_epoch)
 
     def _rate(self):
         return ops.take(self.rates, self.steps_done % self.steps_per_epoch)
@@ -356,14 +367,20 @@ class TrainingModel(keras.Model):
         self, filepath: str | Path, overwrite: bool = True, **kwargs: Any
     ) -> None:
         """Saves the stock model atomically, or raises `InputError`."""
-        if not overwrite and Path(filepath).exists():
-            raise InputError(f"{filepath} exists: give overwrite=True")
+        self._check_new(filepath, overwrite)
         save_model(self.update_stock_model(), filepath, **kwargs)
 
-    def save_weights(self, filepath: str | Path, **kwargs: Any) -> None:
-        """Saves the stock model's weights atomically."""
+    def save_weights(
+        self, filepath: str | Path, overwrite: bool = True, **kwargs: Any
+    ) -> None:
+        """Saves the stock model's weights, as `save` does the model."""
+        self._check_new(filepath, overwrite)
         with atomic_write(filepath) as temporary:
             self.update_stock_model().save_weights(temporary, **kwargs)
+
+    def _check_new(self, path, overwrite):
+        if not overwrite and Path(path).exists():
+            raise InputError(f"{path} exists: give overwrite=True")
 
     def load_weights(self, filepath: str | Path, **kwargs: Any) -> None:
         """Loads weights that `save_weights` or the stock model wrote."""

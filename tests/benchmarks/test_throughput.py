@@ -1,6 +1,7 @@
 """The benchmark alternates, divides and reports; no test looks at a time."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from helpers import refusal
 from benchmarks import command, contenders, table, throughput
 from benchmarks.setting import Setting
 from benchmarks.workers import LeftOut, Worker, run_rounds
+from keras_resnet_cifar import device
 from keras_resnet_cifar.models.operations import step_operations
 from keras_resnet_cifar.models.resnet import build_resnet
 from tests.benchmarks import fake_contenders as fakes
@@ -261,3 +263,9 @@ def test_operations_of_resnet20():
     by_hand += 32 * 64 * 9 * 64 + 5 * 64 * 64 * 9 * 64 + 64 * 10
     operations = step_operations(build_resnet("resnet20"), 128)
     assert operations == 128 * (6 * by_hand - 2 * 3 * 16 * 9 * 1024)
+
+
+def test_operations_of_a_net_for_any_size():
+    net = build_resnet("resnet8", input_shape=(None, None, 3))
+    assert step_operations(net, 128) == math.inf
+    assert device.steps_per_execution(math.inf, 100) == 1

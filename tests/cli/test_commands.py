@@ -262,7 +262,14 @@ BAD_TRAIN = {
     "validation": ([TINY, "--validation", "256"], "--validation 256"),
     "number": (["--epochs", "many"], "many"),
     "fraction": (["--mixup", "much"], "invalid number value: 'much'"),
-    "option": (["--epoch", "3"], "--epoch"),
+    "option": (
+        ["--epoch", "3"],
+        "--epoch 3 (see python -m keras_resnet_cifar train --help)",
+    ),
+    "patience": (
+        ["--patience", "2", "--validation", "0"],
+        "--patience 2 needs validation images: give --validation 5000, or ",
+    ),
     "line break": (["--epoch", "3\n4"], "--epoch 3 4"),
     "data folder": (
         ["--dataset", "cifar10", "--data-dir", "/nowhere"],

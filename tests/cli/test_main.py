@@ -77,6 +77,7 @@ MESSAGES = {
     "train with flip=True": "train with --flip",
     "train with flip=False": "train with --no-flip",
     "source=None": "source=None",
+    "output=. is not empty": "--output . is not empty",
     "output='x.keras' exists": "--output x.keras exists",
     "images=[] is empty": "IMAGE [] is empty",
     "model=1, seed=2": "model=1, seed=2",

@@ -167,9 +167,29 @@ def test_bfloat16_keeps_pixels_exact():
     np.testing.assert_array_equal(exact, rounded)
 
 
-def test_an_unknown_padding():
-    with pytest.raises(InputError, match="reflect"):
-        RandomPadCrop(mode="mirror")
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: RandomPadCrop(mode="mirror"), "unknown mode .*reflect"),
+        (lambda: RandomPadCrop(-1), "padding=-1: must be at least 0"),
+        (lambda: RandomPadCrop(2.7), "padding=2.7: give a whole number"),
+        (lambda: RandomPadCrop(seed=0.5), "seed=0.5: give a whole number"),
+        (lambda: RandomCutout("8"), "size='8': give a whole number"),
+        (lambda: RandomResizedCrop(0), "size=0: must be at least 1"),
+        (lambda: RandomResizedCrop(8, 0.5), "scale=.*the least and the most"),
+        (lambda: RandomResizedCrop(8, (1, 0.1)), "scale=.*the least and the"),
+        (lambda: RandomResizedCrop(8, ratio=(0, 1)), "ratio=.*above 0"),
+    ],
+)
+def test_values_that_cannot_be(make, text):
+    with pytest.raises(InputError, match=text):
+        make()
+
+
+def test_numbers_of_numpy():
+    layer = RandomPadCrop(np.int64(2), seed=np.int64(3))
+    assert layer.get_config()["padding"] == 2
+    assert run(layer, images(4)).shape == (4, 32, 32, 3)
 
 
 @pytest.mark.parametrize(

@@ -497,6 +497,19 @@ def test_bad_validation(tmp_path, validation):
         load_dataset("cifar10", tmp_path, validation, allow_unverified=True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"validation": "10%"}, "validation='10%': give a count or a"),
+        ({"seed": -1}, "seed=-1: must be at least 0"),
+        ({"seed": "a"}, "seed='a': give a whole number"),
+    ],
+)
+def test_numbers_that_are_none(arguments, text):
+    with pytest.raises(InputError, match=text):
+        load_dataset("shapes", **arguments)
+
+
 # --- The real images
 
 

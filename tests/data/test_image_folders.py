@@ -203,6 +203,12 @@ def test_what_is_refused(folder, spoil, word):
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_with_the_name_of_an_image_is_no_image(folder):
+    before = load_dataset(str(folder)).fingerprints
+    (folder / "train" / "bee" / "d.png").mkdir()
+    assert load_dataset(str(folder)).fingerprints == before
+
+
 def test_the_name_of_no_folder(tmp_path):
     with pytest.raises(InputError, match="folder of images"):
         load_dataset(str(tmp_path / "nowhere"))

@@ -281,3 +281,5 @@ def test_batches_share_memory_unless_they_are_padded(count):
 def test_no_images_are_refused(tiny_model, tiny_data):
     line = refusal(logits_of, tiny_model(), tiny_data.test.images[:0])
     assert "there are no images" in line
+    line = refusal(logits_of, tiny_model(), tiny_data.test.images[0])
+    assert "which is images[None] for one image" in line

@@ -360,7 +360,7 @@ def test_classes_with_other_numbers_are_refused(
 
 
 def test_batch_sizes_below_1_are_refused(quick, model, tmp_path):
-    with pytest.raises(InputError, match="batch_sizes=0: give 1 or more"):
+    with pytest.raises(InputError, match="batch_sizes=0: must be at least 1"):
         export_saved_model(model, tmp_path / "net", batch_sizes=(8, 0))
     assert not (tmp_path / "net").exists()
 

@@ -205,6 +205,10 @@ def test_logits_are_float32_under_mixed_precision(tiny_model):
     assert model.output.dtype == "float32"
 
 
+def test_numbers_of_numpy(tiny_model):
+    assert tiny_model(num_classes=np.int64(3)).output_shape == (None, 3)
+
+
 def test_activation_makes_probabilities(tiny_model):
     model = tiny_model(activation="softmax")
     output = keras.ops.convert_to_numpy(model(np.zeros((2, 32, 32, 3))))

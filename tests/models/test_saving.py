@@ -109,6 +109,12 @@ def test_a_model_is_loaded_as_it_was_saved(tiny_model, tmp_path):
     )
 
 
+def test_a_model_is_not_saved_under_another_suffix(tiny_model, tmp_path):
+    line = refusal(save_model, tiny_model(), tmp_path / "a.foo")
+    assert "a.foo: name a .keras file" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_class_names_stay_in_the_file(tiny_model, tmp_path):
     """And in nets that get its weights."""
     model, path = tiny_model(), tmp_path / "net.keras"

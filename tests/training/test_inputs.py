@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import refusal
 
-from keras_resnet_cifar.errors import Stopped
+from keras_resnet_cifar.errors import Diverged, Stopped
 from keras_resnet_cifar.training.inputs import as_dataset, class_weights
 from keras_resnet_cifar.training.train import train
 from keras_resnet_cifar.training.training_model import TrainingModel
@@ -95,6 +95,16 @@ def test_a_stream_trains_and_resumes_at_its_epochs(
     )
     assert [row["epoch"] for row in run.history] == [1, 2]
     assert np.isfinite(run.history[-1]["loss"])
+
+
+def test_a_stream_with_a_label_out_of_range_does_not_train(
+    tiny_model, tiny_data
+):
+    labels = tiny_data.train.labels.astype("int32")
+    labels[-64:] += 10  # in a batch that is not the first
+    data = Batches(tiny_data.train.images, labels)
+    with pytest.raises(Diverged, match="check that labels are below 10"):
+        train(tiny_model(), data, verbose=False, **SHORT)
 
 
 def test_a_stream_has_no_images_to_mirror_in_turn(tiny_model, tiny_data):

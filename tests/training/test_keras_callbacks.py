@@ -1,5 +1,7 @@
 """Keras's own callbacks, in `train` and in a plain `fit`."""
 
+import subprocess
+import sys
 from functools import partial
 
 import keras
@@ -150,6 +152,74 @@ def test_early_stopping_restores_the_best_weights(
     last = loaded_weights(tmp_path / "run" / "last.keras")
     assert_same(last, finished.model.get_weights())
     assert finished.metrics["last"]["epoch"] == np.argmax(losses) + 1
+    before = (tmp_path / "run" / "metrics.json").read_bytes()
+    again = krc.train(
+        tiny_model(seed=1),
+        tiny_data,
+        output_dir=tmp_path / "run",
+        resume=True,
+        ema=ema,
+        verbose=False,
+        **(SHORT | {"epochs": 9}),
+    )
+    assert len(again.history) == epochs  # it stays ended
+    assert_same(again.model.get_weights(), last)
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == before
+
+
+class StopAt(keras.callbacks.Callback):
+    """Ends the training after some steps, within an epoch."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = steps
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps -= 1
+        self.model.stop_training = self.steps == 0
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_a_callback_may_end_a_run_within_an_epoch(
+    steps, tiny_model, tiny_data, tmp_path
+):
+    """The epoch has no row, and more epochs continue it at its next step."""
+    options = SHORT | {"schedule": "constant", "steps_per_execution": 1}
+    options |= {"output_dir": tmp_path / "run", "verbose": False}
+    stop = StopAt(steps)
+    stopped = krc.train(tiny_model(), tiny_data, callbacks=[stop], **options)
+    assert [row["epoch"] for row in stopped.history] == [1][: steps // 4]
+    ended = krc.train(tiny_model(), tiny_data, resume=True, **options)
+    assert ended.history == stopped.history
+    assert_same(ended.model.get_weights(), stopped.model.get_weights())
+    options["epochs"] = 3
+    resumed = krc.train(tiny_model(), tiny_data, resume=True, **options)
+    options["output_dir"] = None
+    whole = krc.train(tiny_model(), tiny_data, **options)
+    assert [row["epoch"] for row in resumed.history] == [1, 2, 3]
+    assert_same(resumed.model.get_weights(), whole.model.get_weights())
+
+
+def test_a_file_of_weights_is_not_overwritten_unasked(
+    tiny_model, tiny_data, tmp_path
+):
+    path = tmp_path / "a.weights.h5"
+    path.write_text("mine")
+    save = keras.callbacks.LambdaCallback()
+    save.on_train_end = lambda logs: save.model.save_weights(
+        path, overwrite=False
+    )
+    line = refusal(
+        lambda: krc.train(
+            tiny_model(),
+            tiny_data,
+            callbacks=[save],
+            verbose=False,
+            **(SHORT | {"epochs": 1}),
+        )
+    )
+    assert "give overwrite=True" in line
+    assert path.read_text() == "mine"
 
 
 @pytest.mark.slow
@@ -191,6 +261,14 @@ def test_the_plain_ten_lines(tiny_data, tmp_path):
         verbose=0,
     ).history
     assert len(history["val_accuracy"]) == 2
+    program = (  # a new process has not used any of the classes yet
+        "import sys, keras, keras_resnet_cifar as krc\n"
+        "optimizer = keras.saving.load_model(sys.argv[1]).optimizer\n"
+        "print(type(optimizer).__name__, krc.load_model(sys.argv[1]).name)"
+    )
+    command = [sys.executable, "-c", program, tmp_path / "best.keras"]
+    printed = subprocess.run(command, capture_output=True, text=True)
+    assert printed.stdout == f"CoupledSGD {model.name}\n", printed.stderr
     again = keras.saving.load_model(tmp_path / "best.keras")
     assert isinstance(again.optimizer, krc.CoupledSGD)
     assert again.optimizer.get_config() == model.optimizer.get_config()

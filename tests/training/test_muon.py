@@ -139,7 +139,8 @@ def test_convolutions_keep_their_norm_whatever_the_gradient():
 
 
 @pytest.mark.parametrize(
-    ("exclude", "kernels"), [((), 5), (("head_dense", "^a/"), 3)]
+    ("exclude", "kernels"),
+    [((), 5), ("head_dense", 4), (("head_dense", "^a/"), 3)],
 )
 def test_what_is_excluded_is_trained_by_sgd(exclude, kernels):
     weights = {path: np.ones(shape) for path, shape in VARIABLES.items()}
@@ -195,7 +196,15 @@ def test_it_survives_its_config():
 
 @pytest.mark.parametrize(
     "options",
-    [{"sgd_momentum": 0.0}, {"momentum": 1.0}, {"newton_schulz_steps": 0}],
+    [
+        {"sgd_momentum": 0.0},
+        {"momentum": 1.0},
+        {"newton_schulz_steps": 0},
+        {"newton_schulz_steps": 2.5},
+        {"sgd_ratio": -1},
+        {"weight_decay": math.nan},
+        {"exclude": ["("]},
+    ],
 )
 def test_values_out_of_range(options):
     (name,) = options

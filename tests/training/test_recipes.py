@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from keras_resnet_cifar.data.datasets import DATASETS
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, checked_seed
 from keras_resnet_cifar.models import architectures
 from keras_resnet_cifar.training.recipes import (
     DEFAULT,
     RECIPES,
     Recipe,
-    checked_seed,
     get_recipe,
 )
 

@@ -1,5 +1,7 @@
 """Rates at each step, against the definitions and PyTorch's schedulers."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -77,15 +79,25 @@ def test_arguments_that_do_not_fit(arguments):
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "text"),
     [
-        lambda: schedules.MultiStep(0.1, 200, (100, 150)),  # epochs
-        lambda: schedules.OneCycle(0.1, 200, warmup=5),
-        lambda: schedules.Cosine(0.1, 0),
+        (lambda: schedules.MultiStep(0.1, 200, (100, 150)), "milestones=100"),
+        (lambda: schedules.MultiStep(0.1, 200, 0.5), "milestones=0.5: give a"),
+        (lambda: schedules.OneCycle(0.1, 200, warmup=5), "warmup=5: must be"),
+        (lambda: schedules.OneCycle(0.1, 200, start="a"), "start='a': give"),
+        (lambda: schedules.OneCycle(0.1, 200, end=-5), "end=-5: must be"),
+        (lambda: schedules.Cosine(0.1, 0), "steps=0: must be at least 1"),
+        (lambda: schedules.Cosine(True, 9), "learning_rate=True: give"),
+        (lambda: schedules.Cosine(math.inf, 9), "learning_rate=inf: must be"),
+        (lambda: schedules.Exponential(0.1, 5, math.nan), "gamma=nan: must be"),
+        (
+            lambda: schedules.Constant(0.1, warmup_factor=2),
+            "warmup_factor=2: must be at most 1",
+        ),
     ],
 )
-def test_numbers_out_of_range(make):
-    with pytest.raises(InputError, match="give"):
+def test_numbers_out_of_range(make, text):
+    with pytest.raises(InputError, match=text):
         make()
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 import types
 
 import keras
@@ -390,16 +392,41 @@ def test_a_device_fault_is_not_hidden_by_the_rescue(
     [
         keras.callbacks.LearningRateScheduler(lambda epoch: 0.1),
         keras.callbacks.ReduceLROnPlateau(),
+        keras.callbacks.BackupAndRestore("backup"),
     ],
 )
-def test_callbacks_that_set_the_rate_are_refused(
+def test_callbacks_that_set_what_a_run_sets_are_refused(
     callback, tiny_model, tiny_data
 ):
     line = refusal(
         lambda: quietly(tiny_model(), tiny_data, callbacks=[callback])
     )
     assert type(callback).__name__ in line
-    assert "give schedule= or learning_rate= instead" in line
+    remedies = "give schedule= or learning_rate= instead", "give output_dir="
+    assert any(remedy in line for remedy in remedies)
+
+
+def test_an_empty_name_of_a_folder_is_not_ignored(
+    tiny_model, tiny_data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").touch()
+    line = refusal(quietly, tiny_model(), tiny_data, "")
+    assert "output_dir=. is a file or not empty" in line
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="only TensorFlow refuses"
+)
+def test_deterministic_with_rand_augment(tmp_path):
+    options = ["--rand-augment", "1", "--epochs", "1", "--batch-size", "500"]
+    options += ["--arch", "resnet8", "--deterministic", "--output-dir"]
+    command = [sys.executable, "-m", "keras_resnet_cifar", "train", *options]
+    result = subprocess.run(
+        [*command, tmp_path / "run"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_validation_images_of_another_size(tiny_model, tiny_data):
@@ -421,6 +448,10 @@ def test_validation_images_of_another_size(tiny_model, tiny_data):
         ({"steps_per_execution": 0}, "steps_per_execution=0: must be at"),
         ({"steps_per_execution": "all"}, "give a whole number"),
         ({"normalization": "cifar10"}, "normalization= is fixed"),
+        ({"validation_data": 3}, "validation_data= is for arrays"),
+        ({"recipe": ["fast"]}, "unknown recipe"),
+        ({"loss": "mse"}, r"loss='mse': .*keras\.losses\.Cat"),
+        ({"optimizer": 3}, r"optimizer=3: .*keras\.optimizers\.AdamW"),
     ],
 )
 def test_options_that_cannot_be(options, word, tiny_model, tiny_data, tmp_path):
