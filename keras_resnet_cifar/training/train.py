@@ -196,7 +196,6 @@ def train(
         config["deterministic"] = deterministic
         config["class_weight"] = inputs.class_weights(class_weight, data)
         saved = _continued(directory, config) if resume else {}
-        ended = _ended_at(directory, recipe, saved)
         spread = _distributed(devices, saved, config, data, feed)
     run = run_directory.identity(config)
     hosts.check_same(run, recipe.epochs, steps_per_execution, resume)
@@ -223,8 +222,10 @@ def train(
         backup: Backup | None = None
         if directory is not None:
             backup = Backup(directory, trained, run, rows, interval, feed.exact)
+        ended = None
         if resume:
             _restore(backup, recipe, saved["recipe"]["epochs"])
+            ended = _ended_at(directory, rows, recipe, saved)
         with hosts.together():
             if written:
                 _write_start(model, backup, config, resume)
@@ -403,19 +404,21 @@ def _continued(directory, config):
     return saved
 
 
-def _ended_at(directory, recipe, saved):
+def _ended_at(directory, rows, recipe, saved):
     """Returns the epoch of the weights of a run that has ended, else `None`.
 
-    The epoch is 0 if it is not known. `saved` is the config of the run that is
-    resumed, or empty; a run that gets more epochs has not ended.
+    The epoch is 0 if it is not known. `saved` is the config of the resumed run,
+    and `rows` are those of its backup; a run with more epochs to come, or whose
+    newest backup was damaged, has not ended.
     """
-    if not saved or recipe.epochs != saved["recipe"]["epochs"]:
-        return None
     try:
         metrics = json.loads(directory.metrics.read_text("utf-8"))
-        return metrics["last"]["epoch"] if metrics else 0
+        epoch = metrics["last"]["epoch"] if metrics else 0
+        done = len(run_directory.read_csv(directory.history)) if rows else 0
     except (OSError, ValueError, LookupError, TypeError):
         return None
+    over = done == len(rows) and recipe.epochs == saved["recipe"]["epochs"]
+    return epoch if over else None
 
 
 def _distributed(devices, saved, config, data, feed):
