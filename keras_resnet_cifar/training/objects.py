@@ -33,14 +33,11 @@ def serialized(name: str, value: Any) -> dict[str, Any]:
     if name == "loss":
         kinds = (keras.losses.Loss, FunctionType)
     if not isinstance(value, kinds):
-        examples = {
-            "optimizer": "AdamW(1e-3)",
-            "loss": "CategoricalFocalCrossentropy(from_logits=True)",
-        }
-        module = "optimizers" if name == "optimizer" else "losses"
+        example = "optimizers.AdamW(1e-3)"
+        if name == "loss":
+            example = "losses.CategoricalFocalCrossentropy(from_logits=True)"
         raise InputError(
-            f"{name}={value!r}: give an instance, such as "
-            f"keras.{module}.{examples[name]}"
+            f"{name}={value!r}: give an instance, such as keras.{example}"
         )
     remedy = "give it get_config, and use no lambda"
     with explained(f"{name}={value!r} has no config", remedy):

@@ -192,7 +192,7 @@ class TrainingModel(keras.Model):
         classes = self.network.output_shape[-1]
         if len(targets.shape) == 2 and targets.shape[1] == classes:
             return targets
-        labels = ops.reshape(targets, (-1,))
+        labels = ops.cast(ops.reshape(targets, (-1,)), "int32")
         known = ops.logical_and(labels >= 0, labels < classes)
         rows = ops.one_hot(
             ops.where(known, labels, 0), classes, dtype="float32"
