@@ -23,7 +23,7 @@ from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.files import check_checksum, is_temporary, write_text
 
 DEFAULT_INTERVAL = "1min"
-_SECONDS = {"s": 1, "min": 60, "h": 3600}
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 _PACKAGES = (
     "keras_resnet_cifar",
     "keras",

@@ -368,6 +368,7 @@ def test_out_of_memory_is_one_line(run_of, monkeypatch):
         ("2", (2, 0)),
         ("30s", (0, 30)),
         ("10min", (0, 600)),
+        ("1.5m", (0, 90)),
         ("1.5h", (0, 5400)),
     ],
 )
