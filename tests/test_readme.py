@@ -217,7 +217,8 @@ def test_the_sweep_by_ray_runs(tmp_path):
     assert result.returncode == 0, result.stderr
     # Ray may print a late line of a trial after it.
     best = r"^\{'learning_rate': 0\.\d+\} 0\.\d+$"
-    assert re.search(best, result.stdout, re.MULTILINE), result.stdout
+    found = re.findall(best, result.stdout, re.MULTILINE)
+    assert len(found) == 1, result.stdout
 
 
 @pytest.mark.slow

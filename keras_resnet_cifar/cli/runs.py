@@ -125,11 +125,6 @@ def new_run(
     `net` starts the default folder's name; `directory` is its class.
     """
     check_known(recipe.dataset, args.source, args.data_dir)
-    if recipe.patience and not recipe.validation:
-        raise InputError(
-            f"patience={recipe.patience} needs validation images: give "
-            "validation=5000, or patience=0"
-        )
     stem = f"{net}-{Path(recipe.dataset).name}-{recipe.name}"
     path = args.output_dir or _unused_directory(stem)
     directory(path).check_unused()

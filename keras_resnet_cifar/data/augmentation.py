@@ -12,7 +12,7 @@ use them as the first layers of a model or, under TensorFlow, in `map`:
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -297,7 +297,7 @@ class QuantileMixUp(layers.MixUp):
 
 def _checked_range(name, pair):
     """Returns two numbers above 0 in order, or raises `InputError`."""
-    if not isinstance(pair, Sequence) or isinstance(pair, str):
+    if not isinstance(pair, Iterable) or isinstance(pair, str):
         pair = (pair,)
     low, *high = (checked_number(name, number) for number in pair)
     if len(high) != 1 or not 0 < low <= high[0]:

@@ -246,7 +246,9 @@ def finetune(
         raise InputError(
             "cache_features=True works in one process only: omit it"
         )
-    directory = PhasedDirectory(Path(output_dir)) if output_dir else None
+    directory = (
+        None if output_dir is None else PhasedDirectory(Path(output_dir))
+    )
     started: list[str] = []
     with contextlib.ExitStack() as stack:
         if resume:

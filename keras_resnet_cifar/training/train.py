@@ -188,7 +188,7 @@ def train(
         feed = inputs.feed_of(data, recipe, seed)
         schedule = recipe.schedule_for(feed.steps)
         directory = (
-            output_dir if output_dir is None else RunDirectory(Path(output_dir))
+            None if output_dir is None else RunDirectory(Path(output_dir))
         )
         written = directory if hosts.is_first() else None
         precision = resolve_precision(recipe.precision)
@@ -339,9 +339,8 @@ def _recipe_for(model, data, recipe, changes) -> Recipe:
         if getattr(recipe, name) and data.validation is None:
             raise InputError(
                 f"{name}={getattr(recipe, name)} needs a validation split: "
-                "give validation_data=, load_dataset(..., "
-                f"validation={recipe.validation or 5000}), or train with "
-                f"{name}=0"
+                f"load the data with validation={recipe.validation or 5000}, "
+                f"give validation_data=, or train with {name}=0"
             )
     return recipe
 

@@ -267,8 +267,9 @@ BAD_TRAIN = {
         "--epoch 3 (see python -m keras_resnet_cifar train --help)",
     ),
     "patience": (
-        ["--patience", "2", "--validation", "0"],
-        "--patience 2 needs validation images: give --validation 5000, or ",
+        [TINY, "--patience", "2", "--validation", "0"],
+        "--patience 2 needs a validation split: load the data with "
+        "--validation 5000, ",
     ),
     "line break": (["--epoch", "3\n4"], "--epoch 3 4"),
     "data folder": (
