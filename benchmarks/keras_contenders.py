@@ -24,33 +24,11 @@ from keras_resnet_cifar.training.train import train
 
 def fit(setting: Setting, rounds: Rounds) -> None:
     """`train` as users call it: feed, augmentation, metrics, callbacks."""
-    per_round = setting.round_epochs
-
-    class Timer(keras.callbacks.Callback):
-        """Holds `fit` back before the first epoch of each round."""
-
-        async_safe = True  # it reads the logs of one batch only
-        stepped = False
-
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch >= per_round and epoch % per_round == 0:
-                rounds.begin()
-
-        def on_train_batch_end(self, batch, logs=None):
-            if not self.stepped:
-                float(logs["loss"])  # waits
-                rounds.first_step()
-                self.stepped = True
-
-        def on_epoch_end(self, epoch, logs=None):
-            if epoch >= per_round and (epoch + 1) % per_round == 0:
-                rounds.end(setting.round_images)
-
     train(
         _net(setting),
         setting.noise(),
         setting.recipe(),
-        callbacks=[Timer()],
+        callbacks=[_Timer(setting, rounds)],
         verbose=False,
     )
 
@@ -91,10 +69,16 @@ def stock_fit(setting: Setting, rounds: Rounds) -> None:
     )
     model = _stock_model(setting)
 
-    def run(steps):
-        model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
-
-    rounds.measure(run, setting)
+    # A single call, as by users: when an iterator with autotuning ends, it
+    # waits for its tuner, which may sleep for 10 s by then.
+    model.fit(
+        batches,
+        epochs=setting.epochs,
+        steps_per_epoch=setting.epoch_steps,
+        shuffle=False,
+        verbose=0,
+        callbacks=[_Timer(setting, rounds)],
+    )
 
 
 def stock_step(setting: Setting, rounds: Rounds) -> None:
@@ -173,6 +157,36 @@ def device_memory() -> int | None:
     import tensorflow as tf
 
     return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+
+
+class _Timer(keras.callbacks.Callback):
+    """Holds `fit` back before the first epoch of each round.
+
+    The epochs of the first round are the warm-up.
+    """
+
+    async_safe = True  # it reads the logs of one batch only
+
+    def __init__(self, setting: Setting, rounds: Rounds) -> None:
+        super().__init__()
+        self._rounds = rounds
+        self._per_round = setting.round_epochs
+        self._images = setting.round_images
+        self._stepped = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch >= self._per_round and epoch % self._per_round == 0:
+            self._rounds.begin()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not self._stepped:
+            float(logs["loss"])  # waits
+            self._rounds.first_step()
+            self._stepped = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch >= self._per_round and (epoch + 1) % self._per_round == 0:
+            self._rounds.end(self._images)
 
 
 def _net(setting: Setting) -> keras.Model:
