@@ -1,6 +1,7 @@
 """The results of finished trainings: JSON files, and tables made from them."""
 
 import json
+import re
 import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -26,9 +27,10 @@ _HEAD = (
 _HOW = (
     "Test accuracy after the last epoch: mean ± standard deviation over seeds. "
     "Seconds per epoch are those of the fastest epoch of this net on this "
-    "device; runs that shared the device took longer. The difference is to the "
-    "source, which may have trained for longer. To repeat a row, run "
-    "`.venv/bin/python scripts/reproduce.py --only ROW`"
+    "device; runs that shared the device took longer. The difference to the "
+    "source is in points; its net or epochs may differ. To repeat a row, run "
+    "`.venv/bin/python scripts/reproduce.py --only ROW`; on a GPU, with "
+    "`KERAS_BACKEND=jax`"
 )
 
 
@@ -240,7 +242,7 @@ def _cells(result, pace):
     source = f"{100 * expected:.2f} %, {result['source']}" if expected else ""
     return (
         result["row"],
-        first["arch"],
+        re.sub("^finetuned-(.*)", r"\1, fine-tuned", first["arch"]),
         first["dataset"],
         str(first["epochs"]),
         "; ".join(filter(None, [accuracy(seeds), *unfinished])),

@@ -85,8 +85,8 @@ validation, {data["test"]:,} test images, \
 {measured}
 ## Limits
 
-- It knows only the {len(data["class_names"])} classes of {data["name"]}: any \
-other image is assigned one of them, sometimes with a high probability.
+- The net knows only the {len(data["class_names"])} classes of {data["name"]}: \
+any other image is assigned one of them, sometimes with a high probability.
 - {limits}
 
 ## Use
