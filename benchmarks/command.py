@@ -17,7 +17,7 @@ from keras_resnet_cifar.data.datasets import check_known
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.files import check_replaceable, write_json
 from keras_resnet_cifar.models import architectures
-from keras_resnet_cifar.training.recipes import DEFAULT, get_recipe
+from keras_resnet_cifar.training.recipes import CHOICES, DEFAULT, get_recipe
 
 _SETTING = ("arch", "batch_size", "precision")
 _ROUNDS = ("steps", "rounds", "contenders", "dataloader", "quick")
@@ -49,10 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_options(parser):
     option = parser.add_argument
-    option("--arch", help="the net (default: resnet20)")
-    option("--batch-size", type=int, help="images per step (default: 128)")
-    option("--precision", help="a Keras dtype policy (default: auto)")
-    steps = "steps per round (default: depends on the device)"
+    option("--arch", help="the net (default: resnet20, or the recipe's)")
+    size = "images per step (default: 128, or the recipe's)"
+    option("--batch-size", type=int, help=size)
+    precision = f"one of {', '.join(CHOICES['precision'])} (default: auto, or "
+    option("--precision", help=precision + "the recipe's)")
+    steps = "steps per round (default: 50; on an accelerator, 3,900)"
     option("--steps", type=int, help=steps)
     option("--rounds", type=int, help="number of rounds (default: 5)")
     option(

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_resnet_cifar.device import jit_compile
+from keras_resnet_cifar.device import has_accelerator
 
 PADDING, SIZE, BATCH = 4, 32, 128
 
@@ -64,7 +64,7 @@ def compiled(function: Callable) -> Callable:
     if backend == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, jit_compile=jit_compile())
+        return tf.function(function, jit_compile=has_accelerator())
     return function
 
 
@@ -92,8 +92,7 @@ def compare(dtype: str, rounds: int = 30, calls: int = 5) -> dict[str, float]:
         for name, way in ways.items():
             begin = time.perf_counter()
             for _ in range(calls):
-                result = way(*batch)
-            ops.convert_to_numpy(result)  # waits
+                ops.convert_to_numpy(way(*batch))  # waits
             times[name].append((time.perf_counter() - begin) / calls * 1000)
     return {name: statistics.median(taken) for name, taken in times.items()}
 

@@ -100,11 +100,12 @@ def _rows(args) -> list[tuple[tuple[str, str, int], Row]]:
         lengths = sorted({int(text) for text in reproduce.split(args.epochs)})
     except ValueError:
         lengths = []
-    if not lengths or not args.recipes or not args.archs:
+    if not lengths:
         raise InputError(
-            f"epochs={args.epochs}: give whole numbers, such as 4,8,12, and at "
-            "least one recipe and net"
+            f"epochs={args.epochs}: give whole numbers, such as 4,8,12"
         )
+    if not args.recipes or not args.archs:
+        raise InputError("give at least one of --recipes and one of --archs")
     rows = []
     for epochs in lengths:
         for family in args.recipes:

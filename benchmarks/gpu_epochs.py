@@ -44,7 +44,10 @@ def main() -> None:
 
 
 def _derive_gradients() -> None:
-    """Makes BatchNorm under JAX use the derived gradient, as on a CPU."""
+    """Makes BatchNorm under JAX compute as on a CPU.
+
+    Its two sums are separate, and JAX derives its gradient.
+    """
     normalize = layers._normalize
 
     def on_cpu(layer: Any, x: Any) -> tuple:

@@ -34,7 +34,10 @@ def fit(setting: Setting, rounds: Rounds) -> None:
 
 
 def fit_step(setting: Setting, rounds: Rounds) -> None:
-    """The compiled train step of `fit` alone, on one batch on the device."""
+    """Keras's train step on the net that `fit` trains, one step per call.
+
+    There is no augmentation, and one batch, which is on the device.
+    """
     net, size = _net(setting), setting.batch_size
     data = as_dataset(net, setting.noise())
     feed = ShuffledBatches(data.train, data.num_classes, size, seed=0)
@@ -160,12 +163,12 @@ def device_memory() -> int | None:
 
 
 class _Timer(keras.callbacks.Callback):
-    """Holds `fit` back before the first epoch of each round.
+    """Holds `fit` back between rounds.
 
     The epochs of the first round are the warm-up.
     """
 
-    async_safe = True  # it reads the logs of one batch only
+    async_safe = True  # it does not read the logs
 
     def __init__(self, setting: Setting, rounds: Rounds) -> None:
         super().__init__()
@@ -174,19 +177,17 @@ class _Timer(keras.callbacks.Callback):
         self._images = setting.round_images
         self._stepped = False
 
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch >= self._per_round and epoch % self._per_round == 0:
-            self._rounds.begin()
-
     def on_train_batch_end(self, batch, logs=None):
         if not self._stepped:
-            float(logs["loss"])  # waits
-            self._rounds.first_step()
             self._stepped = True
+            self._rounds.first_step()
 
     def on_epoch_end(self, epoch, logs=None):
-        if epoch >= self._per_round and (epoch + 1) % self._per_round == 0:
+        if (epoch + 1) % self._per_round:
+            return
+        if epoch >= self._per_round:
             self._rounds.end(self._images)
+        self._rounds.begin()  # a round includes what `fit` does between epochs
 
 
 def _net(setting: Setting) -> keras.Model:
@@ -236,7 +237,7 @@ def _bare_jax_steps(
 ) -> Callable[[int], None]:
     import jax
 
-    def one(state):
+    def one(state, batch):
         return keras.Model.train_step(model, state, batch)[1]
 
     compiled = jax.jit(one, donate_argnums=0)
@@ -253,7 +254,7 @@ def _bare_jax_steps(
     def run(steps):
         nonlocal state
         for _ in range(steps):
-            state = compiled(state)
+            state = compiled(state, batch)
         jax.block_until_ready(state)
 
     return run

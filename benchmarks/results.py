@@ -17,6 +17,11 @@ from keras_resnet_cifar.files import make_folder, write_json, write_text
 from keras_resnet_cifar.training.many_runs import epoch_seconds
 from keras_resnet_cifar.training.run_directory import read_csv
 
+# The fields of a recipe that decide what a step costs.
+_COSTLY = (
+    *("batch_size", "optimizer", "ema", "cutout", "mixup", "cutmix"),
+    *("rand_augment", "random_resized_crop"),
+)
 # The part of the README between these lines is replaced.
 BEGIN = "<!-- results: written by scripts/reproduce.py --write -->"
 END = "<!-- end of results -->"
@@ -27,10 +32,10 @@ _HEAD = (
 _HOW = (
     "Test accuracy after the last epoch: mean ± standard deviation over seeds. "
     "Seconds per epoch are those of the fastest epoch of this net on this "
-    "device; runs that shared the device took longer. The difference to the "
-    "source is in points; its net or epochs may differ. To repeat a row, run "
-    "`.venv/bin/python scripts/reproduce.py --only ROW`; on a GPU, with "
-    "`KERAS_BACKEND=jax`"
+    "device, without saving; runs that shared the device took longer. The "
+    "difference to the source is in points; its net or epochs may differ. To "
+    "repeat a row, run `.venv/bin/python scripts/reproduce.py --only ROW`; on "
+    "a GPU, with `KERAS_BACKEND=jax`"
 )
 
 
@@ -215,9 +220,10 @@ def paces(seeds: Iterable[dict[str, Any]]) -> dict[tuple, float]:
 def pace_key(seed: dict[str, Any]) -> tuple:
     """Returns what trainings of about the same speed have in common."""
     recipe = seed["recipe"]
-    how = recipe["batch_size"], str(recipe["optimizer"]), seed["precision"]
+    how = [str(recipe.get(name)) for name in _COSTLY]
     where = seed["backend"], place(seed)
-    return seed["arch"], seed["parameters"], seed["images"][0], *how, *where
+    net = seed["arch"], seed["parameters"], seed["images"][0]
+    return *net, seed["precision"], *how, *where
 
 
 def place(seed: dict[str, Any]) -> str:

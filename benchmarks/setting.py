@@ -1,5 +1,6 @@
 """The setting shared by all contenders of a benchmark."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,13 @@ import numpy as np
 from keras_resnet_cifar.training.recipes import Recipe, get_recipe
 
 EPOCH_IMAGES, CLASSES = 50_000, 10  # as in CIFAR-10
+
+
+def cores() -> set[int]:
+    """Returns the numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return os.sched_getaffinity(0)
+    return {*range(os.cpu_count() or 1)}
 
 
 @dataclass(frozen=True)

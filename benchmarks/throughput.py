@@ -22,15 +22,15 @@ from typing import Any
 
 from benchmarks import contenders
 from benchmarks.contenders import CONTENDERS
-from benchmarks.setting import Setting
+from benchmarks.setting import Setting, cores
 from benchmarks.workers import LeftOut, Worker, run_rounds
 from keras_resnet_cifar.errors import InputError, spelled, unknown
 from keras_resnet_cifar.models.architectures import resolve
 from keras_resnet_cifar.training.recipes import CHOICES
 
 _BUSY = 0.1  # share of the cores in use above which the machine is busy
-# Steps per round: in full and quick runs; on an accelerator, where a step may
-# take 0.1 ms, ten epochs and two.
+# Steps per round, in full and quick runs; on an accelerator, whose steps are
+# short, ten epochs and two.
 _STEPS, _ACCELERATED_STEPS = (50, 4), (3900, 780)
 _ROUNDS, _QUICK_ROUNDS = 5, 3
 _MOST = 10_000  # steps, rounds, images per step, and epochs of a recipe
@@ -144,27 +144,28 @@ def machine() -> dict[str, Any]:
             if line.startswith("model name"):
                 processor = line.partition(":")[2].strip()
                 break
-    cores = os.cpu_count()
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        cores = len(os.sched_getaffinity(0))
     return {
         "processor": processor,
-        "cores": cores,
+        "cores": len(cores()),
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
 def share_in_use(seconds: float = 0.5) -> float:
-    """Returns the share of the cores in use, 0 to 1, over some seconds.
+    """Returns the share of this process's cores in use, over some seconds.
+
+    It is from 0 to 1.
 
     While all contenders sleep, it is that of other programs. On systems other
     than Linux, it is 0.
     """
 
     def ticks() -> tuple[int, int]:
-        line = Path("/proc/stat").read_text().partition("\n")[0]
-        numbers = [int(number) for number in line.split()[1:]]
-        return sum(numbers[:8]), sum(numbers[3:5])  # all; idle or waiting
+        names = {f"cpu{core}" for core in cores()}
+        lines = map(str.split, Path("/proc/stat").read_text().splitlines())
+        mine = [[*map(int, n)] for name, *n in lines if name in names]
+        idle = sum(sum(core[3:5]) for core in mine)  # or waiting
+        return sum(sum(core[:8]) for core in mine), idle
 
     try:
         total, idle = ticks()

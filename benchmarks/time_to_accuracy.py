@@ -9,10 +9,11 @@ from typing import Any
 
 import keras
 
+from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.models.resnet import build_resnet
-from keras_resnet_cifar.training.recipes import Recipe
+from keras_resnet_cifar.training.recipes import Recipe, get_recipe
 from keras_resnet_cifar.training.train import train
 
 SPLITS = ("validation", "test")
@@ -26,7 +27,7 @@ class StopAt(keras.callbacks.Callback):
     `epochs` run; and the highest `accuracy`, 0 to 1.
     """
 
-    async_safe = True  # it reads the logs of one batch only
+    async_safe = True  # it reads no logs of steps
 
     def __init__(self, target: float):
         super().__init__()
@@ -40,7 +41,6 @@ class StopAt(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.result["first_step"] is None:
-            float(logs["loss"])  # waits
             self.result["first_step"] = time.perf_counter() - self._begin
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -59,7 +59,7 @@ def time_to(
     split: str = "validation",
     report: Callable[[str], Any] = print,
 ) -> list[dict[str, Any]]:
-    """Trains twice, a new net each time, until an accuracy is reached.
+    """Trains twice, with the same seed, until an accuracy is reached.
 
     The first run is cold: it compiles everything. The second is warm to the
     extent that the backend keeps compilations of the first. The time includes
@@ -68,7 +68,7 @@ def time_to(
 
     Published times to an accuracy evaluate the `"test"` split after each epoch.
     It then decides when to stop, so the accuracy must not be reported as a
-    result. Returns `run`, `seed` and `StopAt.result` of both runs.
+    result. Returns `run` and `StopAt.result` of both runs.
     """
     check_target(target, split)
     if split == "test":
@@ -78,21 +78,22 @@ def time_to(
             "the data has no validation split: use load_dataset(..., "
             "validation=5000) or split='test'"
         )
+    recipe = get_recipe(recipe)
+    known = data.name if data.name in DATASETS else "imagenet"
+    normalization = recipe.normalization or known
     runs = []
     with fresh_compilations():
-        for seed, name in enumerate(("cold", "warm")):
+        for name in ("cold", "warm"):
             stop = StopAt(target)
-            keras.utils.set_random_seed(seed)
+            keras.utils.set_random_seed(0)
             model = build_resnet(
                 arch,
                 num_classes=data.num_classes,
                 input_shape=data.train.images.shape[1:],
-                normalization=data.name,
+                normalization=normalization,
             )
-            train(
-                model, data, recipe, seed=seed, callbacks=[stop], verbose=False
-            )
-            runs.append({"run": name, "seed": seed, **stop.result})
+            train(model, data, recipe, callbacks=[stop], verbose=False)
+            runs.append({"run": name, **stop.result})
             report(summary(runs[-1], target, split))
     return runs
 

@@ -1,13 +1,12 @@
 """The contenders that run on PyTorch; none of them imports Keras."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from benchmarks.setting import Setting
+from benchmarks.setting import Setting, cores
 from benchmarks.torch_loop import TorchLoop
 from benchmarks.workers import LeftOut, Rounds
 from keras_resnet_cifar.data.datasets import DATASETS
@@ -36,7 +35,7 @@ def train(
 def train_dataloader(setting: Setting, rounds: Rounds) -> None:
     """The eager loop, fed image by image by a `DataLoader`."""
     loop = _loop(setting)
-    batches = loop.loaded(workers=min(os.cpu_count() or 1, 8))
+    batches = loop.loaded(workers=min(len(cores()), 8))
     rounds.measure(lambda steps: loop.train(batches, steps), setting)
 
 

@@ -48,6 +48,7 @@ class Rounds:
     def end(self, images: int) -> None:
         """Reports the speed of the round that ends now."""
         seconds = time.perf_counter() - self._begin
+        # Without child processes, such as those of a DataLoader.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.send(
             {
@@ -158,17 +159,19 @@ def run_rounds(
     before: Callable[[], Any] = lambda: None,
     report: Callable[[str], Any] = lambda line: None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Lets each worker measure once per round: A B C, B C A, C A B, ...
+    """Lets each worker measure once per round: A B C, C B A, B C A, A C B, ...
 
-    The order rotates because the first after a rest may be slow. The workers
+    The order rotates because the first after a rest may be slow, and turns
+    around because one may slow down the next. The workers
     must be ready; `before` is called before each round, while all sleep.
     Returns the results of the rounds by name.
     """
     results: dict[str, list] = {worker.name: [] for worker in workers}
     for number in range(rounds):
         before()
-        first = number % len(workers)
-        for worker in [*workers[first:], *workers[:first]]:
+        first = number // 2 % len(workers)
+        order = [*workers[first:], *workers[:first]]
+        for worker in order[:: -1 if number % 2 else 1]:
             results[worker.name].append(worker.measure())
         speeds = ", ".join(
             f"{name} {measured[-1]['images_per_second']:,.0f}"

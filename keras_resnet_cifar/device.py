@@ -9,7 +9,7 @@ import keras
 from keras_resnet_cifar.errors import InputError
 
 _MOST_STEPS = 64
-_MOST_RESIDENT_STEPS = 4000  # on an accelerator, half a millisecond each
+_MOST_RESIDENT_STEPS = 4000  # on an accelerator
 _CPU_OPERATIONS = {  # in about a second on two cores
     "tensorflow": 250e9,
     "jax": 50e9,
@@ -79,21 +79,6 @@ def _cpu_multiplies_bfloat16(cpuinfo=Path("/proc/cpuinfo")):
     except OSError:  # not Linux
         return False
     return "avx512_bf16" in text or "amx_bf16" in text
-
-
-def jit_compile() -> bool:
-    """Returns the best `jit_compile` argument of `compile` on this machine.
-
-    TensorFlow on a CPU is faster without XLA, thanks to oneDNN's kernels.
-    PyTorch runs eagerly: torch.compile would recompile at each layer of a
-    Keras model.
-    """
-    backend = keras.backend.backend()
-    if backend != "tensorflow" or not has_accelerator():
-        return backend == "jax"
-    from tensorflow.python.framework.config import is_op_determinism_enabled
-
-    return not is_op_determinism_enabled()  # XLA lacks some of these
 
 
 def compiler_options() -> dict[str, str]:

@@ -89,11 +89,11 @@ def checked_number(
     if isinstance(value, bool) or not isinstance(value, wanted):
         text = "a whole number" if kind is int else "a number"
         raise InputError(f"{name}={value!r}: give {text}")
-    if not least <= value <= most:  # catches NaN as well
+    if not math.isfinite(value):
+        raise InputError(f"{name}={value}: must be finite")
+    if not least <= value <= most:
         bound = f"at most {most}" if value > most else f"at least {least}"
         raise InputError(f"{name}={value}: must be {bound}")
-    if math.isinf(value):
-        raise InputError(f"{name}={value}: must be finite")
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 

@@ -73,8 +73,6 @@ def _sync_file(path):
 
 def sync_folder(path: Path) -> None:
     """Syncs the names in a folder to disk; raises `OSError` if that fails."""
-    if os.name == "nt":  # Windows cannot open a folder
-        return
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -55,7 +55,9 @@ def run(args: argparse.Namespace) -> None:
     if args.report:
         check_replaceable(args.report)
         if not args.report.parent.is_dir():
-            raise InputError(f"report={args.report}: its folder does not exist")
+            raise InputError(
+                f"report={args.report}: its folder does not exist; create it"
+            )
     jobs: dict[Path, tuple[Path, dict]] = {}
     for model_or_run in args.models:
         for path in options.checkpoints(model_or_run, args.checkpoint):

@@ -37,7 +37,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def batch_sizes(text: str) -> list[int]:
     """Parses `1,8,64`."""
-    return [int(size) for size in text.split(",")]
+    try:
+        return [int(size) for size in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text}: give sizes such as 1,8,64"
+        ) from None
 
 
 def run(args: argparse.Namespace) -> None:

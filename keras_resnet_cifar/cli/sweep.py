@@ -82,7 +82,10 @@ def run(args: argparse.Namespace) -> None:
             return _work(args, study, space, recipe)
         make_folder(folder)
         left = max(args.trials - len(sweeps.finished(study)), 0)
-        print(f"{name} in {storage}: {left} trials to do", flush=True)
+        print(
+            f"{name} in {sweeps.shown(storage)}: {left} trials to do",
+            flush=True,
+        )
         words = many_runs.flags(options.given(args))
         worker = [*many_runs.PACKAGE, "sweep", *words, "--worker"]
         tasks = [

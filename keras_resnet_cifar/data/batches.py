@@ -69,7 +69,6 @@ class ShuffledBatches(keras.utils.PyDataset):
         self.start = 0
         self.share = slice(None)
         self.resident = self.transform is None and size <= self.resident_bytes
-        self._targets = one_hot(self.split.labels, self.num_classes)
         self.begin(0)
 
     def begin(self, epoch: int) -> None:
@@ -114,7 +113,8 @@ class ShuffledBatches(keras.utils.PyDataset):
             images = _mirror(images, mirrored, np)
         if self.transform is not None:
             images = self.transform(images, self.epoch, step)
-        return images[self.share], self._targets[picked][self.share]
+        targets = one_hot(self.split.labels[picked], self.num_classes)
+        return images[self.share], targets[self.share]
 
 
 def step_numbers(

@@ -12,7 +12,7 @@ import numpy as np
 from keras_resnet_cifar.data.batches import RESIDENT_BYTES, even_batch_size
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.data.splits import Split, checked_split, paired
-from keras_resnet_cifar.device import has_accelerator, jit_compile
+from keras_resnet_cifar.device import has_accelerator
 from keras_resnet_cifar.errors import InputError, check_name
 from keras_resnet_cifar.evaluation import plots
 from keras_resnet_cifar.evaluation.calibration import fit_temperature
@@ -53,7 +53,7 @@ def logits_of(
     Args:
         model: A functional or Sequential model from raw images to logits. It
             is compiled once; later calls reuse the compiled function.
-        images: uint8 or float `[N, H, W, 3]`, 0 to 255.
+        images: uint8 or float `[N, H, W, channels]`, 0 to 255.
         batch_size: Images per step; by default a number that divides N.
         callbacks: Keras callbacks, called as by `Model.predict`.
 
@@ -71,7 +71,8 @@ def logits_of(
         )
     if not shape[0]:
         raise InputError("there are no images to evaluate: give at least one")
-    if model not in _PREDICTORS:
+    output, predictor = _PREDICTORS.get(model, (None, None))
+    if output is None or output is not model.outputs[0]:  # it has changed
         if not getattr(model, "inputs", None):
             raise InputError(
                 f"{model.name} has no graph of layers: give a functional or "
@@ -80,15 +81,16 @@ def logits_of(
         # The same layers in another model, so that `model` is not compiled.
         own = keras.Model(model.inputs, model.outputs[0])
         on_jax = keras.backend.backend() == "jax"
-        _PREDICTORS[model] = _jax_predictor(own) if on_jax else _predictor(own)
+        predictor = _jax_predictor(own) if on_jax else _predictor(own)
+        _PREDICTORS[model] = model.outputs[0], predictor
     batch_size = batch_size or even_batch_size(len(images))
-    outputs = _PREDICTORS[model](images, batch_size, list(callbacks))
+    outputs = predictor(images, batch_size, list(callbacks))
     return np.asarray(outputs, "float32")
 
 
 def _predictor(own):
     """Returns `(images, batch_size, callbacks) -> outputs` by Keras."""
-    own.compile(jit_compile=jit_compile())
+    own.compile()
 
     def predict(images, batch_size, callbacks):
         # PyTorch keeps its training flag in each layer.

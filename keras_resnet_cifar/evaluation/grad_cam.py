@@ -29,7 +29,7 @@ def grad_cam(
     Args:
         model: A model that ends in `GlobalAveragePooling2D` and `Dense`, like
             those of `build_resnet` and `build_finetuned`. It is not modified.
-        images: uint8 or float `[N, H, W, 3]`, 0 to 255.
+        images: uint8 or float `[N, H, W, channels]`, 0 to 255.
         class_ids: One class for all images, or one for each; `None` selects the
             most probable.
 

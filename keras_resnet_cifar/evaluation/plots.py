@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from keras_resnet_cifar.data.load import Split
 
 _CENTRED = {"ha": "center", "va": "center"}
+# The range and the colour map are for grayscale images alone.
+_PIXELS: dict[str, Any] = {"interpolation": "nearest", "cmap": "gray"}
+_PIXELS |= {"vmin": 0, "vmax": 255}
 _MOST_CLASSES_WITH_TEXT = 20  # more would make the cells unreadable
 
 
@@ -100,7 +103,7 @@ def plot_mistakes(
     for axes in grid:
         axes.set_axis_off()
     for axes, index, guess, probability in zip(grid, *mistakes, strict=False):
-        axes.imshow(split.images[index], interpolation="nearest")
+        axes.imshow(split.images[index], **_PIXELS)
         axes.set_title(
             f"{class_names[split.labels[index]]}\n"
             f"→ {class_names[guess]} {100 * probability:.0f} %",
@@ -167,9 +170,9 @@ def plot_grad_cam(
     for number, (image, title) in enumerate(zip(images, titles, strict=True)):
         row, column = divmod(number, columns)
         above, below = grid[2 * row : 2 * row + 2, column]
-        above.imshow(image, interpolation="nearest")
+        above.imshow(image, **_PIXELS)
         above.set_title(title, fontsize=9)
-        below.imshow(image, interpolation="nearest")
+        below.imshow(image, **_PIXELS)
         below.imshow(heat[number], cmap="inferno", alpha=0.6, vmin=0, vmax=1)
     _save(figure, path)
 

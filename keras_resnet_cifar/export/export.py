@@ -92,7 +92,8 @@ class Export:
             Keras model.
         latency_ms: Median milliseconds of a call, for each of `batch_sizes`,
             on the CPU.
-        keras_latency_ms: The same for `predict_on_batch` of the Keras model.
+        keras_latency_ms: The same for `predict_on_batch` of the Keras model, on
+            the device of this process.
     """
 
     path: Path
@@ -330,7 +331,8 @@ def _calibrated(model, data):
     if not held_out:
         raise InputError(
             "calibrated=True needs a validation split to fit a temperature on: "
-            "give data= with one, or a run trained with validation=5000"
+            "export a run trained with validation=5000, or give a dataset that "
+            "has one"
         )
     temperature = fit_temperature(
         logits_of(model, held_out.images), held_out.labels

@@ -11,7 +11,6 @@ import numpy as np
 from keras_resnet_cifar import files
 from keras_resnet_cifar.data.batches import StreamedSplit, one_hot
 from keras_resnet_cifar.data.load import Dataset
-from keras_resnet_cifar.device import jit_compile
 from keras_resnet_cifar.errors import Diverged, InputError, explained
 from keras_resnet_cifar.evaluation.evaluate import evaluate, logits_of
 from keras_resnet_cifar.models import saving
@@ -108,7 +107,6 @@ def _fit(model, data, recipe, seed, options):
             from_logits=True, label_smoothing=recipe.label_smoothing
         ),
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
-        jit_compile=jit_compile(),
     )
     keras.utils.set_random_seed(seed)  # `fit` shuffles by the global state
     validation = data.validation and features(data.validation)

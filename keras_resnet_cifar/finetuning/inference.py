@@ -58,7 +58,7 @@ def predict(
             takes.
         images: An image file, a folder of image files, or a list of these, each
             cropped and resized to the model's input size; or an array
-            `[N, H, W, 3]`, 0 to 255.
+            `[N, H, W, channels]`, 0 to 255.
         class_names: One name per class; by default the model's own, else
             numbers.
         top: Number of classes to return per image, 1 or more.

@@ -146,12 +146,14 @@ def _fields_of(name: str) -> dict[str, Any]:
     fields: dict[str, Any] = {"depth": int(match[1])} if match else {}
     for suffix in match[2].split("-")[1:] if match else ():
         if suffix not in SUFFIXES:
-            raise unknown("suffix", f"{suffix} in {name}", SUFFIXES)
+            raise unknown(f"suffix of {name}", suffix, SUFFIXES)
         if fields.keys() & SUFFIXES[suffix].keys():  # such as two shortcuts
-            match = None
+            raise InputError(
+                f"arch={name!r}: -{suffix} contradicts another suffix: omit one"
+            )
         fields |= SUFFIXES[suffix]
     if match is None:
-        hint = f"such as resnet20; the rule is {RULE}"
+        hint = f"give a name such as resnet20; the rule is {RULE}"
         raise unknown("arch", name, ARCHITECTURES, hint=hint)
     return fields
 

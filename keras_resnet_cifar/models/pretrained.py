@@ -42,10 +42,14 @@ def load_donor(
         donor = load_torch_checkpoint(path, normalization=normalization)
     else:
         donor = load_model(path)
-    names = {layer.name for layer in donor.layers}
-    if donor.name != arch or "normalization" not in names:
+    if donor.name != arch:
         raise InputError(
             f"weights={text!r} are for {donor.name}, not for {arch}"
+        )
+    if "normalization" not in {layer.name for layer in donor.layers}:
+        raise InputError(
+            f"weights={text!r} have no layer named normalization: give those "
+            "of a net of build_resnet"
         )
     if row is not None and row.dataset in DATASETS:
         donor.class_names = DATASETS[row.dataset].class_names
@@ -67,7 +71,8 @@ def copy_weights(donor: keras.Model, model: keras.Model) -> None:
         path = next(p for p in [*ours, *theirs] if theirs.get(p) != ours.get(p))
         raise InputError(
             f"the weights do not fit this {donor.name}: {path} has shape "
-            f"{theirs.get(path)}, not {ours.get(path)}"
+            f"{theirs.get(path)}, not {ours.get(path)}; build it with the "
+            "arguments that they were trained with"
         )
     model.set_weights(donor.get_weights())
     model.class_names = getattr(donor, "class_names", None)

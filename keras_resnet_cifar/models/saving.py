@@ -25,7 +25,7 @@ def load_model(path: str | Path) -> keras.Model:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no model at {path}: give a .keras file or a run")
+        raise InputError(f"no model at {path}: give an existing .keras file")
     refuse_checkpoint(path)
     try:
         check_zip(path)
@@ -56,7 +56,8 @@ def save_model(model: keras.Model, path: str | Path, **options: Any) -> None:
 
     Args:
         model: Any model; it may have `class_names`, one per output.
-        path: Path of the `.keras` file.
+        path: Path of the `.keras` file, or of a legacy `.h5` file, which has
+            no place for the names.
         **options: Arguments of `keras.Model.save`.
 
     Raises:

@@ -69,7 +69,8 @@ def load_torch_checkpoint(
     if scheme is None:
         raise InputError(
             f"the tensor names in {path} ({_listed(sorted(tensors))}) fit no "
-            f"known scheme: {', '.join(SCHEMES)}"
+            f"known scheme ({', '.join(SCHEMES)}): rename the tensors as one "
+            "of them does"
         )
     try:
         net, num_classes = _describe(tensors, scheme)
@@ -92,7 +93,7 @@ def load_torch_checkpoint(
     except CheckpointMismatch as mismatch:
         raise InputError(
             f"{path} is not a complete ResNet of the scheme {scheme.name}: "
-            f"{mismatch}"
+            f"{mismatch}; save the whole state_dict of such a net"
         ) from None
     for name, (variable, axes) in variables.items():
         variable.assign(np.transpose(tensors[name], axes))

@@ -13,7 +13,7 @@ from keras_resnet_cifar.data.batches import (
 )
 from keras_resnet_cifar.data.datasets import DATASETS
 from keras_resnet_cifar.data.load import Dataset
-from keras_resnet_cifar.device import jit_compile, steps_per_execution
+from keras_resnet_cifar.device import steps_per_execution
 from keras_resnet_cifar.models.operations import step_operations
 from keras_resnet_cifar.training.objects import loss_of
 from keras_resnet_cifar.training.recipes import Recipe
@@ -70,7 +70,6 @@ def compile_for_training(
         optimizer=recipe.optimizer_for(float(recipe.learning_rate)),
         loss=loss_of(recipe, classes),
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
-        jit_compile=jit_compile(),
         steps_per_execution=steps
         or steps_per_execution(
             step_operations(model, recipe.batch_size),

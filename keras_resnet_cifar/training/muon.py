@@ -61,6 +61,9 @@ class Muon(CoupledSGD):
         exclude: Regular expressions to search in paths of variables, or one;
             kernels that match are trained with SGD. By default, the head of
             `build_resnet`.
+
+    Raises:
+        InputError: A number is out of range, or `decay_on` is unknown.
     """
 
     def __init__(

@@ -70,6 +70,9 @@ class CoupledSGD(_CoupledDecay, keras.optimizers.SGD):
         weight_decay: Coupled weight decay, the same number as in PyTorch.
         decay_on: `"all"` parameters, as PyTorch does by default, or
             `"kernels"`, without biases and BatchNorm.
+
+    Raises:
+        InputError: A number is out of range, or `decay_on` is unknown.
     """
 
     def __init__(
@@ -117,6 +120,9 @@ class CoupledAdam(_CoupledDecay, keras.optimizers.Adam):
         weight_decay: Coupled weight decay, the same number as in PyTorch.
         decay_on: See `CoupledSGD`.
         epsilon: Added to the denominator; the default is PyTorch's.
+
+    Raises:
+        InputError: A number is out of range, or `decay_on` is unknown.
     """
 
     def __init__(

@@ -40,6 +40,11 @@ class Recipe:
     decay is coupled. Expected results are accuracies on the test split after
     the last epoch.
 
+    `schedule` is a name of `krc.schedules` with its arguments, such as
+    `("one_cycle", {"warmup": 0.2})`. `padding`, `cutout` and
+    `random_resized_crop` are in pixels; `validation` is a number of images, or
+    a fraction of them if it is a float. 0 or `False` switches a field off.
+
     Instead of a name, `optimizer` may be a `keras.optimizers.Optimizer`, whose
     own rate or schedule replaces the recipe's. `loss` may be a Keras loss or a
     function of one-hot targets `[N, classes]`, mixed and smoothed as the recipe

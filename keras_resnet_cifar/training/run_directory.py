@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import fcntl
 import hashlib
 import io
 import json
@@ -13,11 +14,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 from keras_resnet_cifar.errors import InputError
 from keras_resnet_cifar.files import check_checksum, is_temporary, write_text
@@ -104,9 +100,6 @@ class RunDirectory:
 
         The lock ends with the process.
         """
-        if fcntl is None:
-            yield
-            return
         handle = os.open(self.path, os.O_RDONLY)
         try:
             try:
@@ -115,6 +108,11 @@ class RunDirectory:
                 raise InputError(
                     f"another process is using {self.path}: wait for it, or "
                     f"choose a folder other than output_dir={self.path}"
+                ) from error
+            except OSError as error:
+                raise InputError(
+                    f"cannot lock {self.path} ({error.strerror}): choose a "
+                    "folder on a file system with locks"
                 ) from error
             yield
         finally:

@@ -4,6 +4,7 @@ Optuna, Keras and matplotlib are imported where they are used.
 """
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ _HEARTBEAT, _GRACE = 5, 60  # seconds
 _TRIES = 5  # of a trial whose process ended without a word
 _LOCKED = 30  # seconds to wait for another process to unlock SQLite
 _VALUES: dict[Any, Callable[[str], Any]] = {  # of a field's type
-    bool: {"true": True, "false": False}.__getitem__,
+    bool: lambda text: {"true": True, "false": False}[text.lower()],
     int: int,
     float: float,
 }
@@ -109,9 +110,15 @@ def using(storage: str) -> Iterator[None]:
         cause: Any = error.__cause__ or error
         cause = getattr(cause, "orig", None) or cause
         raise InputError(
-            f"storage={storage}: {one_line(cause)}; wait for the process that "
-            "uses it, or give another, such as sqlite:///sweep.db"
+            f"storage={shown(storage)}: {one_line(cause)}; wait for the "
+            "process that uses it, or give another, such as "
+            "sqlite:///sweep.db"
         ) from error
+
+
+def shown(storage: str) -> str:
+    """Returns a URL without its password."""
+    return re.sub("(://[^:/@]*):.*@", r"\1:***@", storage)
 
 
 def open_study(storage: str, name: str, epochs: int) -> "optuna.Study":
@@ -125,7 +132,7 @@ def open_study(storage: str, name: str, epochs: int) -> "optuna.Study":
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with explained(
-        f"storage={storage}: no database",
+        f"storage={shown(storage)}: no database",
         "give a URL such as sqlite:///sweep.db, or install its driver",
     ):
         url = sqlalchemy.make_url(storage)
@@ -137,8 +144,8 @@ def open_study(storage: str, name: str, epochs: int) -> "optuna.Study":
     memory = url.database in (None, "", ":memory:")
     if memory or (tables and not {"studies", "trials"} <= tables):
         raise InputError(
-            f"storage={storage}: not a database of studies; give a new file, "
-            "such as sqlite:///sweep.db"
+            f"storage={shown(storage)}: not a database of studies; give a new "
+            "file, such as sqlite:///sweep.db"
         )
     return optuna.create_study(
         storage=optuna.storages.RDBStorage(
@@ -201,7 +208,6 @@ def run_trials(
                 raise TrialPruned(f"{accuracy} after epoch {epoch + 1}")
 
         pruning = keras.callbacks.LambdaCallback(on_epoch_end=prune)
-        pruning.async_safe = True  # it does nothing between epochs
         keras.utils.clear_session()
         keras.utils.set_random_seed(seed)
         values = ", ".join(f"{k}={v}" for k, v in changes.items())

@@ -64,8 +64,9 @@ class Run:
 
     Attributes:
         model: The trained model (last epoch), of stock layers.
-        history: One dict per epoch: epoch, loss, accuracy, val_loss,
-            val_accuracy, learning_rate, images_per_second, seconds.
+        history: One dict per epoch: epoch (from 1), loss, accuracy (0 to 1),
+            val_loss, val_accuracy, learning_rate (of the last step),
+            images_per_second (of training alone), and seconds (without saving).
         metrics: `{"last": ..., "best": ...}`, each with the epoch and the
             `Evaluation` of the test split as JSON. `best` is chosen on the
             validation split, and is missing without one; both are missing
@@ -525,10 +526,14 @@ def _one_line_if_out_of_memory(recipe: Recipe) -> Iterator[None]:
         yield
     except BaseException as error:
         if is_out_of_memory(error):
+            remedies = ["a smaller net"]
+            if recipe.precision == "float32":
+                remedies.insert(0, "precision='mixed_bfloat16'")
+            if recipe.batch_size > 1:
+                remedies.insert(0, f"batch_size={recipe.batch_size // 2}")
             raise OutOfMemory(
                 f"out of memory with batch_size={recipe.batch_size}: try "
-                f"batch_size={max(recipe.batch_size // 2, 1)}, "
-                "precision='mixed_bfloat16' or a smaller net"
+                f"{' or '.join(remedies)}"
             ) from error
         raise
 

@@ -298,6 +298,7 @@ def test_bad_input_is_refused_in_a_line(arguments, text, tmp_path, capsys):
     [
         (["--epochs", "4,x"], "--epochs 4,x: give whole numbers"),
         (["--recipes", "none"], "unknown recipe"),
+        (["--recipes", ","], "give at least one of --recipes"),
         (["--archs", "resnet21"], "depth 21"),
         (["--picture", "curve.jpg"], "--picture curve.jpg"),
         (["--show"], "is finished: train without --show"),

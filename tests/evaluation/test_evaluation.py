@@ -195,6 +195,15 @@ def test_a_second_evaluation_traces_nothing(tiny_data):
     np.testing.assert_allclose(second, 2 * first, rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_that_has_changed_is_compiled_again(tiny_data):
+    model = keras.Sequential(
+        [keras.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D()]
+    )
+    assert logits_of(model, tiny_data.test.images).shape[1] == 3
+    model.add(keras.layers.Dense(5))
+    assert logits_of(model, tiny_data.test.images).shape[1] == 5
+
+
 def test_a_compiled_predictor_dies_with_its_model(tiny_data):
     model = counting_model()
     logits_of(model, tiny_data.test.images)

@@ -174,6 +174,8 @@ def test_bad_weights_are_one_line(trained, tmp_path):
     flat = keras.layers.Flatten()(inputs)
     other = keras.Model(inputs, keras.layers.Dense(3)(flat), name="other")
     other.save(tmp_path / "other.keras")
+    renamed = keras.Model(other.inputs, other.outputs, name="resnet20")
+    renamed.save(tmp_path / "renamed.keras")
     for words, arch, weights, arguments in (
         ("did you mean", "resnet20", "cifar11", {}),
         ("such as last.keras", "resnet20", tmp_path, {}),
@@ -196,6 +198,12 @@ def test_bad_weights_are_one_line(trained, tmp_path):
         ("no model at", "resnet20", tmp_path / "absent.keras", {}),
         ("bad.keras is damaged", "resnet20", tmp_path / "bad.keras", {}),
         ("are for other", "resnet20", tmp_path / "other.keras", {}),
+        (
+            "have no layer named normalization",
+            "resnet20",
+            tmp_path / "renamed.keras",
+            {},
+        ),
         (
             "stem_conv/kernel has shape (3, 3, 3, 4), not (3, 3, 3, 8)",
             None,

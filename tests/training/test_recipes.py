@@ -65,7 +65,7 @@ def test_fields_can_be_replaced():
         ("paper", {"batch_size": 0}, "at least 1"),
         ("paper", {"epochs": 2.5}, "whole number"),
         ("paper", {"learning_rate": -0.1}, "at least 0"),
-        ("paper", {"learning_rate": float("nan")}, "at least 0"),
+        ("paper", {"learning_rate": float("nan")}, "must be finite"),
         ("paper", {"learning_rate": float("inf")}, "finite"),
         ("paper", {"momentum": 1.0}, "below 1"),
         ("paper", {"label_smoothing": 1}, "below 1"),

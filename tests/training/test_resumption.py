@@ -1,6 +1,7 @@
 """A run that is stopped anywhere goes on to the same bits."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -354,11 +355,24 @@ def exhaust(*_):
 
 
 def test_out_of_memory_is_one_line(run_of, monkeypatch):
-    with pytest.raises(InputError, match="try batch_size=8"):
+    remedies = "try batch_size=8 or precision='mixed_bfloat16' or a smaller net"
+    with pytest.raises(InputError, match=remedies):
         run_of("run", callbacks=[At("on_train_batch_end", exhaust)])
     monkeypatch.setattr(train_module, "compile_for_training", exhaust)
     with pytest.raises(InputError, match="try batch_size=8"):
         run_of("other")
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    refused = pytest.raises(
+        InputError, match=r"cannot lock .* system with locks"
+    )
+    with refused, RunDirectory(tmp_path).locked():
+        pass
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ PARAMETERS = {
     "epochs=linear:4:12": Parameter("epochs", "linear", (4, 12)),
     "batch_size=choice:64,128": Parameter("batch_size", "choice", (64, 128)),
     "flip=choice:true,false": Parameter("flip", "choice", (True, False)),
+    "nesterov=choice:True,False": Parameter(
+        "nesterov", "choice", (True, False)
+    ),
     "optimizer=choice:sgd,muon": Parameter(
         "optimizer", "choice", ("sgd", "muon")
     ),
@@ -80,6 +83,14 @@ def test_other_parameters_are_refused(text, fault):
 def storage(tmp_path):
     """The URL of a new database."""
     return f"sqlite:///{tmp_path / 'sweep.db'}"
+
+
+def test_a_password_is_not_shown():
+    storage = "postgresql://me:se@cret@host/sweeps"
+    with pytest.raises(InputError) as error, sweeps.using(storage):
+        sweeps.open_study(storage.replace("postgresql", "nosuch"), "study", 1)
+    assert "storage=nosuch://me:***@host/sweeps" in str(error.value)
+    assert "cret" not in str(error.value)
 
 
 def states(study):
