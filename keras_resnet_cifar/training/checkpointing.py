@@ -7,6 +7,7 @@ in case the newest is damaged.
 """
 
 import json
+import shutil
 import time
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
@@ -263,21 +264,29 @@ def checkpoints(
     """Returns the callbacks that write last.keras, best.keras, checkpoints/.
 
     If `validated`, best.keras must beat the validation accuracies in `rows`;
-    otherwise it is the newest. `every` is the number of epochs between the
-    models in checkpoints/; 0 writes none.
+    otherwise it is a copy of last.keras. `every` is the number of epochs
+    between the models in checkpoints/; 0 writes none.
     """
-    accuracies = [row["val_accuracy"] for row in rows] if validated else []
     # Keras formats the paths, so braces in the folder's name are doubled.
     folder = str(directory.path).replace("{", "{{").replace("}", "}}")
     pattern = RunDirectory(Path(folder))
     last = _EpochCheckpoint(pattern.last)
-    best = _EpochCheckpoint(
-        pattern.best,
-        monitor="val_accuracy",
-        mode="max",
-        save_best_only=validated,
-        initial_value_threshold=max(accuracies, default=None),
-    )
+
+    def copy_last(epoch: int, logs: Logs) -> None:
+        if not last.model.within_epoch:
+            with atomic_write(directory.best) as temporary:
+                shutil.copyfile(directory.last, temporary)
+
+    best = keras.callbacks.LambdaCallback(on_epoch_end=copy_last)
+    if validated:
+        accuracies = [row["val_accuracy"] for row in rows]
+        best = _EpochCheckpoint(
+            pattern.best,
+            monitor="val_accuracy",
+            mode="max",
+            save_best_only=True,
+            initial_value_threshold=max(accuracies, default=None),
+        )
     if not every:
         return [last, best]
     return [last, best, _EpochCheckpoint(pattern.checkpoint, every=every)]
