@@ -118,7 +118,7 @@ def test_the_whole_command(log, tmp_path, capsys):
     assert "torch-compile left out: no compiler here" in text
     order = log.read_text().split()
     names = ["fit", "torch-eager", "evaluate"]
-    assert order == names + names[1:] + names[:1]
+    assert order == names + names[::-1]
 
     result = json.loads(output.read_text())
     assert [row["name"] for row in result["contenders"]] == names
