@@ -72,7 +72,7 @@ def stock_fit(setting: Setting, rounds: Rounds) -> None:
     )
     model = _stock_model(setting)
 
-    # A single call, as by users: when an iterator with autotuning ends, it
+    # A single call, as users make: when an iterator with autotuning ends, it
     # waits for its tuner, which may sleep for 10 s by then.
     model.fit(
         batches,

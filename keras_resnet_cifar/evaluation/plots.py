@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 _CENTRED = {"ha": "center", "va": "center"}
 # The range and the colour map are for grayscale images alone.
-_PIXELS: dict[str, Any] = {"interpolation": "nearest", "cmap": "gray"}
-_PIXELS |= {"vmin": 0, "vmax": 255}
+_PIXELS: dict[str, Any] = {
+    "interpolation": "nearest",
+    "cmap": "gray",
+    "vmin": 0,
+    "vmax": 255,
+}
 _MOST_CLASSES_WITH_TEXT = 20  # more would make the cells unreadable
 
 

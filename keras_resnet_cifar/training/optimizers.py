@@ -72,7 +72,7 @@ class CoupledSGD(_CoupledDecay, keras.optimizers.SGD):
             `"kernels"`, without biases and BatchNorm.
 
     Raises:
-        InputError: A number is out of range, or `decay_on` is unknown.
+        InputError: `weight_decay` is negative, or `decay_on` is unknown.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class CoupledAdam(_CoupledDecay, keras.optimizers.Adam):
         epsilon: Added to the denominator; the default is PyTorch's.
 
     Raises:
-        InputError: A number is out of range, or `decay_on` is unknown.
+        InputError: `weight_decay` is negative, or `decay_on` is unknown.
     """
 
     def __init__(

@@ -40,10 +40,9 @@ class Recipe:
     decay is coupled. Expected results are accuracies on the test split after
     the last epoch.
 
-    `schedule` is a name of `krc.schedules` with its arguments, such as
-    `("one_cycle", {"warmup": 0.2})`. `padding`, `cutout` and
-    `random_resized_crop` are in pixels; `validation` is a number of images, or
-    a fraction of them if it is a float. 0 or `False` switches a field off.
+    `schedule` is a name and arguments: `("one_cycle", {"warmup": 0.2})`.
+    `padding`, `cutout` and `random_resized_crop` are in pixels; 0 switches them
+    off. `validation` is a number of images, or, as a float, a fraction.
 
     Instead of a name, `optimizer` may be a `keras.optimizers.Optimizer`, whose
     own rate or schedule replaces the recipe's. `loss` may be a Keras loss or a

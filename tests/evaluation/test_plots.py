@@ -136,6 +136,19 @@ def test_mistakes(tmp_path, count):
     assert width >= 200 * min(count, 2)
 
 
+def test_grayscale_images_are_drawn_in_grey(tmp_path):
+    images = np.random.default_rng(0).integers(100, 151, (4, 32, 32, 1))
+    plots.plot_mistakes(
+        split=Split(images.astype("uint8"), np.zeros(4, int)),
+        mistakes=Mistakes(np.arange(4), np.ones(4, int), np.full(4, 0.9)),
+        class_names=["cat", "dog"],
+        path=tmp_path / "grey.png",
+    )
+    with Image.open(tmp_path / "grey.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert (pixels == pixels[..., :1]).all()
+
+
 def test_a_folder_that_is_absent_is_bad_input(tmp_path):
     with pytest.raises(InputError, match=r"cannot write .*curves\.png"):
         plots.plot_curves([row(1)], tmp_path / "absent" / "curves.png")
