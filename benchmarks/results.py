@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.manifest import Row
 from benchmarks.runs import Job, evaluation, seconds_left
 from keras_resnet_cifar.cli.options import aligned, mean_and_deviation
-from keras_resnet_cifar.errors import InputError, one_line
+from keras_resnet_cifar.errors import InputError, checked_number, explained
 from keras_resnet_cifar.files import make_folder, write_json, write_text
 from keras_resnet_cifar.training.many_runs import epoch_seconds
 from keras_resnet_cifar.training.run_directory import read_csv
@@ -32,7 +32,7 @@ _HEAD = (
 _HOW = (
     "Test accuracy after the last epoch: mean ± standard deviation over seeds. "
     "Seconds per epoch are those of the fastest epoch of this net on this "
-    "device, without saving; runs that shared the device took longer. The "
+    "device, in any row; runs at the same time as others took longer. The "
     "difference to the source is in points; its net or epochs may differ. To "
     "repeat a row, run `.venv/bin/python scripts/reproduce.py --only ROW`; on "
     "a GPU, with `KERAS_BACKEND=jax`"
@@ -42,11 +42,17 @@ _HOW = (
 def record(job: Job) -> dict[str, Any] | None:
     """Returns the results of a run as JSON.
 
-    It is `None` before the first epoch, and if the run is unusable.
+    It is `None` before the first epoch, and if `job.progress()` reports a
+    fault. Raises `InputError` if another file of the run is damaged.
     """
     progress = job.progress()
     if not progress.epoch:
         return None
+    with explained(f"{job.run.path} is unusable", "restore or remove the file"):
+        return _record(job, progress)
+
+
+def _record(job, progress):
     config = job.run.read_config()
     usual = replace(job, folder=Path("runs/reproduce"))
     return {
@@ -61,6 +67,7 @@ def record(job: Job) -> dict[str, Any] | None:
         f"{job.script}.py {shlex.join(usual.options())}",
         "arch": config["arch"],
         "parameters": config["parameters"],
+        "weights": config["weights"],
         "dataset": config["dataset"]["name"],
         "images": [config["dataset"][s] for s in ("train", "test")],
         "recipe": config["recipe"],
@@ -84,7 +91,7 @@ def _log(job):
         if (epoch := int(row["epoch"])) in {*tests, *job.row.log}:
             known = {"train": row["accuracy"], "test": tests.get(epoch)}
             known["validation"] = row.get("val_accuracy")
-            log[epoch] = {
+            log[str(epoch)] = {
                 k: round(float(v), 4)
                 for k, v in known.items()
                 if v not in (None, "")
@@ -100,84 +107,97 @@ def write(
 ) -> list[Path]:
     """Writes docs/results/ from the runs, then the tables from docs/results/.
 
-    Finished seeds that exist only in docs/results/ are kept if their recipe is
-    the same. The tables have the order of `rows`; `root` holds README.md and
-    docs/. `report` is called with a line about each run that is left out.
-    Returns the files written.
+    docs/results/ keeps the seeds of which no run has as many epochs, if their
+    recipe is the same. The tables have the order of `rows`; `root` holds
+    README.md and docs/. `report` is called with a line about each run that is
+    left out, and about each finished seed that is replaced. Returns the files
+    written.
     """
-    folder, written = root / "docs" / "results", []
-    readme = root / "README.md"
+    folder = root / "docs" / "results"
+    readme, page = root / "README.md", root / "docs" / "results.md"
     before, after = _around_the_table(readme)
-    paths = [folder / f"{row.name}.json" for row in rows]
-    earlier = {path: _saved(path) for path in paths if path.exists()}
     for fault in filter(None, (job.progress().fault for job in jobs)):
         report(fault)
-    for row, path in zip(rows, paths, strict=True):
-        records = [record(job) for job in jobs if job.row is row]
-        if seeds := [entry for entry in records if entry is not None]:
-            make_folder(folder)
-            value: dict[str, Any] = {"row": row.name}
-            value["seeds"] = _with_earlier(seeds, earlier.get(path, []))
-            value |= {"expected": row.expected, "source": row.source}
-            value["log"] = row.log
-            write_json(path, value)
-            written.append(path)
-    results = [_json(path) for path in paths if path.exists()]
+    results = []
+    for row in rows:
+        path = folder / f"{row.name}.json"
+        earlier = _saved(row, path) if path.exists() else []
+        seeds = []
+        for job in jobs:
+            if job.row is row:
+                try:
+                    seeds.append(record(job))
+                except InputError as error:
+                    report(str(error))
+        seeds = list(filter(None, seeds))
+        if seeds := _with_earlier(row, seeds, earlier, report):
+            results.append((row, seeds))
     if not results:
         raise InputError(
             "no training has finished an epoch: train first, without write="
         )
-    pace = paces(seed for result in results for seed in result["seeds"])
-    lines = [_cells(result, pace) for result in results]
+    pace = paces(seed for _, seeds in results for seed in seeds)
+    lines = [_cells(row, seeds, pace) for row, seeds in results]
     done = [cells for cells in lines if cells[_HEAD.index("seeds")] != "0"]
-    sections = "\n\n".join(map(_section, results))
-    missing = [
-        row.name
-        for row, path in zip(rows, paths, strict=True)
-        if not path.exists()
-    ]
-    to_do = f"Not trained yet: {', '.join(missing)}.\n\n" if missing else ""
+    sections = "\n\n".join(_section(*result) for result in results)
+    known = [row.name for row, _ in results]
+    missing = ", ".join(row.name for row in rows if row.name not in known)
+    to_do = f"Not trained yet: {missing}.\n\n" if missing else ""
+    how = f"{_HOW}. [Results](docs/results.md) lists each seed, the machine "
+    how += "and the versions, and has the rows that are not finished."
+    make_folder(folder)
+    written = [folder / f"{name}.json" for name in known]
+    for path, (row, seeds) in zip(written, results, strict=True):
+        write_json(path, {"row": row.name, "seeds": seeds})
     table = markdown([_HEAD, *lines])
-    page = f"# Results\n\n{_HOW}.\n\n{table}\n\n{to_do}{sections}\n"
-    write_text(root / "docs" / "results.md", page)
-    line = f"{_HOW}. [Results](docs/results.md) lists each seed, the machine "
-    line += "and the versions, and has the rows that are not finished."
+    write_text(page, f"# Results\n\n{_HOW}.\n\n{table}\n\n{to_do}{sections}\n")
     table = markdown([_HEAD, *done])
-    write_text(readme, f"{before}{BEGIN}\n\n{line}\n\n{table}\n\n{END}{after}")
-    return [*written, root / "docs" / "results.md", readme]
+    write_text(readme, f"{before}{BEGIN}\n\n{how}\n\n{table}\n\n{END}{after}")
+    return [*written, page, readme]
 
 
-def _with_earlier(seeds, earlier):
-    """Adds the seeds that were finished elsewhere with the same recipe."""
+def _with_earlier(row, seeds, earlier, report):
+    """Adds the seeds that came further elsewhere, with the same recipe."""
     found = {
         seed["seed"]: seed
         for seed in earlier
-        if seed["accuracy"] is not None
-        and _settings(seed) == _settings(seeds[0])
+        if not seeds or _settings(seed) == _settings(seeds[0])
     }
     for seed in seeds:
-        if seed["accuracy"] is not None or seed["seed"] not in found:
-            found[seed["seed"]] = seed
+        other = found.get(seed["seed"], seed)
+        if seed["epochs_done"] < other["epochs_done"]:
+            continue
+        if seed["accuracy"] != other["accuracy"] is not None:
+            report(
+                f"{row.name}, seed {seed['seed']}: "
+                f"{seed['accuracy']:.2%} on {place(seed)} replaces "
+                f"{other['accuracy']:.2%} on {place(other)}"
+            )
+        found[seed["seed"]] = seed
     return [found[seed] for seed in sorted(found)]
 
 
-def _saved(path):
+def _saved(row, path):
     """Returns the seeds that a file of docs/results/ has."""
-    try:
-        return [seed for seed in _json(path)["seeds"] if _settings(seed)]
-    except (TypeError, LookupError):
-        raise InputError(
-            f"{path} holds no results: restore or remove it"
-        ) from None
+    with explained(f"{path} holds no results", "restore or remove it"):
+        seeds = json.loads(path.read_text(encoding="utf-8"))["seeds"]
+        _cells(row, seeds, paces(seeds))
+        _section(row, seeds)
+        for seed in seeds:
+            checked_number("accuracy", seed["accuracy"] or 0, most=1)
+            _settings(seed)
+        return seeds
 
 
 def _settings(seed):
     recipe = seed["recipe"]
-    return {k: recipe[k] for k in recipe if k not in ("source", "expected")}
+    named = {k: recipe[k] for k in recipe if k not in ("source", "expected")}
+    return named, seed.get("weights")
 
 
 def _around_the_table(readme):
-    text = readme.read_text(encoding="utf-8")
+    with explained(f"cannot read {readme}", "restore it"):
+        text = readme.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -188,12 +208,7 @@ def _around_the_table(readme):
 
 
 def _json(path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read {path} ({one_line(error)}): restore or remove it"
-        ) from error
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def accuracy(records: Iterable[dict[str, Any]]) -> str:
@@ -232,38 +247,36 @@ def place(seed: dict[str, Any]) -> str:
     return seed["accelerator"] or machine["processor"]
 
 
-def _cells(result, pace):
+def _cells(row, seeds, pace):
     """Returns a row of the table."""
-    seeds, expected = result["seeds"], result["expected"]
-    mean = mean_of(seeds, "accuracy")
+    mean, expected = mean_of(seeds, "accuracy"), row.expected
     finished = [seed for seed in seeds if seed["accuracy"] is not None]
     first = (finished or seeds)[0]
-    seconds = pace[pace_key(first)]
-    shown = f"{seconds:.2f}" if seconds < 10 else f"{seconds:,.0f}"
+    places = {place(s): pace[pace_key(s)] for s in finished or seeds}
+    shown = [f"{s:.2f}" if s < 10 else f"{s:,.0f}" for s in places.values()]
     unfinished = [
         f"seed {s['seed']}: {s['epochs_done']} of {s['epochs']} epochs done"
         for s in seeds
         if s["accuracy"] is None
     ]
-    source = f"{100 * expected:.2f} %, {result['source']}" if expected else ""
     return (
-        result["row"],
+        row.name,
         re.sub("^finetuned-(.*)", r"\1, fine-tuned", first["arch"]),
         first["dataset"],
         str(first["epochs"]),
         "; ".join(filter(None, [accuracy(seeds), *unfinished])),
-        str(len(seeds) - len(unfinished)),
-        shown if finished else "",
-        place(first),
-        source,
+        str(len(finished)),
+        "; ".join(shown) if finished else "",
+        "; ".join(places),
+        f"{100 * expected:.2f} %, {row.source}" if expected else "",
         f"{100 * (mean - expected):+.2f}" if mean and expected else "",
     )
 
 
-def _section(result):
+def _section(row, seeds):
     """Returns the seeds of a row in Markdown."""
-    lines = [f"## {result['row']}"]
-    for seed in result["seeds"]:
+    lines = [f"## {row.name}"]
+    for seed in seeds:
         outcome = accuracy([seed]) or "not finished"
         device, host = place(seed), seed["machine"]
         if host and seed["accelerator"]:
@@ -280,7 +293,8 @@ def _section(result):
         ]
         lines.append("\n".join(block))
         if seed.get("log"):
-            lines.append(_log_table(seed["log"], result.get("log", {})))
+            source = {str(epoch): known for epoch, known in row.log.items()}
+            lines.append(_log_table(seed["log"], source))
     return "\n\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.manifest import Row
 from benchmarks.throughput import machine
-from keras_resnet_cifar.errors import InputError
+from keras_resnet_cifar.errors import InputError, checked_number
 from keras_resnet_cifar.files import write_json
 from keras_resnet_cifar.finetuning.phases import PhasedDirectory
 from keras_resnet_cifar.models.architectures import resolve
@@ -23,6 +23,8 @@ from keras_resnet_cifar.training.run_directory import RunDirectory, interval
 
 # Fields that only describe a recipe, or that a run records elsewhere.
 _NOT_COMPARED = ("source", "expected", "arch", "dataset")
+# All layers are trained from the first step.
+_FINE_TUNING = {"head_epochs": 0, "train_norm": True}
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Job:
         options: dict[str, Any] = {"recipe": recipe.name}
         if row.weights:
             options |= {"backbone": row.arch, "weights": row.weights}
-            options |= {"head_epochs": 0, "train_norm": True}
+            options |= _FINE_TUNING
         else:
             options["arch"] = row.arch
         options |= {"dataset": row.dataset, "epochs": recipe.epochs}
@@ -107,6 +109,9 @@ class Job:
             # At first, a fine-tuned run did not record its weights.
             wanted["weights"] = self.row.weights
             actual["weights"] = config["weights"]
+        if self.row.weights:
+            wanted |= _FINE_TUNING | {"freeze": "none"}
+            actual |= PhasedDirectory(self.path).read_plan()
         different = [
             f"{name} is {actual.get(name)!r} instead of {value!r}"
             for name, value in wanted.items()
@@ -115,7 +120,7 @@ class Job:
         if different:
             raise InputError(
                 f"{', '.join(different[:3])}; move the folder away, or choose "
-                "another output="
+                "another one with --output"
             )
 
     def unevaluated(self) -> list[Path]:
@@ -132,8 +137,8 @@ def evaluation(checkpoint: Path) -> Path:
 
 def jobs(rows: Sequence[Row], seeds: int | None, folder: Path) -> list[Job]:
     """Returns the jobs of some rows; `seeds` replaces the rows' number."""
-    if seeds is not None and seeds < 1:
-        raise InputError(f"seeds={seeds}: give 1 or more")
+    if seeds is not None:
+        checked_number("seeds", seeds, int, 1, 1000)
     return [
         Job(row, seed, folder)
         for row in rows
@@ -188,8 +193,10 @@ def train_all(
     quiet = ["--quiet"] * (processes > 1)  # lines of several runs would mix
 
     def task(job):
+        epoch = job.progress().epoch
+
         def record_machine():
-            if job.run.config.exists():
+            if job.progress().epoch > epoch:  # not refused, or only evaluated
                 write_json(job.machine, machine())
 
         commands = _commands(job, data_dir, report, quiet)

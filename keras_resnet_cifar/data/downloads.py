@@ -30,15 +30,17 @@ def download(
     default_timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # get_file sets none
     try:
-        with (
-            atomic_write(path) as temporary,
-            explained(f"cannot download {url} to {path}", remedy),
-            contextlib.redirect_stdout(progress),
-        ):
-            keras.utils.get_file(
-                temporary.name, url, cache_subdir=temporary.parent
-            )
-            check(temporary)
+        with atomic_write(path) as temporary:
+            temporary.touch()  # refused here if the folder is not writable
+            temporary.unlink()  # `get_file` would take it for the download
+            with (
+                explained(f"cannot download {url} to {path}", remedy),
+                contextlib.redirect_stdout(progress),
+            ):
+                keras.utils.get_file(
+                    temporary.name, url, cache_subdir=temporary.parent
+                )
+                check(temporary)
     finally:
         socket.setdefaulttimeout(default_timeout)
 
@@ -55,7 +57,8 @@ def check_digest(path: Path, digest: str) -> None:
     The digits may be the first ones only, as in the names of PyTorch's files.
     """
     algorithm, digits = digest.split(":")
-    found = file_digest(path, algorithm)
+    with explained(f"cannot read {path}", "check its permissions"):
+        found = file_digest(path, algorithm)
     if not found.startswith(digits):
         raise InputError(
             f"its {algorithm} is {found[: len(digits)]}, not {digits}"

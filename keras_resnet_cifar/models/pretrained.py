@@ -1,5 +1,6 @@
 """Loads trained weights, and copies them into a net of `assemble`."""
 
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def load_donor(
     row = table.find_weights(weights, arch)
     text = str(weights)
     if row is not None:
+        text = row.name
         path = fetch(row)
     elif text.startswith(table.HUB):
         path = hub.fetch_model(text.removeprefix(table.HUB))
@@ -53,6 +55,7 @@ def load_donor(
         )
     if row is not None and row.dataset in DATASETS:
         donor.class_names = DATASETS[row.dataset].class_names
+    donor.pretrained = text  # for the config of a run
     classes = donor.output_shape[-1]
     if num_classes not in (None, classes):
         raise InputError(
@@ -63,7 +66,7 @@ def load_donor(
 
 
 def copy_weights(donor: keras.Model, model: keras.Model) -> None:
-    """Copies weights and class names of a net into another of the same name."""
+    """Copies the weights of `load_donor` into a net with the same name."""
     theirs, ours = (
         {v.path: tuple(v.shape) for v in net.weights} for net in (donor, model)
     )
@@ -76,6 +79,7 @@ def copy_weights(donor: keras.Model, model: keras.Model) -> None:
         )
     model.set_weights(donor.get_weights())
     model.class_names = getattr(donor, "class_names", None)
+    model.pretrained = donor.pretrained
 
 
 def fetch(row: table.Weights) -> Path:
@@ -95,7 +99,7 @@ def fetch(row: table.Weights) -> Path:
     name = Path(row.where).name
     path = keras_home() / "models" / name.removesuffix(".zip")
     remedy = f"check the network, or put a copy of {path.name} there"
-    if path.is_file():
+    if os.path.isfile(path):  # does not raise if the folder is not readable
         try:
             check_digest(path, row.digest)
             return path

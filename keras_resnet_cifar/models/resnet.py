@@ -120,5 +120,4 @@ def build_resnet(
     model = assemble(net, classes, input_shape, normalization, activation)
     if donor is not None:
         copy_weights(donor, model)
-        model.pretrained = str(weights)  # for the config of a run
     return model

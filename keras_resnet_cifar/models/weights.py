@@ -143,12 +143,21 @@ def find_weights(weights: str | Path, arch: str) -> Weights | None:
             f"weights={text!r} are not available for {arch}, only for "
             f"{', '.join(nets)}"
         )
-    if text.startswith(HUB) or Path(text).suffix in (".keras", *FORMATS):
+    suffixes = (".keras", *FORMATS)
+    if "://" in text and not text.startswith(HUB):
+        raise InputError(
+            f"weights={text!r}: download the file, and give its path"
+        )
+    if text.startswith(HUB) or Path(text).suffix in suffixes:
         return None
-    if Path(text).is_dir():
+    if Path(text).is_file():
+        raise InputError(
+            f"weights={text!r}: the suffix must be one of {', '.join(suffixes)}"
+        )
+    if text and Path(text).is_dir():
         raise InputError(
             f"weights={text!r} is a folder: give a file in it, such as "
             "last.keras"
         )
-    others = [f"{HUB}user/name", f"a file ({', '.join(('.keras', *FORMATS))})"]
+    others = [f"{HUB}user/name", f"a file ({', '.join(suffixes)})"]
     raise unknown("weights", text, [*names, *others])

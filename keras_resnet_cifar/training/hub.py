@@ -10,9 +10,13 @@ from typing import Any
 
 from keras_resnet_cifar.data.huggingface import REPOSITORIES
 from keras_resnet_cifar.errors import InputError, explained
-from keras_resnet_cifar.files import with_checksum, write_json
+from keras_resnet_cifar.files import check_zip, with_checksum, write_json
 from keras_resnet_cifar.models.architectures import resolve
-from keras_resnet_cifar.models.hub import MODEL, import_hub
+from keras_resnet_cifar.models.hub import (
+    MODEL,
+    check_repository,
+    import_hub,
+)
 from keras_resnet_cifar.models.weights import HUB
 from keras_resnet_cifar.training.model_card import LAST, model_card
 from keras_resnet_cifar.training.run_directory import RunDirectory
@@ -44,12 +48,14 @@ def push_to_hub(
         The URL of the repository.
 
     Raises:
-        InputError: The run is not finished, `huggingface_hub` (extra
-            `huggingface`) is not installed, or the Hub refuses.
+        InputError: The run is not finished or damaged, `repository` has
+            another form, `huggingface_hub` (extra `huggingface`) is not
+            installed, or the Hub refuses.
 
     Examples:
         >>> push_to_hub("runs/r20", "user/resnet20-cifar10")
     """
+    check_repository(repository)
     client = import_hub()
     path = run.directory if isinstance(run, Run) else Path(run)
     if path is None:
@@ -62,12 +68,15 @@ def push_to_hub(
             if os.path.isabs(part[key] or ""):  # a folder of this machine
                 part[key] = Path(part[key]).name
     with tempfile.TemporaryDirectory() as folder:
-        with explained(f"{path} is not a finished run", "resume it first"):
+        with explained(
+            f"{path} is not a finished run", "resume it, or restore its files"
+        ):
             metrics = json.loads(directory.metrics.read_text("utf-8"))
             for name in ("last", "metrics", "history", "curves"):
                 shutil.copy(getattr(directory, name), folder)
+            check_zip(Path(folder, MODEL))
+            card = _card(client, config, metrics["last"], repository, license)
         write_json(Path(folder, "config.json"), with_checksum(config))
-        card = _card(client, config, metrics, repository, license)
         card.save(Path(folder, "README.md"))
         with explained(
             f"cannot publish {path} as {repository}",
@@ -87,11 +96,14 @@ def push_to_hub(
 def _card(
     client: Any,
     config: dict[str, Any],
-    metrics: dict[str, Any],
+    last: dict[str, Any],
     repository: str,
     license: str,
 ) -> Any:
-    """Returns the `ModelCard` of a run; its results are in `model-index`."""
+    """Returns the `ModelCard` of a run; its results are in `model-index`.
+
+    `last` has the metrics of the last epoch.
+    """
     data = Path(config["dataset"]["name"]).name
     published = REPOSITORIES.get(data, (None,))[0]
     results = [
@@ -102,9 +114,8 @@ def _card(
             dataset_split="test",
             metric_type=kind,
             metric_name=name,
-            metric_value=row["test"][key],
+            metric_value=last["test"][key],
         )
-        for row in ([metrics["last"]] if metrics else [])
         for kind, name, key in (
             ("accuracy", "top-1 of the last epoch", "top1"),
             ("expected_calibration_error", "15 bins", "ece"),
@@ -117,11 +128,9 @@ def _card(
         tags=["keras", "resnet", config["arch"]],
         datasets=published and [published],
         model_name=repository.rpartition("/")[2],
-        eval_results=results or None,
+        eval_results=results,
     )
     use = f"""\
-The file contains stock Keras layers only, and loads without the package:
-
     import huggingface_hub, keras
     path = huggingface_hub.hf_hub_download("{repository}", "{MODEL}")
     model = keras.saving.load_model(path)
@@ -132,8 +141,8 @@ The file contains stock Keras layers only, and loads without the package:
     import keras_resnet_cifar as krc
     model = krc.build_resnet("{config["arch"]}", weights="{HUB}{repository}")
 
+The file contains stock Keras layers only, and loads without the package:
+
 {use}"""
-    epochs = metrics["last"]["epoch"] if metrics else config["recipe"]["epochs"]
-    last = {"last": metrics["last"]} if metrics else {}
-    text = model_card(config, epochs, last, use, LAST)
+    text = model_card(config, last["epoch"], {"last": last}, use, LAST)
     return client.ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}")

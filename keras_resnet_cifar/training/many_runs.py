@@ -6,6 +6,7 @@ Keras is not imported here.
 
 import contextlib
 import json
+import math
 import os
 import queue
 import signal
@@ -19,11 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from keras_resnet_cifar.errors import InputError, Stopped, one_line
+from keras_resnet_cifar.errors import (
+    InputError,
+    Stopped,
+    checked_number,
+    one_line,
+)
 from keras_resnet_cifar.training.run_directory import RunDirectory, read_csv
 
 PACKAGE = (sys.executable, "-m", "keras_resnet_cifar")
 REFUSED = 2
+_DAMAGE = (ArithmeticError, LookupError, TypeError, ValueError)
 _STOPPED = (-signal.SIGINT, -signal.SIGTERM, 130, 143)  # exit codes
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -100,8 +107,12 @@ def read_progress(
             if not 0 <= last["test"]["top1"] <= 1:
                 raise ValueError("top1 in metrics.json is not from 0 to 1")
             return Progress("done", epochs, *done, last["test"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        fault = f"{run.path} is unusable: {one_line(error)}"
+    except InputError as error:
+        fault = f"{run.path} is unusable: {error}"
+        return Progress("unusable", epochs, fault=fault)
+    except (OSError, *_DAMAGE) as error:
+        fault = f"{run.path} is unusable ({one_line(error)}): restore its "
+        fault += "files, or move it away"
         return Progress("unusable", epochs, fault=fault)
     state = "running" if _is_locked(run) else "stopped"
     return Progress(state, epochs, *done)
@@ -117,13 +128,16 @@ def epoch_seconds(run: RunDirectory, config: dict[str, Any]) -> list[float]:
         return []
     batch_size = config["recipe"]["batch_size"]
     images = config["dataset"]["train"] // batch_size * batch_size
-    return [
+    seconds = [
         max(
             float(row["seconds"]),
             images / float(row["images_per_second"] or "inf"),
         )
         for row in read_csv(run.timing)
     ]
+    if not all(0 <= s < math.inf for s in seconds):
+        raise ValueError(f"seconds in {run.timing.name} are out of range")
+    return seconds
 
 
 def _is_locked(run):
@@ -157,9 +171,9 @@ def _gpus() -> list[str]:
 
 def checked_jobs(jobs: int | None) -> int:
     """Returns how many processes run at a time: one per GPU by default."""
-    if jobs is not None and jobs < 1:
-        raise InputError(f"jobs={jobs}: give 1 or more")
-    return jobs or max(len(_gpus()), 1)
+    if jobs is None:
+        return max(len(_gpus()), 1)
+    return checked_number("jobs", jobs, int, 1, 1000)
 
 
 class Processes:

@@ -17,7 +17,9 @@ from helpers import refusal
 from benchmarks import curve, manifest, reproduce, results, runs
 from benchmarks.manifest import ROWS, Row
 from keras_resnet_cifar.files import with_checksum, write_json
+from keras_resnet_cifar.finetuning.phases import PhasedDirectory
 from keras_resnet_cifar.models.architectures import resolve
+from keras_resnet_cifar.training import many_runs
 from keras_resnet_cifar.training.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
@@ -167,7 +169,11 @@ def test_an_epoch_resumed_in_the_middle_counts_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["length", "rate", "config", "metrics", "timing", "start", "top1"]
+    "damage",
+    [
+        *("length", "rate", "config", "metrics", "timing", "start", "top1"),
+        *("speed", "nan"),
+    ],
 )
 def test_an_unusable_run_is_neither_resumed_nor_reported(damage, tmp_path):
     row = ROW
@@ -180,6 +186,9 @@ def test_an_unusable_run_is_neither_resumed_nor_reported(damage, tmp_path):
     elif damage == "top1":
         last = {"epoch": 2, "test": {"top1": 60.0}}
         write_json(run.metrics, {"last": last})
+    elif damage in ("speed", "nan"):
+        line = "1,0,10" if damage == "speed" else "1,89.6,nan"
+        run.timing.write_text(f"epoch,images_per_second,seconds\n{line}\n")
     elif damage != "length":
         getattr(run, damage).write_text("{")
     job, lines = runs.Job(row, 0, tmp_path), []
@@ -194,6 +203,42 @@ def test_an_unusable_run_is_neither_resumed_nor_reported(damage, tmp_path):
     assert "no training has finished" in refusal(results.write, *job_alone)
     assert lines[1] == lines[0]
     assert lines[0] in results.status([job])
+
+
+def test_fine_tuning_with_other_settings_is_another_row(tmp_path):
+    row = replace(ROW, weights="shapes")
+    (job,) = runs.jobs([row], 1, tmp_path)
+    run = fake_run(row, 0, tmp_path, 0.6)
+    run.path.rename(tmp_path / "tuned")
+    job.path.mkdir()
+    (tmp_path / "tuned").rename(job.run.path)
+    config = job.run.read_config()
+    config |= {"arch": "finetuned-resnet8", "weights": "shapes"}
+    write_json(job.run.config, with_checksum(config))
+    plan = {"head_epochs": 0, "train_norm": True, "freeze": "none"}
+    directory = PhasedDirectory(job.path)
+    directory.write_plan(plan | {"recipe": row.applied()})
+    assert job.progress().state == "done"
+    plan |= {"head_epochs": 2, "recipe": row.applied()}
+    directory.write_plan(plan)
+    assert "head_epochs is 2 instead of 0" in job.progress().fault
+
+
+def test_only_what_trains_records_its_machine(tmp_path, monkeypatch):
+    run = fake_run(ROW, 0, tmp_path, seconds=[10])
+    (job,) = runs.jobs([ROW], 1, tmp_path)
+    write_json(job.machine, {"processor": "elsewhere", "cores": 2})
+    for rows, processor in (("", "elsewhere"), ("2,89.6,10\n", "here")):
+
+        def train(processes, command, rows=rows):
+            with run.timing.open("a") as file:
+                file.write(rows)
+            return 1
+
+        monkeypatch.setattr(many_runs.Processes, "run", train)
+        monkeypatch.setattr(runs, "machine", lambda: {"processor": "here"})
+        assert runs.train_all([job], "again") == {job.name: 1}
+        assert json.loads(job.machine.read_text())["processor"] == processor
 
 
 def test_the_results_are_written(root):
@@ -222,8 +267,8 @@ def test_the_results_are_written(root):
     assert readme.startswith("before\n") and readme.endswith("\nafter\n")
     assert "old" not in readme
     assert (
-        "| tiny | resnet8 | shapes | 2 | 61.00 ± 1.41 % | 2 | 10 | "
-        "an unknown machine | 50.00 %, a paper | +11.00 |" in readme
+        "| tiny | resnet8 | shapes | 2 | 61.00 ± 1.41 % | 2 | 10; 20 | "
+        "an unknown machine; a CPU | 50.00 %, a paper | +11.00 |" in readme
     )
     to_do = "| seed 0: 1 of 2 epochs done | 0 |  | an unknown machine |  |  |"
     page = (root / "docs/results.md").read_text()
@@ -239,17 +284,30 @@ def test_the_results_are_written(root):
     results.write([], rows, root)
     assert (root / "README.md").read_text() == readme
 
-    # A seed finished elsewhere stays while it is trained again.
+    # A seed trained elsewhere stays until a run has as many epochs.
     again = root / "again"
     fake_run(ROW, 0, again, seconds=[10])
     results.write([runs.Job(row, 0, again)], rows, root)
     assert accuracies(root) == {0: 0.6, 1: 0.62}
+    fake_run(ROW, 1, again, 0.7)
+    lines = []
+    results.write([runs.Job(row, 1, again)], rows, root, lines.append)
+    assert accuracies(root) == {0: 0.6, 1: 0.7}
+    (line,) = lines
+    assert line.startswith("tiny, seed 1: 70.00% on an unknown machine repl")
+
+    # A damaged file is left out, and the rest is written.
+    damaged = fake_run(ROW, 2, again, 0.9)
+    damaged.history.write_text("accuracy\n0.5\n")
+    results.write([runs.Job(row, 2, again)], rows, root, lines.append)
+    assert accuracies(root) == {0: 0.6, 1: 0.7}
+    assert f"{damaged.path} is unusable (KeyError: 'epoch')" in lines[1]
 
     # Seeds trained elsewhere stay, unless the recipe has changed.
     elsewhere = root / "elsewhere"
     fake_run(ROW, 2, elsewhere, 0.64)
     results.write([runs.Job(row, 2, elsewhere)], rows, root)
-    assert accuracies(root) == {0: 0.6, 1: 0.62, 2: 0.64}
+    assert accuracies(root) == {0: 0.6, 1: 0.7, 2: 0.64}
     changed = replace(ROW, options=ROW.options | {"learning_rate": 0.7})
     fake_run(changed, 3, elsewhere, 0.66)
     results.write([runs.Job(changed, 3, elsewhere)], [changed], root)
@@ -267,8 +325,14 @@ def test_nothing_is_written_without_results_or_markers(root):
     )
     saved = root / "docs" / "results" / f"{ROWS[0].name}.json"
     saved.parent.mkdir(parents=True)
+    finished = Path(ROOT, "docs", "results", saved.name)
+    first = json.loads(finished.read_text())["seeds"][0]
+    for seed in ({}, first | {"accuracy": 7}, first | {"epoch_seconds": None}):
+        write_json(saved, {"seeds": [seed]})
+        assert "holds no results" in refusal(results.write, [], ROWS, root)
     saved.write_text("{}")
     assert "holds no results" in refusal(results.write, [], ROWS, root)
+    assert not (root / "docs" / "results.md").exists()
     (root / "README.md").write_text("no place")
     assert results.END in refusal(results.write, [], ROWS, root)
     assert (root / "README.md").read_text() == "no place"
@@ -281,7 +345,7 @@ def test_nothing_is_written_without_results_or_markers(root):
         (["--budget", "5"], "--budget 5: give a time such as"),
         (["--seeds", "0"], "--seeds 0"),
         (["--only", ","], "--only names no row"),
-        (["--jobs", "0"], "--jobs 0: give 1 or more"),
+        (["--jobs", "0"], "--jobs 0: must be at least 1"),
         (["--status", "--write"], "--status cannot be combined with --write"),
         (["--rows", "1"], "--help"),
     ],

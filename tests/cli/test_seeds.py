@@ -36,7 +36,7 @@ def test_other_seeds_are_refused(text):
         (["--seeds", "3-1"], "--seeds 3-1: give at most 1000 different"),
         (["--seeds", "0-9999999999"], "--seeds 0-9999999999"),
         (["--seeds", "0-1", "--seed", "1"], "--seed cannot be combined with"),
-        (["--seeds", "0-1", "--jobs", "0"], "--jobs 0: give 1 or more"),
+        (["--seeds", "0-1", "--jobs", "0"], "--jobs 0: must be at least 1"),
         (["--seeds", "0-1", "--epochs", "0"], "--epochs 0"),
         (["--seeds", "0", "--coordinator", "h:1"], "omit --coordinator"),
         (["--seeds", "0", "--process-id", "0"], "omit --coordinator"),

@@ -26,7 +26,7 @@ PARAM = ("--param", "learning_rate=log:0.05:0.8")
         (["--param", "momentum=linear:0:1"], "--momentum 1.0: must be below 1"),
         ([*PARAM, *PARAM], "--param names a field twice"),
         ([*PARAM, "--trials", "0"], "--trials 0: give 1 or more"),
-        ([*PARAM, "--jobs", "0"], "--jobs 0: give 1 or more"),
+        ([*PARAM, "--jobs", "0"], "--jobs 0: must be at least 1"),
         ([*PARAM, "--arch", "resnet21"], "depth 21"),
         ([*PARAM, "--storage", "x"], "--storage x: no database (ArgumentError"),
         ([*PARAM, "--storage", "x://a/b"], "give a URL such as sqlite:///"),

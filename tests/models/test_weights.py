@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -109,6 +110,7 @@ def test_ours_come_with_their_classes_and_normalization():
     model = build_resnet("resnet8", weights="shapes", input_shape=(48, 40, 3))
     plain = build_resnet("resnet8", normalization="shapes")
     assert model.name == "resnet8"
+    assert build_resnet("resnet8", weights="Shapes").pretrained == "shapes"
     assert model.input_shape == (None, 48, 40, 3)
     assert {w.dtype for w in model.weights} == {"float32"}
     assert describe_normalization(model) == describe_normalization(plain)
@@ -170,6 +172,7 @@ def test_bad_weights_are_one_line(trained, tmp_path):
     path = tmp_path / "net.keras"
     trained.save(path)
     (tmp_path / "bad.keras").write_bytes(b"no zip")
+    (tmp_path / "net.KERAS").touch()
     inputs = keras.Input((32, 32, 3))
     flat = keras.layers.Flatten()(inputs)
     other = keras.Model(inputs, keras.layers.Dense(3)(flat), name="other")
@@ -179,6 +182,10 @@ def test_bad_weights_are_one_line(trained, tmp_path):
     for words, arch, weights, arguments in (
         ("did you mean", "resnet20", "cifar11", {}),
         ("such as last.keras", "resnet20", tmp_path, {}),
+        ("unknown weights ''", "resnet20", "", {}),
+        ("the suffix must be", "resnet20", tmp_path / "net.KERAS", {}),
+        ("download the file", "resnet20", "https://host/net.keras", {}),
+        ("such as user/name", "resnet20", "hf://name", {}),
         (
             "are for 3 channels, not for input_shape=(32, 32, 1)",
             "resnet8",
@@ -346,6 +353,17 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(host):
     load(host)
     assert copy.read_bytes() == whole
     assert len(host.requested) == 2
+
+
+def test_a_folder_that_is_not_writable_needs_no_download(host, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    line = refusal(load, host)
+    assert line.startswith(f"cannot write {host.cache}")
+    assert "Permission denied; choose a writable folder" in line
+    assert host.requested == []
 
 
 def test_a_zip_bomb_is_refused(host):

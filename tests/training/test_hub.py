@@ -4,6 +4,7 @@ import base64
 import hashlib
 import importlib
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -114,7 +115,9 @@ def test_a_run_there_and_back(hub, run, capsys):
     assert f'weights="hf://{NAME}"' in card.text
 
     other = run.config | {"arch": "finetuned-resnet8"}
-    card = training_hub._card(hub.client, other, run.metrics, NAME, "mit")
+    card = training_hub._card(
+        hub.client, other, run.metrics["last"], NAME, "mit"
+    )
     assert "load_model" in card.text and "build_resnet" not in card.text
 
     for _ in range(2):
@@ -135,12 +138,20 @@ def test_what_the_hub_refuses_is_one_line(hub, run, tmp_path):
     assert line.startswith(f"cannot publish {run.directory} as {NAME}")
     assert "HF_TOKEN" in line
     assert "holds no run" in refusal(push_to_hub, tmp_path, NAME)
-    (run.directory / "metrics.json").rename(tmp_path / "metrics.json")
-    try:
-        line = refusal(push_to_hub, run.directory, NAME)
-    finally:
-        (tmp_path / "metrics.json").rename(run.directory / "metrics.json")
-    assert "is not a finished run" in line
+    assert "such as user/name" in refusal(push_to_hub, run.directory, "name")
+    hub.status = 200
+    for name, content in (
+        ("metrics.json", None),
+        ("metrics.json", b"{}"),
+        ("last.keras", b"PK"),
+    ):
+        damaged = shutil.copytree(run.directory, tmp_path / "run")
+        (damaged / name).unlink()
+        if content is not None:
+            (damaged / name).write_bytes(content)
+        line = refusal(push_to_hub, damaged, NAME)
+        assert line.startswith(f"{damaged} is not a finished run (")
+        shutil.rmtree(damaged)
     assert hub.files == {}
 
 
