@@ -59,7 +59,7 @@ def _add_options(parser):
     option("--rounds", type=int, help="number of rounds (default: 5)")
     option(
         "--contenders",
-        type=lambda text: text.split(","),
+        type=lambda text: [name.strip() for name in text.split(",")],
         metavar="A,B,...",
         help=f"contenders to time, of {', '.join(CONTENDERS)} (default: those "
         "that suit the device)",

@@ -16,23 +16,44 @@ import argparse
 import math
 import os
 import re
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from keras_resnet_cifar.cli.main import Parser
+from keras_resnet_cifar.cli.main import run as run_command
+from keras_resnet_cifar.models.architectures import resolve
+from keras_resnet_cifar.training.recipes import get_recipe
 
 _H100 = Path(__file__).with_name("h100.txtpb")
 _BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "u8": 1, "pred": 1}
 _IMAGES = 50_000  # of the resident split
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", default="resnet20")
-    parser.add_argument("--recipe", default="cosine")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--precision", default="mixed_bfloat16")
-    args = parser.parse_args()
-    print(", ".join(map(str, vars(args).values())), "for an H100; per step:")
-    for name, count in count_program(**vars(args)).items():
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    parser = Parser(description=run.__doc__, allow_abbrev=False)
+    parser.set_defaults(run=run, parser=parser)
+    option = parser.add_argument
+    option("--arch", default="resnet20", help="the net (default: resnet20)")
+    option("--recipe", default="cosine", help="recipe (default: cosine)")
+    size = "images per step (default: 128)"
+    option("--batch-size", type=int, default=128, help=size)
+    precision = "dtype policy (default: mixed_bfloat16)"
+    option("--precision", default="mixed_bfloat16", help=precision)
+    return run_command(parser, arguments)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Count what a GPU would run in each train step, without a GPU."""
+    resolve(args.arch)
+    changes = {"batch_size": args.batch_size, "precision": args.precision}
+    get_recipe(args.recipe, **changes)
+    counts = count_program(args.arch, args.recipe, **changes)
+    setting = args.arch, args.recipe, args.batch_size, args.precision
+    print(", ".join(map(str, setting)), "for an H100; per step:")
+    for name, count in counts.items():
         print(f"{count:6,}  {name}")
 
 
@@ -87,7 +108,6 @@ def _compile(arch, recipe, batch_size, precision):
     from keras_resnet_cifar.training import jax_steps
     from keras_resnet_cifar.training.compilation import compile_for_training
     from keras_resnet_cifar.training.inputs import as_dataset
-    from keras_resnet_cifar.training.recipes import get_recipe
 
     model = build_resnet(arch)
     shape = (_IMAGES, 32, 32, 3)
@@ -182,4 +202,4 @@ def _sizes(shape, resident):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         help="nets (default: resnet20)",
     )
     option("--dataset", default="cifar10", help="dataset (default: cifar10)")
-    reproduce.add_run_options(parser, "runs/curve")
+    reproduce.add_run_options(parser, "runs/curve", seeds="1")
     option(
         "--show",
         action="store_true",
@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> None:
     if args.picture is not None and args.picture.suffix != ".png":
         raise InputError(f"picture={args.picture}: name a .png file")
     rows = _rows(args)
+    if args.picture is not None:
+        make_folder(args.picture.parent)
     jobs = {key: runs.jobs([r], args.seeds, args.output) for key, r in rows}
     if not args.show:
         # `fast` and `fast-40` of 40 epochs are the same training.
@@ -78,9 +80,8 @@ def run(args: argparse.Namespace) -> None:
     points = _points(jobs)
     to_do = sum(map(len, jobs.values())) - sum(len(p["seeds"]) for p in points)
     if not points:
-        raise InputError(
-            f"no training in {args.output} is finished: train without show="
-        )
+        remedy = "train without show=" if args.show else "repeat the command"
+        raise InputError(f"no training in {args.output} is finished: {remedy}")
     table = [_HEAD, *map(_cells, points)]
     print((results.markdown if args.markdown else aligned)(table))
     if to_do:
@@ -88,7 +89,6 @@ def run(args: argparse.Namespace) -> None:
     make_folder(args.output)
     write_json(args.output / "curve.json", points)
     if args.picture is not None:
-        make_folder(args.picture.parent)
         write_json(args.picture.with_suffix(".json"), points)
         draw(points, args.picture)
 

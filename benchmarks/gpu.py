@@ -5,8 +5,8 @@
 
 runs the stages below one after the other, each in ten minutes at most, and
 prints a table of all results in the output folder. Running a stage again
-replaces its result; a training that ran out of time is resumed. `--smoke` runs
-the same code with tiny settings, also on a CPU.
+replaces its result, unless it fails; a training that ran out of time is
+resumed. `--smoke` runs the same code with tiny settings, also on a CPU.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from benchmarks.manifest import Row
 from benchmarks.reproduce import split
 from keras_resnet_cifar.cli.main import Parser
 from keras_resnet_cifar.cli.main import run as run_command
-from keras_resnet_cifar.errors import InputError, unknown
+from keras_resnet_cifar.cli.options import exit_if
+from keras_resnet_cifar.errors import InputError, explained, unknown
 from keras_resnet_cifar.files import make_folder, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,9 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     option(
         "--output",
         type=Path,
-        default=Path("runs/gpu"),
         metavar="DIR",
-        help="folder of results and run directories (default: runs/gpu)",
+        help="folder of results and run directories (default: runs/gpu, or "
+        "runs/gpu-smoke)",
     )
     return run_command(parser, arguments)
 
@@ -91,24 +92,43 @@ def run(args: argparse.Namespace) -> None:
             raise unknown("stage", name, STAGES)
     if args.only == []:
         raise InputError(f"only= names no stage: give {', '.join(STAGES)}")
+    if args.data_dir is not None and not args.data_dir.is_dir():
+        raise InputError(f"data_dir={args.data_dir} is not a folder: check it")
+    if args.output is None:
+        args.output = Path("runs", "gpu-smoke" if args.smoke else "gpu")
     make_folder(args.output)
+    failed = {}
     for name in args.only or STAGES:
         print(f"--- {name}", flush=True)
         lines = []
-        for what, result in STAGES[name](args):
-            print(f"{what}: {result}", flush=True)
-            lines.append([what, result])
-        write_json(args.output / f"{name}.json", lines)
+        try:
+            for what, result in STAGES[name](args):
+                print(f"{what}: {result}", flush=True)
+                lines.append([what, result])
+        except _Failed as error:
+            failed[name] = error.code
+        if lines:
+            write_json(args.output / f"{name}.json", lines)
     table = [("stage", "what", "result")]
     for name in STAGES:
         path = args.output / f"{name}.json"
         if path.exists():
-            lines = json.loads(path.read_text(encoding="utf-8"))
-            table += [(name, *line) for line in lines]
+            with explained(f"cannot read {path}", "remove it"):
+                lines = json.loads(path.read_text(encoding="utf-8"))
+                table += [(name, what, result) for what, result in lines]
     print(results.markdown(table))
+    exit_if(failed, f"python -m benchmarks.gpu --only {','.join(failed)}")
 
 
 Line = tuple[str, str]
+
+
+class _Failed(Exception):
+    """A stage failed, with the exit code of its command."""
+
+    def __init__(self, code: int):
+        super().__init__(code)
+        self.code = code
 
 
 def _quick(args: argparse.Namespace) -> Iterator[Line]:
@@ -117,9 +137,7 @@ def _quick(args: argparse.Namespace) -> Iterator[Line]:
     tiny = ("--arch=resnet8", "--steps=1", "--rounds=1", "--contenders=fit")
     names = "--contenders=fit,step,torch-eager,torch-graphs"
     options = tiny if args.smoke else ("--quick", names)
-    if fault := _benchmark(*options, f"--output={path}"):
-        yield "benchmark", fault
-        return
+    _benchmark(*options, f"--output={path}")
     result = json.loads(path.read_text())
     for contender in result["contenders"]:
         yield contender["name"], f"{contender['median']:,.0f} images/s"
@@ -137,12 +155,13 @@ def _variants(args: argparse.Namespace) -> Iterator[Line]:
             command = ("-m", "benchmarks.gpu_epochs", *options)
             code, output = _run(
                 *command,
-                *tiny * args.smoke,
+                *(tiny if args.smoke else ()),
                 seconds=_SECONDS if args.smoke else _SECONDS / 8,
                 XLA_FLAGS=flags,
             )
             last = (output.splitlines() or [""])[-1]
-            yield f"{name}, round {turn}", _fault(code) or last
+            fault = f"failed: exit code {code}" if code else ""
+            yield f"{name}, round {turn}", fault or last
 
 
 def _trainings(name: str) -> Callable:
@@ -153,7 +172,7 @@ def _trainings(name: str) -> Callable:
             rows = (_tiny(rows[0]),)
         jobs = runs.jobs(rows, None, args.output / "trainings")
         again = f"python -m benchmarks.gpu --only {name}"
-        runs.train_all(jobs, again, args.data_dir, _SECONDS)
+        failed = runs.train_all(jobs, again, args.data_dir, _SECONDS)
         for row in rows:
             records = [results.record(job) for job in jobs if job.row is row]
             begun = [record for record in records if record is not None]
@@ -168,6 +187,8 @@ def _trainings(name: str) -> Callable:
                 f"{row.recipe}, {row.arch}, epochs: {row.applied().epochs}",
                 result,
             )
+        for code in failed.values():
+            raise _Failed(code)
 
     return stage
 
@@ -184,9 +205,7 @@ def _time_to(args: argparse.Namespace) -> Iterator[Line]:
     options = _SMOKE_TIME_TO
     if not args.smoke:
         options = ("--time-to=0.96", *_TIME_TO, *data)
-    if fault := _benchmark(*options, f"--output={path}"):
-        yield "benchmark", fault
-        return
+    _benchmark(*options, f"--output={path}")
     for entry in json.loads(path.read_text()):
         reached = "not reached"
         if entry["seconds"] is not None:
@@ -203,14 +222,11 @@ STAGES: dict[str, Callable] = {
 }
 
 
-def _benchmark(*options: str) -> str:
+def _benchmark(*options: str) -> None:
     code, output = _run(str(ROOT / "scripts" / "benchmark.py"), *options)
     print(output, flush=True)
-    return _fault(code)
-
-
-def _fault(code):
-    return f"failed: exit code {code}" if code else ""
+    if code:
+        raise _Failed(code)
 
 
 def _run(*command: str, seconds: float = _SECONDS, **environment: Any) -> tuple:

@@ -3,29 +3,46 @@
     KERAS_BACKEND=jax python -m benchmarks.gpu_epochs
 
 prints images per second, the median over epochs after a first one, on random
-images. `--derived-gradient` has JAX derive the gradient of BatchNorm.
+images.
 """
 
 import argparse
 import statistics
+import sys
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
+from keras_resnet_cifar.cli.main import Parser
+from keras_resnet_cifar.cli.main import run as run_command
+from keras_resnet_cifar.errors import checked_number
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.training import layers
 from keras_resnet_cifar.training.train import train
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", default="resnet20")
-    parser.add_argument("--recipe", default="cosine")
-    parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--derived-gradient", action="store_true")
-    args = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    parser = Parser(description=run.__doc__, allow_abbrev=False)
+    parser.set_defaults(run=run, parser=parser)
+    option = parser.add_argument
+    option("--arch", default="resnet20", help="the net (default: resnet20)")
+    option("--recipe", default="cosine", help="recipe (default: cosine)")
+    images = "number of random images (default: 50,000)"
+    option("--images", type=int, default=50_000, help=images)
+    epochs = "epochs to time, after a first one (default: 20)"
+    option("--epochs", type=int, default=20, help=epochs)
+    gradient = "have JAX derive the gradient of BatchNorm"
+    option("--derived-gradient", action="store_true", help=gradient)
+    return run_command(parser, arguments)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Time whole epochs of `fit`, without files and evaluation."""
+    checked_number("images", args.images, int, 1)
+    checked_number("epochs", args.epochs, int, 1)
     if args.derived_gradient:
         _derive_gradients()
     shape = (args.images, 32, 32, 3)
@@ -58,4 +75,4 @@ def _derive_gradients() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -46,14 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(parser, arguments)
 
 
-def add_run_options(parser: Any, output: str) -> None:
+def add_run_options(parser: Any, output: str, seeds: str = "the row's") -> None:
     """Adds the options of everything that trains rows."""
     option = parser.add_argument
     option(
         "--seeds",
         type=int,
         metavar="N",
-        help="number of seeds per row (default: the row's)",
+        help=f"number of seeds per training (default: {seeds})",
     )
     option(
         "--budget",

@@ -54,7 +54,7 @@ def record(job: Job) -> dict[str, Any] | None:
 
 def _record(job, progress):
     config = job.run.read_config()
-    usual = replace(job, folder=Path("runs/reproduce"))
+    usual = replace(job, folder=Path("runs", job.folder.resolve().name))
     return {
         "seed": job.seed,
         "epochs_done": progress.epoch,

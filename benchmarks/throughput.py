@@ -1,8 +1,8 @@
 """Compares training with Keras's and PyTorch's own, in alternating rounds.
 
 Machines are noisy, especially shared ones. The contenders are therefore timed
-in rotating order (A B C, B C A, ...), and compared by the ratios within a
-round: median, minimum and maximum. Images per second of two runs cannot be
+in changing order (A B C, C B A, B C A, ...), and compared by the ratios within
+a round: median, minimum and maximum. Images per second of two runs cannot be
 compared.
 
 Keras is not imported here: everything that computes runs in separate processes.
@@ -152,9 +152,7 @@ def machine() -> dict[str, Any]:
 
 
 def share_in_use(seconds: float = 0.5) -> float:
-    """Returns the share of this process's cores in use, over some seconds.
-
-    It is from 0 to 1.
+    """Returns the share of this process's cores in use, from 0 to 1.
 
     While all contenders sleep, it is that of other programs. On systems other
     than Linux, it is 0.

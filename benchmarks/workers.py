@@ -162,9 +162,9 @@ def run_rounds(
     """Lets each worker measure once per round: A B C, C B A, B C A, A C B, ...
 
     The order rotates because the first after a rest may be slow, and turns
-    around because one may slow down the next. The workers
-    must be ready; `before` is called before each round, while all sleep.
-    Returns the results of the rounds by name.
+    around because one may slow down the next. The workers must be ready;
+    `before` is called before each round, while all sleep. Returns the results
+    of the rounds by name.
     """
     results: dict[str, list] = {worker.name: [] for worker in workers}
     for number in range(rounds):

@@ -125,14 +125,12 @@ def _evaluate(
     logits = evaluate.split_logits(model, split, names, args.tta)
     result = evaluate.report(logits, split, names, folder, args.mistakes)
     seconds = time.perf_counter() - start
-    where = f"{args.split} split of {data.name}{changed}"
+    how = "" if args.tta == "none" else f" with --tta {args.tta}"
+    where = f"{args.split} split of {data.name}{changed}{how}"
     scores = options.scores(result.to_json())
-    if args.tta != "none":
-        scores = f"with --tta {args.tta} {scores}"
-        where = f"{where} with --tta {args.tta}"
     page = Page(str(path), where, folder, result.to_json())
     print(
-        f"{path}: {args.split} {scores} "
+        f"{path}: {args.split}{how} {scores} "
         f"({len(split):,} images{changed}, {seconds:.1f} s; {folder})"
     )
     if args.calibrate:
@@ -153,7 +151,7 @@ def _evaluate(
             *(args.corruption_images, args.tta, _print_accuracies),
         )
         print(
-            f"{path}: mean corruption error "
+            f"{path}: mean corruption error{how} "
             f"{values['mean_corruption_error']:.2%} over the first 15 "
             f"({values['images']:,} images of each corruption and severity)"
         )

@@ -299,6 +299,7 @@ def evaluate_corruptions(
     values = {
         "images": right.shape[1],
         "source": "files" if files else "made",
+        "tta": tta,
         "clean": top1,
         "accuracy": accuracy,
         "mean_corruption_error": 1 - float(np.mean(standard)),

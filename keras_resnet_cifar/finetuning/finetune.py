@@ -25,6 +25,7 @@ from keras_resnet_cifar.training.inputs import (
     as_dataset,
     class_weights,
 )
+from keras_resnet_cifar.training.muon import check_trained_norm
 from keras_resnet_cifar.training.recipes import (
     FINETUNING,
     Recipe,
@@ -223,6 +224,8 @@ def finetune(
     data = as_dataset(model, data, validation_data)
     recipe = get_recipe(recipe, **changes)
     freeze_backbone(model, freeze, train_norm)  # refuse before writing
+    if recipe.optimizer == "muon":
+        check_trained_norm(model)
     if recipe.random_resized_crop:
         side = model.get_layer("backbone").input_shape[1]
         recipe = replace(recipe, random_resized_crop=side)

@@ -9,21 +9,23 @@ import keras
 from keras import ops
 
 from keras_resnet_cifar.errors import InputError, checked_number, explained
+from keras_resnet_cifar.models.nets import leaf_layers
 from keras_resnet_cifar.training.optimizers import CoupledSGD, Rate
 
 # The quintic of KellerJordan/Muon: it maximizes the slope at zero, so that
 # few steps bring all singular values near 1.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _EPSILON = 1e-7
+_DIMENSIONS = (2, 4, 5)  # of dense layers, and of 2-D and 3-D convolutions
 
 
 @keras.saving.register_keras_serializable(package="keras_resnet_cifar")
 class Muon(CoupledSGD):
     """Momentum orthogonalized by Newton-Schulz for kernels; SGD for the rest.
 
-    A kernel `w` of any convolution or dense layer is treated as a matrix
-    `[inputs, outputs]`, which is `[kh * kw * in, out]` for a 2-D convolution.
-    With its gradient `g` and momentum buffer `b`:
+    The kernel `w` of a dense layer or of a 2-D or 3-D convolution is treated as
+    a matrix `[inputs, outputs]`, e.g. `[kh * kw * in, out]`. With its gradient
+    `g` and momentum buffer `b`:
 
         b = momentum * b + g
         u = g + momentum * b  if nesterov else  b
@@ -35,14 +37,20 @@ class Muon(CoupledSGD):
 
     where `norm` is the Frobenius norm, and `x` is transposed so that `a` is
     small. Kernels of convolutions are rescaled, so a convolution must be
-    followed by a normalization, which makes its scale irrelevant. Kernels of
+    followed by a normalization that is trained or uses batch statistics, which
+    makes its scale irrelevant. Kernels of
     dense layers keep their scale, and decay as `w - rate * weight_decay * w`.
 
-    Everything else (biases, BatchNorm, and kernels that match `exclude`) is
-    trained with `CoupledSGD` at `sgd_ratio` times the rate.
+    Everything else is trained with `CoupledSGD` at `sgd_ratio` times the rate:
+    biases, BatchNorm, kernels that match `exclude`, three-dimensional kernels
+    (of attention and `Conv1D`), and variables with other names, such as
+    `pointwise_kernel`. In a model of your own, also exclude the output layer,
+    and depthwise and transposed convolutions, whose kernels are not
+    `[..., inputs, outputs]`.
 
-    The formulas are those of KellerJordan/Muon and, for convolutions, of
-    `airbench94_muon.py` in KellerJordan/cifar10-airbench. In contrast,
+    The formulas are those of `airbench94_muon.py` in
+    KellerJordan/cifar10-airbench; dense kernels decay as in KellerJordan/Muon,
+    but do not get its factor `max(1, outputs / inputs) ** 0.5`. In contrast,
     `keras.optimizers.Muon` trains all kernels that are not 2-D with AdamW,
     including those of convolutions, and does not rescale kernels.
 
@@ -80,16 +88,16 @@ class Muon(CoupledSGD):
         name: str = "muon",
         **kwargs: Any,
     ):
-        if not 0 <= momentum < 1:
+        if not 0 <= checked_number("momentum", momentum) < 1:
             raise InputError(f"momentum={momentum}: must be in [0, 1)")
-        if not 0 < sgd_momentum < 1:
+        if not 0 < checked_number("sgd_momentum", sgd_momentum) < 1:
             raise InputError(f"sgd_momentum={sgd_momentum}: must be in (0, 1)")
         steps = checked_number(
             "newton_schulz_steps", newton_schulz_steps, int, 1
         )
-        exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-        for pattern in exclude:
-            with explained(f"exclude={pattern!r}", "give regular expressions"):
+        with explained(f"exclude={exclude!r}", "give regular expressions"):
+            exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+            for pattern in exclude:
                 re.compile(pattern)
         super().__init__(
             learning_rate,
@@ -111,7 +119,7 @@ class Muon(CoupledSGD):
             index
             for index, variable in enumerate(variables)
             if variable.name == "kernel"
-            and len(variable.shape) > 1
+            and len(variable.shape) in _DIMENSIONS
             and not any(re.search(e, variable.path) for e in self.exclude)
         }
 
@@ -179,6 +187,9 @@ class Muon(CoupledSGD):
 def orthogonalized(matrices: Any, steps: int) -> Any:
     """Returns matrices `[..., m, n]` with all singular values near 1."""
     a, b, c = _COEFFICIENTS
+    dtype = keras.backend.standardize_dtype(matrices.dtype)
+    if dtype == "float16":  # the squares of small gradients would be 0
+        matrices = ops.cast(matrices, "float32")
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = ops.swapaxes(matrices, -1, -2) if tall else matrices
     squares = ops.sum(ops.square(x), axis=(-2, -1), keepdims=True)
@@ -186,4 +197,22 @@ def orthogonalized(matrices: Any, steps: int) -> Any:
     for _ in range(steps):
         gram = ops.matmul(x, ops.swapaxes(x, -1, -2))
         x = a * x + ops.matmul(b * gram + c * ops.matmul(gram, gram), x)
-    return ops.swapaxes(x, -1, -2) if tall else x
+    return ops.cast(ops.swapaxes(x, -1, -2) if tall else x, dtype)
+
+
+def check_trained_norm(model: keras.Model) -> None:
+    """Raises `InputError` if convolutions train, but no BatchNorm does.
+
+    Muon rescales the convolutions, and a frozen BatchNorm does not undo that.
+    """
+    norms = [
+        layer.trainable
+        for layer in leaf_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    kernels = [w for w in model.trainable_weights if len(w.shape) > 2]
+    if kernels and norms and not any(norms):
+        raise InputError(
+            "optimizer=muon rescales convolutions, which a frozen BatchNorm "
+            "does not undo: give train_norm=True, or optimizer=sgd"
+        )

@@ -60,7 +60,7 @@ class Recipe:
     batch_size: int = _field(128, "images per step")
     learning_rate: float = _field(0.1, "full rate, scaled by the schedule")
     optimizer: Any = _field("sgd", "optimizer")  # noqa: RUF009
-    momentum: float = _field(0.9, "momentum, or beta_1 of Adam; 0 to 1")
+    momentum: float = _field(0.9, "momentum, or beta_1 of Adam; below 1")
     sgd_ratio: float = _field(5.0, "for muon: rate of SGD / learning_rate")
     nesterov: bool = _field(False, "use Nesterov momentum")
     weight_decay: float = _field(1e-4, "weight decay, coupled as in PyTorch")
@@ -75,15 +75,15 @@ class Recipe:
     random_resized_crop: int = _field(
         0, "side in pixels; replaces the padded crop; 0: off"
     )
-    flip: bool = _field(True, "mirror each image with probability 1/2")
+    flip: bool = _field(True, "mirror images, each with probability 1/2")
     alternating_flip: bool = _field(
-        False, "mirror each image in every other epoch, not at random"
+        False, "with flip: in every other epoch instead of at random"
     )
     cutout: int = _field(0, "side of the blanked square in pixels; 0: off")
     mixup: float = _field(0.0, "alpha of MixUp's Beta distribution; 0: off")
     cutmix: float = _field(0.0, "upper end of CutMix's alpha, up to 1; 0: off")
     rand_augment: int = _field(0, "RandAugment operations per image; 0: off")
-    label_smoothing: float = _field(0.0, "label smoothing, 0 to 1")
+    label_smoothing: float = _field(0.0, "label smoothing, below 1")
     ema: float = _field(0.0, "momentum of the averaged weights; 0: off")
     precision: str = _field("float32", "dtype policy of the computation")
     validation: float = _field(0, "images to hold out, a count or a fraction")

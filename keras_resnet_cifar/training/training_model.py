@@ -17,7 +17,7 @@ from keras_resnet_cifar.training.layers import faster_class
 from keras_resnet_cifar.training.variables import arrays, assign, copies
 
 _BACKEND = keras.backend.backend()
-_MOST_DRAWS = 64  # of one layer in one step; the layers here draw 3 to 8 times
+_MOST_DRAWS = 64  # of one layer in one step; the layers here draw 1 to 5 times
 
 # Layers that stay float32 under any policy: pixels, the head, and the logits.
 _FLOAT32 = (

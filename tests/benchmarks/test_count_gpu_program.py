@@ -11,6 +11,7 @@ from benchmarks.count_gpu_program import (
     count_bytes,
     count_kernels,
     count_launches,
+    main,
 )
 
 BEFORE = """\
@@ -71,6 +72,21 @@ def test_bytes_of_the_steps_are_counted():
     # JAX 0.11 names an element of a tuple so.
     element = HLO.replace("copy(%picked)", "copy(%batch#1)")
     assert count_bytes(element, "u8[50,") == 4 * 4 + 1 + written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--recipe", "nope"], "unknown recipe"),
+        (["--arch", "nope"], "unknown arch"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--precision", "f16"], "precision"),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(arguments, text, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -366,6 +366,7 @@ def test_bad_input_is_refused_in_a_line(arguments, text, tmp_path, capsys):
         (["--archs", "resnet21"], "depth 21"),
         (["--picture", "curve.jpg"], "--picture curve.jpg"),
         (["--show"], "is finished: train without --show"),
+        (["--dataset", "shapes", "--budget", "0.01s"], "repeat the command"),
     ],
 )
 def test_a_curve_of_bad_input_is_refused(arguments, text, tmp_path, capsys):

@@ -16,6 +16,7 @@ VARIABLES = {
     "a/kernel": (3, 3, 16, 16),
     "b/kernel": (3, 3, 16, 16),
     "wide/kernel": (1, 1, 8, 32),
+    "attention/kernel": (8, 2, 4),
     "hidden/kernel": (24, 16),
     "hidden/bias": (16,),
     "norm/gamma": (16,),
@@ -56,7 +57,8 @@ def torch_muon(weights, gradients, rates):
         return torch.tensor(np.moveaxis(array, -1, 0).copy())
 
     values = {path: of_keras(array) for path, array in weights.items()}
-    muon = [p for p in values if "kernel" in p and "head" not in p]
+    sgd_only = ("attention/kernel", "head_dense/kernel")
+    muon = [p for p in values if "kernel" in p and p not in sgd_only]
     rest = [values[p] for p in values if p not in muon]
     for value in rest:
         value.requires_grad_()
@@ -138,6 +140,13 @@ def test_convolutions_keep_their_norm_whatever_the_gradient():
     assert norm == pytest.approx(math.sqrt(9), abs=0.05)
 
 
+def test_small_float16_gradients_stay_finite():
+    update = keras.ops.full((4, 4), 1e-6, "float16")
+    result = orthogonalized(update, 3)
+    assert keras.backend.standardize_dtype(result.dtype) == "float16"
+    assert np.isfinite(keras.ops.convert_to_numpy(result)).all()
+
+
 @pytest.mark.parametrize(
     ("exclude", "kernels"),
     [((), 5), ("head_dense", 4), (("head_dense", "^a/"), 3)],
@@ -204,6 +213,9 @@ def test_it_survives_its_config():
         {"sgd_ratio": -1},
         {"weight_decay": math.nan},
         {"exclude": ["("]},
+        {"exclude": None},
+        {"momentum": "x"},
+        {"sgd_momentum": None},
     ],
 )
 def test_values_out_of_range(options):
