@@ -76,7 +76,7 @@ def test_processes_on_a_gpu_share_its_memory(
 def test_without_gpus_trainings_take_turns(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert many_runs.checked_jobs(None) == 1
-    assert "jobs=0: give 1" in refusal(many_runs.checked_jobs, 0)
+    assert "jobs=0: must be at least 1" in refusal(many_runs.checked_jobs, 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
