@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks import curve, table
 from benchmarks.contenders import CONTENDERS
-from keras_resnet_cifar.cli.main import Parser
 from keras_resnet_cifar.cli.main import run as run_command
+from keras_resnet_cifar.cli.main import script_parser
 from keras_resnet_cifar.cli.options import add_data_options, data_options
 from keras_resnet_cifar.cli.start import import_keras
 from keras_resnet_cifar.data.datasets import check_known
@@ -37,12 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["curve"]:
         return curve.main(arguments[1:])
-    parser = Parser(
-        description=run.__doc__,
-        epilog="accuracy over epochs and seconds: benchmark.py curve --help",
-        allow_abbrev=False,
+    parser = script_parser(run)
+    parser.epilog = (
+        "accuracy over epochs and seconds: benchmark.py curve --help"
     )
-    parser.set_defaults(run=run, parser=parser)
     _add_options(parser)
     return run_command(parser, arguments)
 

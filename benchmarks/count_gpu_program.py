@@ -21,8 +21,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_resnet_cifar.cli.main import Parser
 from keras_resnet_cifar.cli.main import run as run_command
+from keras_resnet_cifar.cli.main import script_parser
 from keras_resnet_cifar.models.architectures import resolve
 from keras_resnet_cifar.training.recipes import get_recipe
 
@@ -33,8 +33,7 @@ _IMAGES = 50_000  # of the resident split
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    parser = Parser(description=run.__doc__, allow_abbrev=False)
-    parser.set_defaults(run=run, parser=parser)
+    parser = script_parser(run)
     option = parser.add_argument
     option("--arch", default="resnet20", help="the net (default: resnet20)")
     option("--recipe", default="cosine", help="recipe (default: cosine)")

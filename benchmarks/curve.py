@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks import reproduce, results, runs
 from benchmarks.manifest import FAMILIES, Row, recipe_for
-from keras_resnet_cifar.cli.main import Parser
 from keras_resnet_cifar.cli.main import run as run_command
+from keras_resnet_cifar.cli.main import script_parser
 from keras_resnet_cifar.cli.options import aligned
 from keras_resnet_cifar.data.datasets import check_known
 from keras_resnet_cifar.errors import InputError
@@ -24,11 +24,9 @@ _RECIPES = [name for name in ("onecycle", *FAMILIES) if name in RECIPES]
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    parser = Parser(
-        "benchmark.py curve", description=run.__doc__, allow_abbrev=False
-    )
+    parser = script_parser(run, "benchmark.py curve")
     go_on = ["python", "scripts/benchmark.py", "curve", *arguments]
-    parser.set_defaults(run=run, parser=parser, go_on=shlex.join(go_on))
+    parser.set_defaults(go_on=shlex.join(go_on))
     option = parser.add_argument
     option(
         "--recipes",

@@ -5,7 +5,7 @@
 
 runs the stages below one after the other, each in ten minutes at most, and
 prints a table of all results in the output folder. Running a stage again
-replaces its result, unless it fails; a training that ran out of time is
+replaces its results once it has some; a training that ran out of time is
 resumed. `--smoke` runs the same code with tiny settings, also on a CPU.
 """
 
@@ -22,8 +22,8 @@ from typing import Any
 from benchmarks import results, runs
 from benchmarks.manifest import Row
 from benchmarks.reproduce import split
-from keras_resnet_cifar.cli.main import Parser
 from keras_resnet_cifar.cli.main import run as run_command
+from keras_resnet_cifar.cli.main import script_parser
 from keras_resnet_cifar.cli.options import exit_if
 from keras_resnet_cifar.errors import InputError, explained, unknown
 from keras_resnet_cifar.files import make_folder, write_json
@@ -63,8 +63,7 @@ _SMOKE_TIME_TO = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    parser = Parser(description=run.__doc__, allow_abbrev=False)
-    parser.set_defaults(run=run, parser=parser)
+    parser = script_parser(run)
     option = parser.add_argument
     option(
         "--only",
@@ -148,6 +147,7 @@ def _quick(args: argparse.Namespace) -> Iterator[Line]:
 def _variants(args: argparse.Namespace) -> Iterator[Line]:
     """Epochs of `fit`, compiled in several ways, in two rounds."""
     tiny = ("--arch=resnet8", "--images=256", "--epochs=1")
+    failed = 0
     for turn in (1,) if args.smoke else (1, 2):
         for name, (flags, options) in _VARIANTS.items():
             # XLA takes a value that begins with a space for a file's name.
@@ -160,8 +160,11 @@ def _variants(args: argparse.Namespace) -> Iterator[Line]:
                 XLA_FLAGS=flags,
             )
             last = (output.splitlines() or [""])[-1]
+            failed = failed or code
             fault = f"failed: exit code {code}" if code else ""
             yield f"{name}, round {turn}", fault or last
+    if failed:
+        raise _Failed(failed)
 
 
 def _trainings(name: str) -> Callable:
@@ -187,8 +190,8 @@ def _trainings(name: str) -> Callable:
                 f"{row.recipe}, {row.arch}, epochs: {row.applied().epochs}",
                 result,
             )
-        for code in failed.values():
-            raise _Failed(code)
+        if failed:
+            raise _Failed(next(iter(failed.values())))
 
     return stage
 

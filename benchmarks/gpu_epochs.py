@@ -15,8 +15,8 @@ from unittest import mock
 
 import numpy as np
 
-from keras_resnet_cifar.cli.main import Parser
 from keras_resnet_cifar.cli.main import run as run_command
+from keras_resnet_cifar.cli.main import script_parser
 from keras_resnet_cifar.errors import checked_number
 from keras_resnet_cifar.models.resnet import build_resnet
 from keras_resnet_cifar.training import layers
@@ -25,8 +25,7 @@ from keras_resnet_cifar.training.train import train
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    parser = Parser(description=run.__doc__, allow_abbrev=False)
-    parser.set_defaults(run=run, parser=parser)
+    parser = script_parser(run)
     option = parser.add_argument
     option("--arch", default="resnet20", help="the net (default: resnet20)")
     option("--recipe", default="cosine", help="recipe (default: cosine)")

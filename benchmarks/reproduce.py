@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks import results, runs
 from benchmarks.manifest import ROWS
-from keras_resnet_cifar.cli.main import Parser
 from keras_resnet_cifar.cli.main import run as run_command
+from keras_resnet_cifar.cli.main import script_parser
 from keras_resnet_cifar.cli.options import JOBS, exit_if
 from keras_resnet_cifar.errors import InputError, unknown
 from keras_resnet_cifar.training.many_runs import checked_jobs
@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = Parser(description=run.__doc__, allow_abbrev=False)
+    parser = script_parser(run)
     go_on = shlex.join(["python", "scripts/reproduce.py", *arguments])
-    parser.set_defaults(run=run, parser=parser, go_on=go_on)
+    parser.set_defaults(go_on=go_on)
     names = ", ".join(row.name for row in ROWS)
     parser.add_argument(
         "--only",

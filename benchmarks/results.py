@@ -32,7 +32,7 @@ _HEAD = (
 _HOW = (
     "Test accuracy after the last epoch: mean ± standard deviation over seeds. "
     "Seconds per epoch are those of the fastest epoch of this net on this "
-    "device, in any row; runs at the same time as others took longer. The "
+    "device, in any row: trainings that ran side by side took longer. The "
     "difference to the source is in points; its net or epochs may differ. To "
     "repeat a row, run `.venv/bin/python scripts/reproduce.py --only ROW`; on "
     "a GPU, with `KERAS_BACKEND=jax`"
@@ -180,7 +180,8 @@ def _with_earlier(row, seeds, earlier, report):
 def _saved(row, path):
     """Returns the seeds that a file of docs/results/ has."""
     with explained(f"{path} holds no results", "restore or remove it"):
-        seeds = json.loads(path.read_text(encoding="utf-8"))["seeds"]
+        seeds = _json(path)["seeds"]
+        # Raise if something is missing.
         _cells(row, seeds, paces(seeds))
         _section(row, seeds)
         for seed in seeds:
@@ -192,7 +193,7 @@ def _saved(row, path):
 def _settings(seed):
     recipe = seed["recipe"]
     named = {k: recipe[k] for k in recipe if k not in ("source", "expected")}
-    return named, seed.get("weights")
+    return named, seed["weights"]
 
 
 def _around_the_table(readme):

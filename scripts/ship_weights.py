@@ -7,8 +7,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from keras_resnet_cifar.cli import options
-from keras_resnet_cifar.cli.main import Parser
 from keras_resnet_cifar.cli.main import run as run_command
+from keras_resnet_cifar.cli.main import script_parser
 from keras_resnet_cifar.cli.start import import_keras
 
 
@@ -24,8 +24,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> int:
     """Runs the command; returns the exit code."""
-    parser = Parser("scripts/ship_weights.py", description=run.__doc__)
-    parser.set_defaults(run=run, parser=parser, command="ship_weights")
+    parser = script_parser(run, "scripts/ship_weights.py")
+    parser.set_defaults(command="ship_weights")
     runs = "finished runs with different seeds; the first one's weights ship"
     where = "folder of the dataset (default: the one used in training)"
     options.add(parser, "runs", Path, runs, nargs="+", metavar="RUN")

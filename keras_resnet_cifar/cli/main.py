@@ -14,9 +14,9 @@ import signal
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import keras_resnet_cifar
 from keras_resnet_cifar.errors import (
@@ -111,6 +111,13 @@ class Parser(argparse.ArgumentParser):
             return f"{option} {value}"
 
         return _ARGUMENT.sub(rewrite, message)
+
+
+def script_parser(run: Callable[..., Any], prog: str | None = None) -> Parser:
+    """Returns the parser of a script that has one command, `run`."""
+    parser = Parser(prog, description=run.__doc__, allow_abbrev=False)
+    parser.set_defaults(run=run, parser=parser)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

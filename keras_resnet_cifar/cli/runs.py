@@ -163,6 +163,7 @@ def resumed_run(
     }
     check_same({**config, **run}, {**changes, **shared})
     options.checkpoints(args.resume)
+    # A run goes on with the same bits only on its own backend.
     os.environ.setdefault("KERAS_BACKEND", config["backend"])
     settings = _settings(args) | {
         "recipe": recipes.get_recipe(recipe, epochs=args.epochs),

@@ -224,8 +224,7 @@ def finetune(
     data = as_dataset(model, data, validation_data)
     recipe = get_recipe(recipe, **changes)
     freeze_backbone(model, freeze, train_norm)  # refuse before writing
-    if recipe.optimizer == "muon":
-        check_trained_norm(model)
+    check_trained_norm(model, recipe.optimizer)
     if recipe.random_resized_crop:
         side = model.get_layer("backbone").input_shape[1]
         recipe = replace(recipe, random_resized_crop=side)

@@ -30,7 +30,6 @@ from keras_resnet_cifar.training.run_directory import RunDirectory, read_csv
 
 PACKAGE = (sys.executable, "-m", "keras_resnet_cifar")
 REFUSED = 2
-_DAMAGE = (ArithmeticError, LookupError, TypeError, ValueError)
 _STOPPED = (-signal.SIGINT, -signal.SIGTERM, 130, 143)  # exit codes
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -110,10 +109,9 @@ def read_progress(
     except InputError as error:
         fault = f"{run.path} is unusable: {error}"
         return Progress("unusable", epochs, fault=fault)
-    except (OSError, *_DAMAGE) as error:
-        fault = f"{run.path} is unusable ({one_line(error)}): restore its "
-        fault += "files, or move it away"
-        return Progress("unusable", epochs, fault=fault)
+    except (OSError, ArithmeticError, LookupError, TypeError, ValueError) as e:
+        fault = f"{run.path} is unusable ({one_line(e)}): restore its files, "
+        return Progress("unusable", epochs, fault=f"{fault}or move it away")
     state = "running" if _is_locked(run) else "stopped"
     return Progress(state, epochs, *done)
 

@@ -37,9 +37,9 @@ class Muon(CoupledSGD):
 
     where `norm` is the Frobenius norm, and `x` is transposed so that `a` is
     small. Kernels of convolutions are rescaled, so a convolution must be
-    followed by a normalization that is trained or uses batch statistics, which
-    makes its scale irrelevant. Kernels of
-    dense layers keep their scale, and decay as `w - rate * weight_decay * w`.
+    followed by a normalization, which makes its scale irrelevant, and which
+    must not be frozen. Kernels of dense layers keep their scale, and decay as
+    `w - rate * weight_decay * w`.
 
     Everything else is trained with `CoupledSGD` at `sgd_ratio` times the rate:
     biases, BatchNorm, kernels that match `exclude`, three-dimensional kernels
@@ -200,11 +200,14 @@ def orthogonalized(matrices: Any, steps: int) -> Any:
     return ops.cast(ops.swapaxes(x, -1, -2) if tall else x, dtype)
 
 
-def check_trained_norm(model: keras.Model) -> None:
-    """Raises `InputError` if convolutions train, but no BatchNorm does.
+def check_trained_norm(model: keras.Model, optimizer: Any) -> None:
+    """Raises `InputError` if Muon trains convolutions, but no BatchNorm.
 
-    Muon rescales the convolutions, and a frozen BatchNorm does not undo that.
+    It rescales the convolutions, which a frozen BatchNorm does not undo.
+    `optimizer` is that of a recipe.
     """
+    if optimizer != "muon":
+        return
     norms = [
         layer.trainable
         for layer in leaf_layers(model)
@@ -214,5 +217,6 @@ def check_trained_norm(model: keras.Model) -> None:
     if kernels and norms and not any(norms):
         raise InputError(
             "optimizer=muon rescales convolutions, which a frozen BatchNorm "
-            "does not undo: give train_norm=True, or optimizer=sgd"
+            "does not undo: train BatchNorm (train_norm=True to fine-tune), or "
+            "give optimizer=sgd"
         )

@@ -43,6 +43,7 @@ from keras_resnet_cifar.training.checkpointing import (
 from keras_resnet_cifar.training.compilation import compile_for_training
 from keras_resnet_cifar.training.fitting import fit
 from keras_resnet_cifar.training.model_card import LAST, model_card
+from keras_resnet_cifar.training.muon import check_trained_norm
 from keras_resnet_cifar.training.objects import loss_of
 from keras_resnet_cifar.training.recipes import (
     DEFAULT,
@@ -330,6 +331,7 @@ def _recipe_for(model, data, recipe, changes) -> Recipe:
         if split is not None and not isinstance(split, StreamedSplit):
             saving.check_classifier(model, image_shape=split.images.shape[1:])
     check_crop(recipe, model)
+    check_trained_norm(model, recipe.optimizer)
     loss_of(recipe, data.num_classes)  # refuse before writing
     if recipe.alternating_flip and isinstance(data.train, StreamedSplit):
         raise InputError(

@@ -231,6 +231,21 @@ def test_a_damaged_backup_is_reported_to_quiet_users_too(
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
+def test_a_run_is_resumed_on_its_backend(tmp_path):
+    pytest.importorskip("jax", reason="the run's backend")
+    run, unset = tmp_path / "run", dict(os.environ)
+    unset.pop("KERAS_BACKEND", None)
+    first = ["--arch", "resnet8", "--validation", "9000", "--output-dir", run]
+    for environment, options, code in (
+        (unset | {"KERAS_BACKEND": "jax"}, [*first, "--epochs", "1"], 0),
+        (unset | {"KERAS_BACKEND": "tensorflow"}, ["--resume", run], 2),
+        (unset, ["--resume", run], 0),
+    ):
+        command = [sys.executable, ROOT / "scripts" / "train.py", *options]
+        assert subprocess.run(command, env=environment).returncode == code
+
+
 def test_another_backend_is_no_option_to_leave_out():
     message = refusal(check_same, CONFIG, {"backend": "jax"})
     assert "set KERAS_BACKEND=tensorflow" in message

@@ -153,6 +153,7 @@ def test_made_and_published_images(
         )
         read = json.loads((tmp_path / "corruptions.json").read_text())
         assert read == values
+        assert read["tta"] == "none"
         assert (values["source"], values["images"]) == (source, 50)
         standard = [values["accuracy"][name] for name in STANDARD]
         error = 1 - np.mean(standard)

@@ -419,7 +419,7 @@ def test_a_head_is_resumed_with_the_net_it_belongs_to(
         ({"freeze": "stage4"}, "3 stages"),
         ({"seed": -1}, "seed=-1"),
         ({"batchsize": 3}, "batch_size"),
-        ({"optimizer": "muon"}, "give train_norm=True, or optimizer=sgd"),
+        ({"optimizer": "muon"}, "train_norm=True to fine-tune"),
     ],
 )
 def test_bad_arguments(start, options, part):

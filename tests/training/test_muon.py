@@ -8,7 +8,10 @@ import pytest
 from helpers import TINY, refusal
 
 import keras_resnet_cifar as krc
-from keras_resnet_cifar.training.muon import orthogonalized
+from keras_resnet_cifar.training.muon import (
+    check_trained_norm,
+    orthogonalized,
+)
 
 # Names and shapes as Keras has them; two kernels share a shape.
 VARIABLES = {
@@ -166,6 +169,23 @@ def test_what_is_excluded_is_trained_by_sgd(exclude, kernels):
         for a, b in zip(sgd, muon, strict=True)
     ]
     assert len(same) - sum(same) == kernels
+
+
+def test_a_frozen_normalization_is_refused(tiny_model, tiny_data):
+    model = tiny_model()
+    norms, convolutions = (
+        [layer for layer in model.layers if isinstance(layer, kind)]
+        for kind in (keras.layers.BatchNormalization, keras.layers.Conv2D)
+    )
+    for layer in norms:
+        layer.trainable = False
+    assert "optimizer=muon rescales" in refusal(
+        krc.train, model, tiny_data, "fast"
+    )
+    check_trained_norm(model, "sgd")
+    for layer in convolutions:
+        layer.trainable = False
+    check_trained_norm(model, "muon")
 
 
 def test_decay_is_excluded_by_name():
