@@ -167,7 +167,8 @@ def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
                 values, means, spreads, fmt="o-", capsize=3, label=name
             )
     places = sorted({results.place(point["seeds"][0]) for point in points})
-    labels = "epochs", f"seconds of training on {' and '.join(places)}"
+    where = " and ".join(places)
+    labels = "epochs", f"epochs x the fastest epoch, in seconds on {where}"
     for axis, label in zip(axes, labels, strict=True):
         axis.set(xscale="log", xlabel=label)
         axis.grid(alpha=0.3, which="both")

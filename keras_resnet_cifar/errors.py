@@ -10,6 +10,7 @@ from typing import Any
 
 _ALIASES = {"tflite": "litert"}
 _ALIASES |= dict.fromkeys(("bf16", "bfloat16"), "mixedbfloat16")
+_ALIASES |= dict.fromkeys(("fp16", "float16"), "mixedfloat16")
 
 
 class InputError(ValueError):
@@ -48,20 +49,25 @@ def unknown(
 ) -> InputError:
     """Returns an `InputError` for a name that is not in a table.
 
-    The message suggests names that are similar, or that have the initials given
-    (`"lr"`). `hint` replaces the list of the known names, if that is long.
+    The message suggests `similar` names. `hint` replaces the list of the known
+    names, if that is long.
     """
     known = list(known)
-    text = str(name).lower()
-    near = [
-        k for k in known if "".join(w[0] for w in k.split("_") if w) == text
-    ]
-    near = near or difflib.get_close_matches(text, known, n=3, cutoff=0.5)
+    near = similar(name, known)
     remedy = f"did you mean {' or '.join(near)}? " if near else ""
     return InputError(
         f"unknown {kind} {name!r}: {remedy}"
         + (hint or f"known: {', '.join(known)}")
     )
+
+
+def similar(name: object, known: Collection[str]) -> list[str]:
+    """Returns names that have the initials given (`"lr"`), or are similar."""
+    text = str(name).lower()
+    near = [
+        k for k in known if "".join(w[0] for w in k.split("_") if w) == text
+    ]
+    return near or difflib.get_close_matches(text, known, n=3, cutoff=0.5)
 
 
 def check_name(kind: str, name: Any, known: Collection[str]) -> None:
@@ -97,6 +103,14 @@ def checked_number(
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
+def checked_below_one(name: str, value: Any) -> float:
+    """Returns a number as a float, if it is at least 0 and below 1."""
+    value = checked_number(name, value)
+    if value >= 1:
+        raise InputError(f"{name}={value}: must be below 1")
+    return float(value)
+
+
 def checked_seed(seed: Any) -> int:
     """Returns a seed as an int; raises `InputError` unless 0 to 2**31 - 1."""
     return checked_number("seed", seed, int, 0, 2**31 - 1)
@@ -106,7 +120,8 @@ def spelled(name: Any, known: Iterable[str]) -> Any:
     """Returns a name as the table spells it; an unknown name is unchanged.
 
     Case, spaces, hyphens and underscores do not matter: `CIFAR-10` is
-    `cifar10`. `bf16`, `bfloat16` and `tflite` are understood, too.
+    `cifar10`. `bf16`, `bfloat16`, `fp16`, `float16` and `tflite` are
+    understood, too.
     """
     known = list(known)
     if name in known:

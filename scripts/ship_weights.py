@@ -17,7 +17,7 @@ def run(args: argparse.Namespace) -> None:
     import_keras()
     from benchmarks.shipping import ship
 
-    row = ship(args.runs, args.name, args.data_dir)
+    row = ship(args.runs, args.name, args.data_dir, replace=args.replace)
     for field, value in vars(row).items():
         print(f"{field}: {value}")
 
@@ -32,6 +32,7 @@ def main() -> int:
     name = "name of the weights, as in weights=NAME"
     options.add(parser, "--name", str, name, required=True)
     options.add(parser, "--data-dir", Path, where)
+    options.add(parser, "--replace", bool, "replace weights of this name")
     return run_command(parser)
 
 

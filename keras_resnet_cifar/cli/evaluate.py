@@ -52,8 +52,12 @@ def run(args: argparse.Namespace) -> None:
     if args.corruption_images < 1:
         given = args.corruption_images
         raise InputError(f"corruption_images={given}: give 1 or more")
+    if "corruption_images" in options.given(args) and not args.corruptions:
+        raise InputError("corruption_images= needs corruptions=True")
     if args.report:
         check_replaceable(args.report)
+        if args.report.suffix not in (".html", ".htm"):
+            raise InputError(f"report={args.report}: name a .html file")
         if not args.report.parent.is_dir():
             raise InputError(
                 f"report={args.report}: its folder does not exist; create it"

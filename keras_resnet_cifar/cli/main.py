@@ -24,6 +24,7 @@ from keras_resnet_cifar.errors import (
     ExportFailed,
     InputError,
     one_line,
+    similar,
 )
 
 # Tasks, and the commands for them, each with the arguments of an example.
@@ -161,7 +162,7 @@ def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
         args, unrecognized = parser.parse_known_args(arguments)
         parser = args.parser
         if unrecognized:
-            parser.error(f"unrecognized arguments: {' '.join(unrecognized)}")
+            parser.error(_unrecognized(parser, unrecognized))
         with _plain_warnings(parser):
             args.run(args)
         sys.stdout.flush()  # a full disk fails here, not at exit
@@ -179,6 +180,18 @@ def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
         print("; ".join(["interrupted", *notes]), file=sys.stderr)
         return 128 + getattr(interrupt, "number", signal.SIGINT)
     return 0
+
+
+def _unrecognized(parser: Parser, words: list[str]) -> str:
+    """Returns the message about words that are no arguments of a command."""
+    flags = [f for a in parser._actions for f in a.option_strings]
+    names = {flag.strip("-").replace("-", "_"): flag for flag in flags}
+    word = words[0].partition("=")[0]
+    near = similar(word.strip("-").replace("-", "_"), names)
+    message = f"unrecognized arguments: {' '.join(words)}"
+    if word.startswith("--") and near:
+        message += f"; did you mean {' or '.join(names[n] for n in near)}?"
+    return message
 
 
 @contextlib.contextmanager

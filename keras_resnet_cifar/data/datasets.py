@@ -142,6 +142,10 @@ def check_known(
     """Raises `InputError` for arguments that fit no dataset or source."""
     name = spelled_dataset(name)
     if name not in DATASETS and not os.path.isdir(str(name)):
+        if os.sep in str(name):
+            raise InputError(
+                f"dataset={name} is not an existing folder: check the path"
+            )
         raise unknown("dataset", name, [*DATASETS, "a folder of images"])
     if source not in (None, *SOURCES):
         raise unknown("source", source, SOURCES)

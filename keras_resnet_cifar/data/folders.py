@@ -31,8 +31,8 @@ def class_names(folder: str | os.PathLike) -> tuple[str, ...]:
     names = tuple(_classes(train))
     if len(names) < 2:
         raise InputError(
-            f"{train} needs one folder per class, at least two. Received: "
-            f"{len(names)}"
+            f"{train} has {len(names)} folders of images: give it one folder "
+            "per class, at least two"
         )
     return names
 
@@ -146,6 +146,8 @@ def image_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
                 raise InputError(f"{path} has no images: give another folder")
         files += found
     for path in files:
+        if not path.exists():
+            raise InputError(f"{path} does not exist: give an image file")
         with opened_path(path):
             pass
     return files

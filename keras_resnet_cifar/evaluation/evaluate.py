@@ -202,11 +202,15 @@ def evaluate(
             logits are not finite, `tta` is unknown, the images or labels are
             invalid, or there is no test split.
     """
+    check_classifier(model)
     if isinstance(split, Dataset):
         if class_names is None:
             class_names = split.class_names
         if split.test is None:
-            raise InputError(f"{split.name} has no test split: give a Split")
+            raise InputError(
+                f"{split.name} has no test split: give another, such as "
+                "split=data.validation"
+            )
         split = split.test
     elif not isinstance(split, Split):
         split = Split(*paired("split", split))

@@ -1,5 +1,6 @@
 """The table of backbones that come with ImageNet weights."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,7 @@ BACKBONES = {
         _keras("ResNet152V2", "tf"),
     )
 }
+"""The backbones with ImageNet weights by name."""
 
 
 def found_backbone(name: str | Path) -> str:
@@ -90,6 +92,8 @@ def check_backbone(name: str | Path, weights: str | Path) -> None:
     name = found_backbone(name)
     if name in BACKBONES or str(name).endswith(".keras"):
         return
+    if os.sep in str(name) and not Path(name).exists():
+        raise InputError(f"backbone={name} does not exist: check the path")
     if weights in ("imagenet", "none", "hub"):
         if str(name) in architectures.ARCHITECTURES:
             raise InputError(

@@ -130,7 +130,7 @@ def check_classifier(
     `(H, W, channels)` that it must take, where `None` fits any size. Errors
     call the model `name`, by default its own.
     """
-    name = name or getattr(model, "name", model)
+    name = name or getattr(model, "name", repr(model))
     match getattr(model, "input_shape", 0), getattr(model, "output_shape", 0):
         case tuple((_, height, width, 1 | 3 as channels)), tuple((_, outputs)):
             own = (height, width, channels)
@@ -143,14 +143,14 @@ def check_classifier(
     sides = zip(own, shape, strict=True)
     if any(None not in pair and pair[0] != pair[1] for pair in sides):
         raise InputError(
-            f"{name} takes images {own}, but these are {shape}: build it with "
-            f"input_shape={shape}"
+            f"{name} takes images {own}, but these are {shape}: resize them, "
+            f"or build it with input_shape={shape}"
         )
     if classes not in (None, outputs):
         raise InputError(
             f"{name} has {outputs} outputs, but the dataset has {classes} "
-            "classes: give the dataset it was trained on, or build it with "
-            f"num_classes={classes}"
+            "classes: give the dataset it was trained on, or a net of "
+            f"{classes} outputs"
         )
     activation = _last_activation(model)
     if activation:

@@ -140,7 +140,7 @@ def find_weights(weights: str | Path, arch: str) -> Weights | None:
         return WEIGHTS[text, arch]
     if nets:
         raise InputError(
-            f"weights={text!r} are not available for {arch}, only for "
+            f"weights={text!r} is not available for {arch}, only for "
             f"{', '.join(nets)}"
         )
     suffixes = (".keras", *FORMATS)

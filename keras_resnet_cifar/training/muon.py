@@ -8,7 +8,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_resnet_cifar.errors import InputError, checked_number, explained
+from keras_resnet_cifar.errors import (
+    InputError,
+    checked_below_one,
+    checked_number,
+    explained,
+)
 from keras_resnet_cifar.models.nets import leaf_layers
 from keras_resnet_cifar.training.optimizers import CoupledSGD, Rate
 
@@ -88,8 +93,7 @@ class Muon(CoupledSGD):
         name: str = "muon",
         **kwargs: Any,
     ):
-        if not 0 <= checked_number("momentum", momentum) < 1:
-            raise InputError(f"momentum={momentum}: must be in [0, 1)")
+        momentum = checked_below_one("momentum", momentum)
         if not 0 < checked_number("sgd_momentum", sgd_momentum) < 1:
             raise InputError(f"sgd_momentum={sgd_momentum}: must be in (0, 1)")
         steps = checked_number(

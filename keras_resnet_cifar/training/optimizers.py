@@ -6,7 +6,11 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_resnet_cifar.errors import check_name, checked_number
+from keras_resnet_cifar.errors import (
+    check_name,
+    checked_below_one,
+    checked_number,
+)
 
 Rate: TypeAlias = float | LearningRateSchedule
 _DECAY_ON = ("all", "kernels")
@@ -72,7 +76,7 @@ class CoupledSGD(_CoupledDecay, keras.optimizers.SGD):
             `"kernels"`, without biases and BatchNorm.
 
     Raises:
-        InputError: `weight_decay` is negative, or `decay_on` is unknown.
+        InputError: A number is out of range, or `decay_on` is unknown.
     """
 
     def __init__(
@@ -87,7 +91,7 @@ class CoupledSGD(_CoupledDecay, keras.optimizers.SGD):
     ):
         super().__init__(
             learning_rate=learning_rate,
-            momentum=float(momentum),
+            momentum=checked_below_one("momentum", momentum),
             nesterov=nesterov,
             weight_decay=weight_decay,
             decay_on=decay_on,
@@ -122,7 +126,7 @@ class CoupledAdam(_CoupledDecay, keras.optimizers.Adam):
         epsilon: Added to the denominator; the default is PyTorch's.
 
     Raises:
-        InputError: `weight_decay` is negative, or `decay_on` is unknown.
+        InputError: A number is out of range, or `decay_on` is unknown.
     """
 
     def __init__(
@@ -137,7 +141,7 @@ class CoupledAdam(_CoupledDecay, keras.optimizers.Adam):
     ):
         super().__init__(
             learning_rate=learning_rate,
-            beta_1=beta_1,
+            beta_1=checked_below_one("beta_1", beta_1),
             weight_decay=weight_decay,
             decay_on=decay_on,
             epsilon=epsilon,

@@ -9,6 +9,7 @@ import numpy as np
 from keras_resnet_cifar.errors import (
     InputError,
     check_name,
+    checked_below_one,
     checked_number,
     spelled,
 )
@@ -61,7 +62,9 @@ class Recipe:
     learning_rate: float = _field(0.1, "full rate, scaled by the schedule")
     optimizer: Any = _field("sgd", "optimizer")  # noqa: RUF009
     momentum: float = _field(0.9, "momentum, or beta_1 of Adam; below 1")
-    sgd_ratio: float = _field(5.0, "for muon: rate of SGD / learning_rate")
+    sgd_ratio: float = _field(
+        5.0, "for muon: rate of its SGD part, as a multiple of the rate"
+    )
     nesterov: bool = _field(False, "use Nesterov momentum")
     weight_decay: float = _field(1e-4, "weight decay, coupled as in PyTorch")
     decay_on: str = _field("all", "parameters that weight decay applies to")
@@ -69,7 +72,9 @@ class Recipe:
         ("cosine", {}), f"schedule of the rate: {', '.join(SCHEDULES)}"
     )
     warmup_steps: int = _field(0, "number of first steps at a lower rate")
-    warmup_factor: float = _field(0.1, "rate in warmup_steps / full rate")
+    warmup_factor: float = _field(
+        0.1, "rate of the warm-up steps, as a fraction of the full rate"
+    )
     padding: int = _field(4, "pixels added to each side before a random crop")
     padding_mode: str = _field("zero", "what to pad with")
     random_resized_crop: int = _field(
@@ -84,7 +89,9 @@ class Recipe:
     cutmix: float = _field(0.0, "upper end of CutMix's alpha, up to 1; 0: off")
     rand_augment: int = _field(0, "RandAugment operations per image; 0: off")
     label_smoothing: float = _field(0.0, "label smoothing, below 1")
-    ema: float = _field(0.0, "momentum of the averaged weights; 0: off")
+    ema: float = _field(
+        0.0, "momentum of the averaged weights, such as 0.999; 0: off"
+    )
     precision: str = _field("float32", "dtype policy of the computation")
     validation: float = _field(0, "images to hold out, a count or a fraction")
     checkpoint_every: int = _field(0, "epochs between checkpoints; 0: none")
@@ -92,7 +99,9 @@ class Recipe:
         0, "epochs without better validation accuracy to stop after; 0: off"
     )
     normalization: str | tuple | None = _field(
-        None, "imagenet, per_image or a dataset's (if unset: the data's own)"
+        None,
+        "imagenet, per_image or a dataset's (if unset: that of the dataset, "
+        "imagenet for a folder)",
     )
     loss: Any = None
 
@@ -340,6 +349,7 @@ RECIPES = {
         ),
     )
 }
+"""The recipes by name. `get_recipe` also takes those of your own."""
 DEFAULT = "fast"  # of `train`
 FINETUNING = "coursework-finetune"  # the default of `finetune`
 
@@ -357,6 +367,7 @@ _AT_MOST = {
     "padding": 16,
     "random_resized_crop": 1024,
     "cutmix": 1,
+    "rand_augment": 10,  # compilation takes longer with each
     "warmup_factor": 1,
 }
 _BELOW_ONE = ("momentum", "label_smoothing", "ema")
@@ -427,10 +438,9 @@ def _checked(name, kind, value):
     if kind not in (int, float):
         return value
     least, most = _AT_LEAST.get(name, 0), _AT_MOST.get(name, math.inf)
-    value = checked_number(name, value, kind, least, most)
-    if name in _BELOW_ONE and value >= 1:
-        raise InputError(f"{name}={value}: must be below 1")
-    return value
+    if name in _BELOW_ONE:
+        return checked_below_one(name, value)
+    return checked_number(name, value, kind, least, most)
 
 
 def _checked_schedule(schedule):

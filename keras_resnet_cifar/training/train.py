@@ -152,7 +152,8 @@ def train(
             stays ended when it is resumed.
         steps_per_execution: Steps per compiled call; with 1, which is slower,
             `callbacks` are called after each step. `None` chooses a number
-            that takes about a second. The results agree up to rounding.
+            that takes at most about a second on a CPU, two on an accelerator.
+            The results agree up to rounding.
         track: Experiment trackers to log to, one or several of
             `"tensorboard"` (in `output_dir`), `"mlflow"`, `"wandb"` and
             `"trackio"`. If one fails, training continues without it, with a
@@ -343,7 +344,7 @@ def _recipe_for(model, data, recipe, changes) -> Recipe:
             raise InputError(
                 f"{name}={getattr(recipe, name)} needs a validation split: "
                 f"load the data with validation={recipe.validation or 5000}, "
-                f"give validation_data=, or train with {name}=0"
+                f"or train with {name}=0"
             )
     return recipe
 

@@ -67,7 +67,7 @@ def test_runs_are_shipped(runs, folders, tmp_path):
     config["recipe"]["expected"] = "more by now"
     del config["sha256"]
     (other / "config.json").write_text(json.dumps(config))
-    again = shipping.ship([runs[0], other], "few", **folders)
+    again = shipping.ship([runs[0], other], "few", **folders, replace=True)
     assert read_shipped(folders["shipped"]) == [again]
 
 
@@ -87,6 +87,8 @@ def test_what_is_not_shipped(runs, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(shipping, "LARGEST", 100_000)
     assert "ship a smaller net" in refused(runs, folders)
     assert {p.name for p in folders["shipped"].iterdir()} == {"weights.json"}
+    (folders["shipped"] / "few-resnet8.keras").write_text("shipped")
+    assert "or replace=True" in refused(runs, folders)
 
 
 def refused(runs, folders):

@@ -264,8 +264,16 @@ BAD_TRAIN = {
     "fraction": (["--mixup", "much"], "invalid number value: 'much'"),
     "option": (
         ["--epoch", "3"],
-        "--epoch 3 (see python -m keras_resnet_cifar train --help)",
+        "--epoch 3; did you mean --epochs? (see python -m keras_resnet_cifar "
+        "train --help)",
     ),
+    "initials": (["--lr", "0.1"], "did you mean --learning-rate?"),
+    "folder of images": (
+        ["--dataset", "./nowhere"],
+        "--dataset ./nowhere is not an existing folder",
+    ),
+    "cutout": ([TINY, "--cutout", "33"], "--cutout 33: must be at most 32"),
+    "operations": (["--rand-augment", "99"], "--rand-augment 99: must be at"),
     "patience": (
         [TINY, "--patience", "2", "--validation", "0"],
         "--patience 2 needs a validation split: load the data with "
@@ -367,6 +375,14 @@ def test_bad_models_and_images(trained, run, data_options, tmp_path, capfd):
         (
             ("evaluate", directory, "--corruptions", "--corruption-images", 0),
             "--corruption-images 0",
+        ),
+        (
+            ("evaluate", directory, "--corruption-images", 10),
+            "--corruption-images needs --corruptions",
+        ),
+        (
+            ("evaluate", directory, "--report", tmp_path / "report.txt"),
+            "name a .html file",
         ),
         (
             ("evaluate", directory, "--report", tmp_path / "none" / "a.html"),

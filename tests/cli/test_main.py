@@ -244,7 +244,7 @@ def test_predict_looks_at_the_files_before_keras_starts(tmp_path):
     for arguments, word in (
         (
             (SHIPPED / "shapes-resnet8.keras", "nosuch.png"),
-            "cannot read nosuch",
+            "nosuch.png does not exist",
         ),
         (("resnet20.th", "a.png"), "the command convert"),
     ):

@@ -193,7 +193,7 @@ def lone(folder):
         (damaged, "3.png as an image"),
         (empty, "cow has no images"),
         (foreign, "class dog"),
-        (lone, "one folder per class"),
+        (lone, "has 1 folders of images: give it one folder per class"),
     ],
 )
 def test_what_is_refused(folder, spoil, word):
@@ -210,7 +210,9 @@ def test_a_folder_with_the_name_of_an_image_is_no_image(folder):
 
 
 def test_the_name_of_no_folder(tmp_path):
-    with pytest.raises(InputError, match="folder of images"):
+    with pytest.raises(
+        InputError, match="nowhere is not an existing folder: check"
+    ):
         load_dataset(str(tmp_path / "nowhere"))
 
 

@@ -110,7 +110,7 @@ def test_what_predict_refuses(run, tmp_path):
     (tmp_path / "empty").mkdir()
     for images, names, word in (
         (tmp_path / "a.png", ("one", "two"), "10 outputs"),
-        (tmp_path / "none.png", None, "none.png"),
+        (tmp_path / "none.png", None, "none.png does not exist"),
         (tmp_path / "empty", None, "has no images"),
         (np.zeros((32, 32, 3), "uint8"), None, "[N, H, W, 3]"),
         (np.zeros((1, 16, 16, 3), "uint8"), None, "takes images"),

@@ -297,6 +297,7 @@ def test_a_copy_in_the_cache_of_torch_is_taken(downloads, tmp_path):
         ("resnet20", {}, "such as weights=cifar10"),
         ("resnet19", {"weights": "shapes"}, "no ResNet of basic blocks"),
         ("resnet20", {"weights": "shapes"}, "only for resnet8"),
+        ("runs/nowhere", {}, "backbone=runs/nowhere does not exist"),
         ("nowhere.keras", {}, "no model at"),
         ("nowhere.keras", {"weights": "none"}, "omit weights="),
         ("resnet18", {"weights": "imagnet"}, "'imagenet', 'none'"),

@@ -157,10 +157,10 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"classes": 100}, ["10 outputs", "num_classes=100"]),
+        ({"classes": 100}, ["10 outputs", "a net of 100 outputs"]),
         ({"image_shape": (16, 16, 3)}, ["input_shape=(16, 16, 3)"]),
         ({"image_shape": (32, 32, 1)}, ["input_shape=(32, 32, 1)"]),
-        ({"model": "resnet20"}, ["resnet20 is not a classifier"]),
+        ({"model": "resnet20"}, ["'resnet20' is not a classifier"]),
         ({"classes": 3, "name": "runs/a"}, ["runs/a has 10 outputs"]),
     ],
 )

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import refusal
 
 from keras_resnet_cifar.training.optimizers import (
     CoupledAdam,
@@ -122,3 +123,17 @@ def test_optimizers_survive_their_config(cls):
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert type(again) is cls
     assert again.get_config() == optimizer.get_config()
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (CoupledSGD, "momentum", 1),
+        (CoupledSGD, "momentum", -0.1),
+        (CoupledAdam, "beta_1", 2),
+        (CoupledAdam, "weight_decay", -1),
+    ],
+)
+def test_values_out_of_range(make, name, value):
+    line = refusal(lambda: make(**{name: value}))
+    assert line.startswith(f"{name}={value}: must be")

@@ -209,7 +209,7 @@ def test_a_folder_in_use_is_refused(finished, tiny_model, tiny_data, tmp_path):
 def test_other_things_that_do_not_fit(tiny_model, tiny_data):
     with pytest.raises(InputError, match="larger than the 256"):
         quietly(tiny_model(), tiny_data, batch_size=257)
-    with pytest.raises(InputError, match="num_classes=10"):
+    with pytest.raises(InputError, match="a net of 10 outputs"):
         quietly(tiny_model(num_classes=7), tiny_data)
     with pytest.raises(InputError, match="output_dir"):
         quietly(tiny_model(), tiny_data, resume=True)
