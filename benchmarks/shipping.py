@@ -44,15 +44,16 @@ def ship(
 
     Writes the file, its row in weights.json and its model card. Their accuracy
     is that of the file as loaded by `build_resnet`. `data_dir` is the folder of
-    the dataset, if it has moved; `replace` allows to replace a file. Raises
-    `InputError` if a run is not finished, the runs differ in more than their
-    seed, or the file is too large.
+    the dataset, if it has moved. Raises `InputError` if a run is not finished,
+    the runs differ in more than their seed, the file is too large, or it exists
+    and `replace` is false.
     """
     run, config, metrics = _read(runs)
     recipe, arch = config["recipe"], config["arch"]
     if (shipped / f"{name}-{arch}.keras").exists() and not replace:
         raise InputError(
-            f"name={name} exists for {arch}: choose another, or replace=True"
+            f"name={name} exists for {arch}: choose another, or give "
+            "replace=True"
         )
     moved = {"data_dir": str(data_dir)} if data_dir else {}
     data = load_dataset(**config["request"] | moved)

@@ -184,12 +184,12 @@ def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
 
 def _unrecognized(parser: Parser, words: list[str]) -> str:
     """Returns the message about words that are no arguments of a command."""
-    flags = [f for a in parser._actions for f in a.option_strings]
-    names = {flag.strip("-").replace("-", "_"): flag for flag in flags}
-    word = words[0].partition("=")[0]
-    near = similar(word.strip("-").replace("-", "_"), names)
     message = f"unrecognized arguments: {' '.join(words)}"
-    if word.startswith("--") and near:
+    flags = parser._option_string_actions
+    names = {flag.strip("-").replace("-", "_"): flag for flag in flags}
+    word = words[0].partition("=")[0].replace("-", "_")
+    near = similar(word.strip("_"), names)
+    if word.startswith("__") and near:
         message += f"; did you mean {' or '.join(names[n] for n in near)}?"
     return message
 

@@ -395,18 +395,18 @@ def rand_augment(operations: int, seed: int) -> layers.Layer:
     return layers.RandAugment(num_ops=operations, factor=strength, **shared)
 
 
-def check_crop(recipe: Any, model: keras.Model) -> None:
+def check_sizes(recipe: Any, model: keras.Model) -> None:
     """Raises `InputError` if resized crops or cutout do not fit a model.
 
     A model that resizes its images itself takes crops of any size.
     """
-    sides = [side for side in model.input_shape[1:3] if side]
-    if recipe.cutout > min(sides, default=recipe.cutout):
-        raise InputError(
-            f"cutout={recipe.cutout}: must be at most {min(sides)}, the side "
-            f"of the images of {model.name}"
-        )
     side = recipe.random_resized_crop
+    smallest = side or min(filter(None, model.input_shape[1:3]), default=0)
+    if smallest and recipe.cutout > smallest:
+        raise InputError(
+            f"cutout={recipe.cutout}: must be at most {smallest}, the side of "
+            "the images"
+        )
     resizes = any(isinstance(x, layers.Resizing) for x in model.layers)
     if side and not resizes and model.input_shape[1:3] != (side, side):
         raise InputError(

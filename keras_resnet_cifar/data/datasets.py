@@ -143,9 +143,7 @@ def check_known(
     name = spelled_dataset(name)
     if name not in DATASETS and not os.path.isdir(str(name)):
         if os.sep in str(name):
-            raise InputError(
-                f"dataset={name} is not an existing folder: check the path"
-            )
+            raise InputError(f"{name} is not an existing folder: check it")
         raise unknown("dataset", name, [*DATASETS, "a folder of images"])
     if source not in (None, *SOURCES):
         raise unknown("source", source, SOURCES)

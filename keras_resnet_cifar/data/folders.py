@@ -31,8 +31,8 @@ def class_names(folder: str | os.PathLike) -> tuple[str, ...]:
     names = tuple(_classes(train))
     if len(names) < 2:
         raise InputError(
-            f"{train} has {len(names)} folders of images: give it one folder "
-            "per class, at least two"
+            f"{train} needs one folder per class, at least two: it has "
+            f"{len(names)}"
         )
     return names
 

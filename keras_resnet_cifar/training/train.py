@@ -15,7 +15,7 @@ import numpy as np
 from keras.callbacks import Callback
 
 from keras_resnet_cifar import files
-from keras_resnet_cifar.data.augmentation import check_crop
+from keras_resnet_cifar.data.augmentation import check_sizes
 from keras_resnet_cifar.data.batches import StreamedSplit
 from keras_resnet_cifar.data.load import Dataset
 from keras_resnet_cifar.device import (
@@ -331,7 +331,7 @@ def _recipe_for(model, data, recipe, changes) -> Recipe:
     for split in (data.train, data.validation):
         if split is not None and not isinstance(split, StreamedSplit):
             saving.check_classifier(model, image_shape=split.images.shape[1:])
-    check_crop(recipe, model)
+    check_sizes(recipe, model)
     check_trained_norm(model, recipe.optimizer)
     loss_of(recipe, data.num_classes)  # refuse before writing
     if recipe.alternating_flip and isinstance(data.train, StreamedSplit):

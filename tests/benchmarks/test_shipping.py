@@ -88,7 +88,7 @@ def test_what_is_not_shipped(runs, folders, tmp_path, monkeypatch):
     assert "ship a smaller net" in refused(runs, folders)
     assert {p.name for p in folders["shipped"].iterdir()} == {"weights.json"}
     (folders["shipped"] / "few-resnet8.keras").write_text("shipped")
-    assert "or replace=True" in refused(runs, folders)
+    assert "or give replace=True" in refused(runs, folders)
 
 
 def refused(runs, folders):

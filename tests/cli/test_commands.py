@@ -270,7 +270,7 @@ BAD_TRAIN = {
     "initials": (["--lr", "0.1"], "did you mean --learning-rate?"),
     "folder of images": (
         ["--dataset", "./nowhere"],
-        "--dataset ./nowhere is not an existing folder",
+        "./nowhere is not an existing folder: check it",
     ),
     "cutout": ([TINY, "--cutout", "33"], "--cutout 33: must be at most 32"),
     "operations": (["--rand-augment", "99"], "--rand-augment 99: must be at"),

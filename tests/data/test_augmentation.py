@@ -5,6 +5,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from helpers import refusal
 from keras import ops
 from PIL import Image
 
@@ -13,6 +14,7 @@ from keras_resnet_cifar.data.augmentation import (
     RandomCutout,
     RandomPadCrop,
     RandomResizedCrop,
+    check_sizes,
     host_transform,
     image_layers,
     mixing_layers,
@@ -422,3 +424,17 @@ def test_what_is_drawn_is_a_function_of_seed_and_step(changes, tiny_data):
             known = steps.setdefault((seed, step), found)
             np.testing.assert_array_equal(found, known)
     assert len({values.tobytes() for values in steps.values()}) == 4
+
+
+def test_cutout_must_fit_the_images(tiny_model):
+    """Those of a resized crop have its size."""
+    model = tiny_model()
+    check_sizes(get_recipe("strong", cutout=32), model)
+    recipe = get_recipe("strong", cutout=33)
+    assert "cutout=33: must be at most 32" in refusal(
+        check_sizes, recipe, model
+    )
+    inputs = keras.Input((32, 32, 3))
+    large = keras.Model(inputs, keras.layers.Resizing(224, 224)(inputs))
+    options = {"random_resized_crop": 224, "cutout": 64}
+    check_sizes(get_recipe("strong", **options), large)

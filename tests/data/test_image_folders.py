@@ -193,7 +193,7 @@ def lone(folder):
         (damaged, "3.png as an image"),
         (empty, "cow has no images"),
         (foreign, "class dog"),
-        (lone, "has 1 folders of images: give it one folder per class"),
+        (lone, "one folder per class, at least two: it has 1"),
     ],
 )
 def test_what_is_refused(folder, spoil, word):
